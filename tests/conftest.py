@@ -1,0 +1,22 @@
+"What every test gets: one torch thread, checked shapes in memlab, and the optional data folder beside the tree."
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+SHAPED = ["memlab.data.tokens", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
+jaxtyping.install_import_hook(SHAPED, "shapes.checked")  # before any test imports memlab
+torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    "Real data kept beside the tree (`../shared/data`); tests that need it skip where it is absent."
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir(): pytest.skip("no ../shared/data here")
+    return folder

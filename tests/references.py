@@ -1,0 +1,570 @@
+"""One plain function for every named residual block: the equation, written out.
+
+    f(w, r, heads, N=layer_norm) -> the stream after the layer
+
+`w` maps a parameter's name to its tensor ('norm1.weight', 'attn.qkv.weight', 'mlp.up.bias', ...); `r` is the stream,
+b t c (batch, time, channels); `N` is the norm. In the formulas x = N(r); A and M are the attention and MLP branches,
+N₂ the second norm, A₂ and M₂ a second attention and a second MLP, ⊙ the product channel by channel, σ the logistic
+function, r′ the result. A° is attention without value and output matrices: A°(u, z) takes its scores from u, averages
+the full vectors of z in each head, and sums the heads.
+
+Everything is a loop over sequences, positions and heads, so that each function can be checked against its formula by
+eye. Nothing here comes from the library it judges. The identifiers in quotes are the source's names of its runs.
+"""
+import math
+
+import torch
+from torch import Tensor
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+def linear(w: dict, name: str, u: Tensor) -> Tensor:
+    "W u + b (no b when there is none)."
+    out = u @ w[f"{name}.weight"].T
+    return out + w[f"{name}.bias"] if f"{name}.bias" in w else out
+
+
+def affine(w: dict, name: str, u: Tensor) -> Tensor:
+    "g ⊙ u + b, as far as the norm has a gain g and a bias b."
+    if f"{name}.weight" in w: u = u * w[f"{name}.weight"]
+    if f"{name}.bias" in w: u = u + w[f"{name}.bias"]
+    return u
+
+
+def layer_norm(w: dict, name: str, u: Tensor) -> Tensor:
+    "(u − mean u) / √(var u + ε), mean and biased variance over the channels, ε = 1e-5."
+    c = u.shape[-1]
+    centred = u - u.sum(-1, keepdim=True) / c
+    variance = (centred ** 2).sum(-1, keepdim=True) / c
+    return affine(w, name, centred / (variance + 1e-5) ** 0.5)
+
+
+def rms_norm(w: dict, name: str, u: Tensor) -> Tensor:
+    "u / √(mean u² + ε), ε = 1e-5."
+    return affine(w, name, u / ((u ** 2).sum(-1, keepdim=True) / u.shape[-1] + 1e-5) ** 0.5)
+
+
+def sigmoid(u: Tensor) -> Tensor:
+    "1 / (1 + e⁻ᵘ)."
+    return 1 / (1 + torch.exp(-u))
+
+
+def gelu(u: Tensor) -> Tensor:
+    "u Φ(u), Φ the normal distribution function."
+    return u * 0.5 * (1 + torch.erf(u / math.sqrt(2)))
+
+
+def M(w: dict, u: Tensor, name: str = "mlp") -> Tensor:
+    "W₂ gelu(W₁ u + b₁) + b₂."
+    return linear(w, f"{name}.out", gelu(linear(w, f"{name}.up", u)))
+
+
+def keep_own(p: list) -> list:
+    "The softmax as it is."
+    return p
+
+
+def mask_own(e: list) -> list:
+    "Before the softmax: the last key does not take part."
+    return [*e[:-1], 0 * e[-1]]
+
+
+def delete_own(p: list) -> list:
+    "After the softmax: the last weight is dropped, the others stay as they are."
+    return [*p[:-1], 0 * p[-1]]
+
+
+def head(q: Tensor, keys: list, values: list, sink: Tensor | None = None, before=keep_own, after=keep_own) -> Tensor:
+    """What one head reads at one position: Σ_j p_j v_j with p_j = e^{s_j} / Σ_i e^{s_i} and s_j = q·k_j / √d.
+
+    The last key and value are the position's own. A sink adds e^{sink} to the sum below the bar and nothing above it;
+    `before` and `after` change the own weight before and after the softmax. An empty softmax reads nothing.
+    """
+    e = before([torch.exp(q @ k / math.sqrt(len(q))) for k in keys])
+    z = sum(e) if sink is None else sum(e) + torch.exp(sink)
+    p = after([ej / z for ej in e] if z > 0 else e)
+    o = torch.zeros_like(values[0])
+    for pj, vj in zip(p, values): o = o + pj * vj
+    return o
+
+
+def rows(w: dict, name: str, part: int, i: int, heads: int, u: Tensor) -> Tensor:
+    "Head i's query (part 0), key (part 1) or value (part 2) of the vector u: its rows of the joint matrix, times u."
+    c, d = len(u), len(u) // heads
+    mine = slice(part * c + i * d, part * c + (i + 1) * d)
+    out = w[f"{name}.qkv.weight"][mine] @ u
+    return out + w[f"{name}.qkv.bias"][mine] if f"{name}.qkv.bias" in w else out
+
+
+def Q(w: dict, i: int, heads: int, u: Tensor, name: str = "attn") -> Tensor: return rows(w, name, 0, i, heads, u)
+def K(w: dict, i: int, heads: int, u: Tensor, name: str = "attn") -> Tensor: return rows(w, name, 1, i, heads, u)
+def V(w: dict, i: int, heads: int, u: Tensor, name: str = "attn") -> Tensor: return rows(w, name, 2, i, heads, u)
+
+
+def A(w: dict, x: Tensor, heads: int, name: str = "attn", sink: bool = False, before=keep_own, after=keep_own, result=None) -> Tensor:
+    "W_O concat_i[ Σ_{j≤t} softmax_j(Q_i x_t · K_i x_j / √d) V_i x_j ] + b_O; `result` may change a head's read-out."
+    batch = []
+    for seq in x:
+        out = []
+        for t in range(len(seq)):
+            read = []
+            for i in range(heads):
+                q = Q(w, i, heads, seq[t], name)
+                keys = [K(w, i, heads, seq[j], name) for j in range(t + 1)]
+                values = [V(w, i, heads, seq[j], name) for j in range(t + 1)]
+                o = head(q, keys, values, w[f"{name}.sink"][i] if sink else None, before, after)
+                read.append(o if result is None else result(o, values[t]))
+            out.append(linear(w, f"{name}.out", torch.cat(read)))
+        batch.append(torch.stack(out))
+    return torch.stack(batch)
+
+
+def A0(w: dict, u: Tensor, z: Tensor, heads: int, before=keep_own, after=keep_own, result=None) -> Tensor:
+    "A°(u, z) = Σ_i Σ_{j≤t} softmax_j(Q_i u_t · K_i u_j / √d) z_j."
+    batch = []
+    for scores, values in zip(u, z):
+        out = []
+        for t in range(len(scores)):
+            total = torch.zeros_like(values[t])
+            for i in range(heads):
+                q = Q(w, i, heads, scores[t])
+                keys = [K(w, i, heads, scores[j]) for j in range(t + 1)]
+                o = head(q, keys, [values[j] for j in range(t + 1)], None, before, after)
+                total = total + (o if result is None else result(o, values[t]))
+            out.append(total)
+        batch.append(torch.stack(out))
+    return torch.stack(batch)
+
+
+def project_out(o: Tensor, v: Tensor) -> Tensor:
+    "o − (o·v / v·v) v: what is left of o beside v."
+    return o - (o @ v) / (v @ v) * v
+
+
+# -- sums: attention writes, the MLP reads, both are added ------------------------------------------------------------
+
+def vanilla(w, r, heads, N=layer_norm):
+    "y = r + A(x); r′ = y + M(N₂(y))  ('7-test-3', '13-baseline')"
+    x = N(w, "norm1", r)
+    y = r + A(w, x, heads)
+    return y + M(w, N(w, "norm2", y))
+
+
+def parallel(w, r, heads, N=layer_norm):
+    "r′ = r + A(x) + M(x)  ('10-resmlp')"
+    x = N(w, "norm1", r)
+    return r + A(w, x, heads) + M(w, x)
+
+
+def x_escape(w, r, heads, N=layer_norm):
+    "y = r + A(x); r′ = r + M(N₂(y))  ('10-x-escape': only the MLP sees attention)"
+    x = N(w, "norm1", r)
+    y = r + A(w, x, heads)
+    return r + M(w, N(w, "norm2", y))
+
+
+def res_escape(w, r, heads, N=layer_norm):
+    "y = r + A(x); r′ = x + M(N₂(y))  ('10-resescape')"
+    x = N(w, "norm1", r)
+    y = r + A(w, x, heads)
+    return x + M(w, N(w, "norm2", y))
+
+
+def normed_skip(w, r, heads, N=layer_norm):
+    "y = x + A(x); r′ = y + M(N₂(y))  ('8-reswithln')"
+    x = N(w, "norm1", r)
+    y = x + A(w, x, heads)
+    return y + M(w, N(w, "norm2", y))
+
+
+def attention_only(w, r, heads, N=layer_norm):
+    "r′ = r + A(x)"
+    x = N(w, "norm1", r)
+    return r + A(w, x, heads)
+
+
+def mlp_only(w, r, heads, N=layer_norm):
+    "r′ = r + M(x)  ('10-resmlp-single-noattn')"
+    x = N(w, "norm1", r)
+    return r + M(w, x)
+
+
+# -- products ---------------------------------------------------------------------------------------------------------
+
+def axm(w, r, heads, N=layer_norm):
+    "r′ = r + A(x) ⊙ M(x)  ('10-resmlp-single-attnxmlp')"
+    x = N(w, "norm1", r)
+    return r + A(w, x, heads) * M(w, x)
+
+
+def times_plus(w, r, heads, N=layer_norm):
+    "y = r ⊙ A(x); r′ = y + M(N₂(y))  ('8-timesplus')"
+    x = N(w, "norm1", r)
+    y = r * A(w, x, heads)
+    return y + M(w, N(w, "norm2", y))
+
+
+def plus_times(w, r, heads, N=layer_norm):
+    "y = r + A(x); r′ = y ⊙ M(N₂(y))  ('10-plustimes')"
+    x = N(w, "norm1", r)
+    y = r + A(w, x, heads)
+    return y * M(w, N(w, "norm2", y))
+
+
+def times_times(w, r, heads, N=layer_norm):
+    "y = r ⊙ A(x); r′ = y ⊙ M(N₂(y))  ('8-timestimes')"
+    x = N(w, "norm1", r)
+    y = r * A(w, x, heads)
+    return y * M(w, N(w, "norm2", y))
+
+
+def double_attention(w, r, heads, N=layer_norm):
+    "y = r ⊙ A₂(x) + A(x); r′ = y + M(N₂(y))  ('8-doubleattn')"
+    x = N(w, "norm1", r)
+    y = r * A(w, x, heads, "attn2") + A(w, x, heads)
+    return y + M(w, N(w, "norm2", y))
+
+
+def double_double(w, r, heads, N=layer_norm):
+    "y = r ⊙ A₂(x) + A(x); z = N₂(y); r′ = y ⊙ M₂(z) + M(z)  ('8-doubleattndoublemlp')"
+    x = N(w, "norm1", r)
+    y = r * A(w, x, heads, "attn2") + A(w, x, heads)
+    z = N(w, "norm2", y)
+    return y * M(w, z, "mlp2") + M(w, z)
+
+
+# -- streams that forget ----------------------------------------------------------------------------------------------
+
+def drop_attention_skip(w, r, heads, N=layer_norm):
+    "y = A(x); r′ = y + M(N₂(y))  ('7-test-1')"
+    x = N(w, "norm1", r)
+    y = A(w, x, heads)
+    return y + M(w, N(w, "norm2", y))
+
+
+def drop_attention_skip_times(w, r, heads, N=layer_norm):
+    "y = A(x); r′ = y ⊙ M(N₂(y))  ('8-everylayer-nores')"
+    x = N(w, "norm1", r)
+    y = A(w, x, heads)
+    return y * M(w, N(w, "norm2", y))
+
+
+def no_skip(w, r, heads, N=layer_norm):
+    "r′ = M(N₂(A(x)))  ('8-everylayer-nores-true')"
+    x = N(w, "norm1", r)
+    return M(w, N(w, "norm2", A(w, x, heads)))
+
+
+def axm_no_skip(w, r, heads, N=layer_norm):
+    "r′ = A°(x, x) ⊙ M(x)  ('11-axm-nores')"
+    x = N(w, "norm1", r)
+    return A0(w, x, x, heads) * M(w, x)
+
+
+# -- attention without value and output matrices ----------------------------------------------------------------------
+
+def novalue(w, r, heads, N=layer_norm):
+    "y = r + A°(x, x); r′ = y + M(N₂(y))"
+    x = N(w, "norm1", r)
+    y = r + A0(w, x, x, heads)
+    return y + M(w, N(w, "norm2", y))
+
+
+def parallel_novalue(w, r, heads, N=layer_norm):
+    "r′ = r + A°(x, x) + M(x)  ('11-apm')"
+    x = N(w, "norm1", r)
+    return r + A0(w, x, x, heads) + M(w, x)
+
+
+def axm_novalue(w, r, heads, N=layer_norm):
+    "r′ = r + A°(x, x) ⊙ M(x)  ('10-resmlp-single-axm-novalue', '13-axm-novalue')"
+    x = N(w, "norm1", r)
+    return r + A0(w, x, x, heads) * M(w, x)
+
+
+def attention_only_novalue(w, r, heads, N=layer_norm):
+    "r′ = r + A°(x, x)  ('11-a-nomlp')"
+    x = N(w, "norm1", r)
+    return r + A0(w, x, x, heads)
+
+
+# -- what the MLP reads when it is multiplied with attention ----------------------------------------------------------
+
+def axm_mlp_reads_sum(w, r, heads, N=layer_norm):
+    "a = A°(x, x); r′ = r + M(x + a) ⊙ a  ('11-axm-mlpinputmod2')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return r + M(w, x + a) * a
+
+
+def axm_mlp_reads_product(w, r, heads, N=layer_norm):
+    "a = A°(x, x); r′ = r + M(x ⊙ a) ⊙ a  ('11-axm-mlpinputmod')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return r + M(w, x * a) * a
+
+
+def axm_mlp_reads_norm(w, r, heads, N=layer_norm):
+    "a = A°(x, x); r′ = r + M(N₂(a)) ⊙ a  ('11-axm-mlpofy')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return r + M(w, N(w, "norm2", a)) * a
+
+
+def axm_mlp_reads_attention(w, r, heads, N=layer_norm):
+    "a = A°(x, x); r′ = r + M(a) ⊙ a  ('11-axm-mlponattn')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return r + M(w, a) * a
+
+
+# -- what attention reads ---------------------------------------------------------------------------------------------
+
+def axm_values_from_mlp(w, r, heads, N=layer_norm):
+    "m = M(x); r′ = r + A°(x, m) ⊙ m  ('11-axm-mlpvalue', as logged)"
+    x = N(w, "norm1", r)
+    m = M(w, x)
+    return r + A0(w, x, m, heads) * m
+
+
+def axm_gated_values(w, r, heads, N=layer_norm):
+    "r′ = r + A°(x, M(x) ⊙ x)  ('13-axm-targetednegate')"
+    x = N(w, "norm1", r)
+    return r + A0(w, x, M(w, x) * x, heads)
+
+
+def attention_of_mlp_values(w, r, heads, N=layer_norm):
+    "r′ = r + A°(x, M(x))  ('11-axm-attnofz')"
+    x = N(w, "norm1", r)
+    return r + A0(w, x, M(w, x), heads)
+
+
+def attention_of_mlp_scores(w, r, heads, N=layer_norm):
+    "r′ = r + A°(M(x), x)  ('11-a-kqmlp')"
+    x = N(w, "norm1", r)
+    return r + A0(w, M(w, x), x, heads)
+
+
+def attention_of_mlp(w, r, heads, N=layer_norm):
+    "m = M(x); r′ = r + A°(m, m)  ('11-a-mlpasinput')"
+    x = N(w, "norm1", r)
+    m = M(w, x)
+    return r + A0(w, m, m, heads)
+
+
+# -- the MLP sees attention only --------------------------------------------------------------------------------------
+
+def mlp_of_attention(w, r, heads, N=layer_norm):
+    "r′ = r + M(A(x))  ('11-mlponly-mlponattn-value')"
+    x = N(w, "norm1", r)
+    return r + M(w, A(w, x, heads))
+
+
+def mlp_of_attention_novalue(w, r, heads, N=layer_norm):
+    "r′ = r + M(A°(x, x))  ('11-mlponly-mlponattn')"
+    x = N(w, "norm1", r)
+    return r + M(w, A0(w, x, x, heads))
+
+
+def mlp_of_attention_times(w, r, heads, N=layer_norm):
+    "r′ = r ⊙ M(A°(x, x))  ('11-mlponly-mlponattn-times')"
+    x = N(w, "norm1", r)
+    return r * M(w, A0(w, x, x, heads))
+
+
+# -- gates ------------------------------------------------------------------------------------------------------------
+
+def mlp_as_gate(w, r, heads, N=layer_norm):
+    "r′ = r + g A(x), g = σ(Σ_c M(x)_c), one number a position  ('12-gate-axg', second version)"
+    x = N(w, "norm1", r)
+    g = sigmoid(M(w, x).sum(-1, keepdim=True))
+    return r + g * A0(w, x, x, heads)
+
+
+def attention_as_gate(w, r, heads, N=layer_norm):
+    "r′ = r + g M(x), g = σ(Σ_c A(x)_c), one number a position  ('12-axm-attentiongate', with a sigmoid)"
+    x = N(w, "norm1", r)
+    g = sigmoid(A0(w, x, x, heads).sum(-1, keepdim=True))
+    return r + g * M(w, x)
+
+
+def forget_gate(w, r, heads, N=layer_norm):
+    "m = M(N₂(A°(x, x) + x)); r′ = m + r ⊙ (1 − σ(M₂(m)))  ('12-gate-mlpofattn')"
+    x = N(w, "norm1", r)
+    m = M(w, N(w, "norm2", A0(w, x, x, heads) + x))
+    return m + r * (1 - sigmoid(M(w, m, "mlp2")))
+
+
+def throughput_gate(w, r, heads, N=layer_norm):
+    "r′ = (1 − τ) r + τ M([x ; A(x)]), τ = σ(a learned number)  ('18-throughputgate')"
+    x = N(w, "norm1", r)
+    tau = sigmoid(w["tau"])
+    return (1 - tau) * r + tau * M(w, torch.cat([x, A(w, x, heads)], -1))
+
+
+# -- updates that multiply what they read -----------------------------------------------------------------------------
+
+def deletion(w, r, heads, N=layer_norm):
+    "r′ = r + A(x) + M(x) ⊙ r  ('13-axm-deletion')"
+    x = N(w, "norm1", r)
+    return r + A(w, x, heads) + M(w, x) * r
+
+
+def scratchpad(w, r, heads, N=layer_norm):
+    "a = A°(x, x); r′ = r + a ⊙ M(x) + a  ('12-scratchpad')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return r + a * M(w, x) + a
+
+
+def complicated_1(w, r, heads, N=layer_norm):
+    "e = A(x) + r; r′ = r + M(N₂(e)) ⊙ e  ('13-complicated')"
+    x = N(w, "norm1", r)
+    e = A(w, x, heads) + r
+    return r + M(w, N(w, "norm2", e)) * e
+
+
+def complicated_2(w, r, heads, N=layer_norm):
+    "r′ = r + M(x) ⊙ (A(x) + r)  ('13-complicated-2')"
+    x = N(w, "norm1", r)
+    return r + M(w, x) * (A(w, x, heads) + r)
+
+
+def complicated_3(w, r, heads, N=layer_norm):
+    "e = A(x); r′ = r + M(N₂(e)) ⊙ e  ('13-complicated-3')"
+    x = N(w, "norm1", r)
+    e = A(w, x, heads)
+    return r + M(w, N(w, "norm2", e)) * e
+
+
+def complicated_4(w, r, heads, N=layer_norm):
+    "e = A(x); r′ = r + M(N₂(e + r)) ⊙ e  ('13-complicated-4')"
+    x = N(w, "norm1", r)
+    e = A(w, x, heads)
+    return r + M(w, N(w, "norm2", e + r)) * e
+
+
+def complicated_5(w, r, heads, N=layer_norm):
+    "e = A(x); r′ = r + M(N₂(e)) ⊙ (e + r)  ('13-complicated-5')"
+    x = N(w, "norm1", r)
+    e = A(w, x, heads)
+    return r + M(w, N(w, "norm2", e)) * (e + r)
+
+
+def complicated_6(w, r, heads, N=layer_norm):
+    "r′ = r + M(N₂(A(x))) ⊙ r  ('13-complicated-6')"
+    x = N(w, "norm1", r)
+    return r + M(w, N(w, "norm2", A(w, x, heads))) * r
+
+
+# -- the token's own value, and an empty key --------------------------------------------------------------------------
+
+def own_deleted(w, r, heads, N=layer_norm):
+    "y = r + A(x), the own value's weight dropped after the softmax; r′ = y + M(N₂(y))  ('14-nodiagonal-baseline')"
+    x = N(w, "norm1", r)
+    y = r + A(w, x, heads, after=delete_own)
+    return y + M(w, N(w, "norm2", y))
+
+
+def own_masked(w, r, heads, N=layer_norm):
+    "y = r + A(x), the own key left out of the softmax; r′ = y + M(N₂(y))"
+    x = N(w, "norm1", r)
+    y = r + A(w, x, heads, before=mask_own)
+    return y + M(w, N(w, "norm2", y))
+
+
+def own_projected(w, r, heads, N=layer_norm):
+    "y = r + A(x), each head's read-out o replaced by o − (o·v/v·v) v with the own value v; r′ = y + M(N₂(y))"
+    x = N(w, "norm1", r)
+    y = r + A(w, x, heads, result=project_out)
+    return y + M(w, N(w, "norm2", y))
+
+
+def sink_key(w, r, heads, N=layer_norm):
+    "y = r + A(x), with a learned empty key in every softmax; r′ = y + M(N₂(y))"
+    x = N(w, "norm1", r)
+    y = r + A(w, x, heads, sink=True)
+    return y + M(w, N(w, "norm2", y))
+
+
+def x_escape_own_deleted(w, r, heads, N=layer_norm):
+    "y = r + A(x), the own value's weight dropped after the softmax; r′ = r + M(N₂(y))  ('14-nodiagonal-noattn')"
+    x = N(w, "norm1", r)
+    y = r + A(w, x, heads, after=delete_own)
+    return r + M(w, N(w, "norm2", y))
+
+
+# -- wider inputs, and an MLP that emits a matrix ---------------------------------------------------------------------
+
+def concat(w, r, heads, N=layer_norm):
+    "r′ = r + M([x ; A(x)])  ('16-principle-5', without its norm on x)"
+    x = N(w, "norm1", r)
+    return r + M(w, torch.cat([x, A(w, x, heads)], -1))
+
+
+def matrix_update(w, r, heads, N=layer_norm):
+    "r′ = r + U m V A(x) + b, where M(x) lists the k × k matrix m row by row, then the c entries of b  ('14-mlpmatrix')"
+    x = N(w, "norm1", r)
+    a, emitted = A(w, x, heads), M(w, x)
+    k = w["matrix.v.weight"].shape[0]
+    out = torch.zeros_like(r)
+    for i in range(len(r)):
+        for t in range(r.shape[1]):
+            e = emitted[i, t]
+            m = torch.stack([e[row * k:(row + 1) * k] for row in range(k)])
+            out[i, t] = r[i, t] + w["matrix.u.weight"] @ (m @ (w["matrix.v.weight"] @ a[i, t])) + e[k * k:]
+    return out
+
+
+# -- second names: runs of the source whose equation is one of those above --------------------------------------------
+
+def nine_experiment(w, r, heads, N=layer_norm):
+    "Attention multiplies the stream, then the MLP is added: y = r ⊙ A(x); r′ = M(N₂(y)) + y  ('9-experiment')"
+    x = N(w, "norm1", r)
+    y = A(w, x, heads) * r
+    return M(w, N(w, "norm2", y)) + y
+
+
+def fifteen_baseline(w, r, heads, N=layer_norm):
+    "Attention is never written: r′ = r + M(N₂(r + A(x)))  ('15-baseline')"
+    x = N(w, "norm1", r)
+    return r + M(w, N(w, "norm2", r + A(w, x, heads)))
+
+
+def twelve_scratchpad_1(w, r, heads, N=layer_norm):
+    "a = A°(x, x); r′ = r + a ⊙ M(x + a)  ('12-scratchpad-1')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return r + a * M(w, x + a)
+
+
+def twelve_scratchpad_2(w, r, heads, N=layer_norm):
+    "a = A°(x, x); r′ = r + a ⊙ M(a)  ('12-scratchpad-2')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return r + a * M(w, a)
+
+
+# second name: first name
+EQUIVALENT = {
+    "nine_experiment": "times_plus",
+    "fifteen_baseline": "x_escape",
+    "twelve_scratchpad_1": "axm_mlp_reads_sum",
+    "twelve_scratchpad_2": "axm_mlp_reads_attention",
+}
+
+# every reference by name
+REFERENCES = {f.__name__: f for f in (
+    vanilla, parallel, x_escape, res_escape, normed_skip, attention_only, mlp_only,
+    axm, times_plus, plus_times, times_times, double_attention, double_double,
+    drop_attention_skip, drop_attention_skip_times, no_skip, axm_no_skip,
+    novalue, parallel_novalue, axm_novalue, attention_only_novalue,
+    axm_mlp_reads_sum, axm_mlp_reads_product, axm_mlp_reads_norm, axm_mlp_reads_attention,
+    axm_values_from_mlp, axm_gated_values, attention_of_mlp_values, attention_of_mlp_scores, attention_of_mlp,
+    mlp_of_attention, mlp_of_attention_novalue, mlp_of_attention_times,
+    mlp_as_gate, attention_as_gate, forget_gate, throughput_gate,
+    deletion, scratchpad, complicated_1, complicated_2, complicated_3, complicated_4, complicated_5, complicated_6,
+    own_deleted, own_masked, own_projected, sink_key, x_escape_own_deleted, concat, matrix_update,
+    nine_experiment, fifteen_baseline, twelve_scratchpad_1, twelve_scratchpad_2,
+)}

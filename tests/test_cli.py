@@ -1,0 +1,174 @@
+"""The command line and the notebook runner, on a tree of their own with the toy study and notebooks of three cells."""
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+import toy
+from click.testing import CliRunner
+
+from memlab.cli import main
+from memlab.lab import runner
+from memlab.lab.runner import NotebookFailed
+
+HEAVY = ('matplotlib', 'seaborn', 'papermill', 'nbformat', 'IPython', 'ipywidgets', 'nbdev', 'datasets')
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    "A tree with the toy study in place of the real ones."
+    monkeypatch.setenv('MEMLAB_HOME', str(tmp_path))
+    (tmp_path/'nbs'/'studies').mkdir(parents=True)
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\ntimeout_quick = 120\ntimeout_cpu = 120\n')
+    package = types.ModuleType('memlab.studies')
+    package.__path__ = [str(Path(toy.__file__).parent)]
+    monkeypatch.setattr('memlab.lab.study.study_names', lambda: ['toy'])
+    monkeypatch.setitem(sys.modules, 'memlab.studies', package)
+    monkeypatch.setitem(sys.modules, 'memlab.studies.toy', toy)
+    return tmp_path
+
+
+def memlab(*words):
+    "Exit code and everything that was printed."
+    result = CliRunner().invoke(main, list(words), prog_name='memlab')
+    if result.exception and not isinstance(result.exception, SystemExit): raise result.exception
+    return result.exit_code, result.output
+
+
+def notebook(*cells, study='toy'):
+    "Write a study notebook; the first cell holds the parameters."
+    cells = [nbformat.v4.new_code_cell(c, id=f'c{i}', metadata=dict(tags=['parameters']) if i == 0 else {}) for i, c in enumerate(cells)]
+    kernel = dict(kernelspec=dict(name='python3', language='python', display_name='python3'))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), runner.notebook_file(study))
+
+
+def printed(file):
+    "What the cells of a notebook printed or returned."
+    return [o.get('text', '').strip() or o['data']['text/plain'] for c in nbformat.read(file, 4).cells for o in c.get('outputs', [])]
+
+
+def test_list_says_how_far_each_preset_is():
+    assert memlab('list') == (0, 'toy: Is fast better than slow?\n  quick  0 of 4 runs finished\n  cpu    0 of 4 runs finished\n  wide   0 of 6 runs finished\n')
+    toy.study.run('cpu', progress=False)
+    assert '  cpu    4 of 4 runs finished, 4 of them committed\n' in memlab('list')[1]
+
+
+@pytest.mark.parametrize('words, want', [
+    (['run'], "Missing argument 'STUDY'"),
+    (['run', 'nowhere'], "no study 'nowhere': choose from toy"),
+    (['run', 'toy', '--preset', 'huge'], "toy has no preset 'huge': choose from quick, cpu, wide"),
+    (['run', 'toy', '--jobs', '0'], '0 is not in the range x>=1'),
+    (['run', 'toy', '--store', '--no-notebook'], 'leave --no-notebook out'),
+    (['run', 'toy', '--speed'], 'No such option'),
+    (['walk'], 'No such command')])
+def test_bad_arguments_exit_2_and_say_what_was_wanted(words, want):
+    code, text = memlab(*words)
+    assert code == 2 and want in text
+
+
+@pytest.mark.parametrize('command', [[], ['list'], ['run'], ['scoreboard']])
+def test_every_command_explains_itself(command):
+    code, text = memlab(*command, '--help')
+    assert code == 0 and 'Example:' in text
+
+
+def test_dry_run_computes_nothing(home):
+    code, text = memlab('run', 'toy', '--preset', 'cpu', '--dry-run')
+    assert code == 0 and '4 runs of 2 arms, 0 finished, 4 to do' in text and not toy.study.folder('cpu').exists()
+
+
+def test_run_computes_then_executes_the_notebook(home):
+    notebook('preset = "none"', 'print("drawn at", preset)')
+    code, text = memlab('run', 'toy', '--store')
+    done = home/'build'/'notebooks'/'toy'/'quick.ipynb'
+    assert code == 0 and str(done) in text and len(toy.study.load('quick')[0]) == 4
+    assert printed(done) == ['drawn at quick']
+    kept = nbformat.read(runner.notebook_file('toy'), 4)
+    assert printed(runner.notebook_file('toy')) == ['drawn at quick'] and kept.cells[0].source == 'preset = "none"' and len(kept.cells) == 2
+    assert kept.cells[1].execution_count is None and list(kept.cells[1].metadata) == [] and list(kept.metadata) == ['kernelspec']
+    before = done.stat().st_mtime_ns
+    assert memlab('run', 'toy')[0] == 0 and done.stat().st_mtime_ns == before         # up to date
+    toy.study.run('quick', fresh=True, progress=False)                                # the times in the tables change
+    memlab('run', 'toy')
+    assert done.stat().st_mtime_ns > before
+
+
+def test_failures_exit_1(home, monkeypatch):
+    notebook('preset = "none"', 'ready = True', 'import os\nos._exit(9)')
+    code, text = memlab('run', 'toy')
+    assert code == 1 and 'toy.ipynb failed in the cell' in text and 'os._exit(9)' in text and 'quick.failed.ipynb' in text
+    monkeypatch.setattr(toy, 'study', toy.make(toy.Arm('bad', .1, fault='raise'), toy.ARMS[1]))
+    code, text = memlab('run', 'toy', '--preset', 'cpu')
+    assert code == 1 and 'bad seed 0, bad seed 1' in text and 'too steep' in text
+
+
+def test_interruption_says_how_to_go_on(monkeypatch):
+    monkeypatch.setattr(toy, 'study', toy.make(toy.ARMS[0], toy.Arm('fast', .5, fault='interrupt')))
+    code, text = memlab('run', 'toy', '--preset', 'cpu', '--no-notebook')
+    assert code == 130 and 'stopped: 1 of 4 runs finished' in text
+    assert memlab('run', 'toy', '--preset', 'cpu', '--no-notebook')[0] == 0
+
+
+def test_a_good_notebook_replaces_the_failed_one(home):
+    notebook('preset = "none"', '1/0')
+    with pytest.raises(NotebookFailed, match='(?s)1/0.*ZeroDivisionError'): runner.execute('toy', 'quick')
+    folder = home/'build'/'notebooks'/'toy'
+    assert [f.name for f in folder.iterdir()] == ['quick.failed.ipynb']
+    notebook('preset = "none"', 'import os; print(os.environ["MEMLAB_HOME"], os.environ["TQDM_DISABLE"], os.environ["OMP_NUM_THREADS"])')
+    assert printed(runner.execute('toy', 'quick')) == [f'{home} 1 2']
+    assert sorted(f.name for f in folder.iterdir()) == ['quick.ipynb', 'quick.stamp'] and 'TQDM_DISABLE' not in os.environ
+
+
+def test_a_cell_cut_off_at_the_limit_fails_although_it_is_marked_completed(home, monkeypatch):
+    notebook('preset = "none"', 'slow()')
+
+    def hang(file, output, parameters, limit):
+        book = nbformat.read(file, 4)
+        book.cells[1].metadata['papermill'] = dict(status='completed', duration=limit + .01)
+        nbformat.write(book, output)
+
+    monkeypatch.setattr(runner, '_papermill', hang)
+    with pytest.raises(NotebookFailed, match=r'(?s)slow\(\).*hit the limit of 120 s'): runner.execute('toy', 'quick')
+
+
+def test_unknown_parameters_are_errors():
+    notebook('preset = "none"\nfresh = False', 'preset')
+    with pytest.raises(ValueError, match='has no parameter colour: its cell tagged "parameters" has preset, fresh'):
+        runner.execute('toy', 'quick', dict(colour=1))
+
+
+def python(code, **environment):
+    "Run code in a fresh interpreter."
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | environment, timeout=120)
+
+
+def test_help_is_quick():
+    done = python('import sys\nfrom memlab.cli import main\ntry: main(["run", "--help"])\nexcept SystemExit: pass\n'
+                  'assert not {"torch", "pandas", "scipy", "pyarrow", "joblib"} & set(sys.modules), "help imports too much"')
+    assert done.returncode == 0 and 'Compute the runs of STUDY' in done.stdout, done.stderr
+
+
+def test_runs_without_a_notebook_need_the_core_alone(home):
+    code = f'''
+import sys, types
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.split('.')[0] in {HEAVY}: raise ImportError(name + ' is not installed')
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, {str(Path(toy.__file__).parent)!r})
+import toy, memlab.lab.study
+memlab.lab.study.study_names = lambda: ['toy']
+sys.modules['memlab.studies'] = types.ModuleType('memlab.studies')
+sys.modules['memlab.studies'].__path__ = []
+sys.modules['memlab.studies.toy'] = toy
+from memlab.cli import main
+main(['run', 'toy', '--preset', 'cpu', '--no-notebook'])
+'''
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert 'T1  supported' in done.stdout and 'toy cpu' in done.stderr                  # the verdict, and a bar
+    assert json.loads((home/'data/results/toy/cpu/claims.json').read_text())[0]['verdict'] == 'supported'

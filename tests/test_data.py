@@ -1,0 +1,128 @@
+"Corpora and tokens across processes, and on real files kept beside the tree."
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from memlab.data.corpus import Corpus, Document, load_corpus, split
+from memlab.data.tokens import TokenStore, byte_tokenizer, held_out_windows, load_tokenizer, streams, windows
+
+# a tokenizer that takes its time and writes down each document it encodes
+BUILDER = """
+import sys, time
+from pathlib import Path
+from memlab.data.corpus import load_corpus, split
+from memlab.data.tokens import ByteTokenizer, TokenStore
+folder, pause = Path(sys.argv[1]), float(sys.argv[2])
+class Slow(ByteTokenizer):
+    name = "slow"
+    def encode(self, text):
+        with open(folder/"encoded.log", "a") as log: log.write(text[:6] + "\\n")
+        time.sleep(pause)
+        return super().encode(text)
+corpus = load_corpus(folder/"texts")
+(folder/f"ready.{sys.argv[3]}").touch()
+while not (folder/"go").exists(): time.sleep(0.01)
+store = TokenStore.build(corpus, Slow())
+print(store.fingerprint, int(store.ids.sum()), len(store), split(corpus)[1].fingerprint)
+"""
+
+
+def wait_for(condition, seconds=60):
+    "Wait until `condition` holds."
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "A folder of texts to build a store of, and a script that does so."
+    (tmp_path / "texts").mkdir()
+    for i in range(6): (tmp_path / "texts" / f"{i}.txt").write_text(f"text {i} " * 50)
+    (tmp_path / "builder.py").write_text(BUILDER)
+    return tmp_path
+
+
+def start(folder, pause, number):
+    "A process that builds the store as soon as the file `go` appears."
+    env = dict(os.environ, MEMLAB_HOME=str(folder), PYTHONHASHSEED=str(number), OMP_NUM_THREADS="1")
+    command = [sys.executable, folder / "builder.py", folder, str(pause), str(number)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_build_one_store(folder):
+    builders = [start(folder, 0.1, number) for number in (1, 2)]
+    wait_for(lambda: len(list(folder.glob("ready.*"))) == 2)
+    (folder / "go").touch()
+    told = [b.communicate(timeout=60)[0] for b in builders]
+    assert [b.returncode for b in builders] == [0, 0]
+    assert told[0] == told[1] and told[0].split()[2] == str(6 * (7 * 50 + 1))
+    assert len((folder / "encoded.log").read_text().splitlines()) == 6, "a document was encoded twice"
+    assert not list((folder / "build" / "tokens").glob("*.part"))
+
+
+def test_killed_build_leaves_no_store(folder):
+    (folder / "go").touch()
+    killed = start(folder, 0.5, 1)
+    wait_for(lambda: (folder / "encoded.log").exists() and len((folder / "encoded.log").read_text().splitlines()) >= 3)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    left = [p.suffix for p in (folder / "build" / "tokens").iterdir() if p.is_dir()]
+    assert left == [".part"], "the build was not interrupted, or a half store has its real name"
+    second = start(folder, 0, 2)
+    told = second.communicate(timeout=60)[0]
+    assert second.returncode == 0 and told.split()[2] == str(6 * (7 * 50 + 1))
+    assert not list((folder / "build" / "tokens").glob("*.part"))
+
+
+def test_import_is_light():
+    code = "import sys, memlab.data.tokens; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert {"torch", "numpy"} <= loaded
+    assert not loaded & {"pandas", "pyarrow", "datasets", "tokenizers", "transformers", "matplotlib", "IPython", "ipywidgets", "nbdev", "beartype"}
+
+
+def test_import_of_corpora_needs_only_python():
+    code = "import sys, memlab.data.corpus; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+
+
+def test_tiny_shakespeare(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLAB_HOME", str(tmp_path))
+    path = shared_data / "tinyshakespeare.txt"
+    corpus = load_corpus(str(path))
+    assert len(corpus) == 1 and corpus.nbytes == path.stat().st_size
+    with pytest.raises(ValueError, match="has one title only"): split(corpus)
+    tokens = byte_tokenizer()
+    store = TokenStore.build(corpus, tokens)
+    assert bytes(np.asarray(store.ids, np.uint8)) == path.read_bytes() + b"\0"
+    text = corpus[0].text
+    assert all(tokens.decode(row[:-1]) in text for row in windows(store, 4, 200, seed=0, step=0).ids)
+    assert held_out_windows(store, 64, 1024).ids.shape == (64, 1025)
+
+
+def test_pythia_tokenizer(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMLAB_HOME", str(tmp_path))
+    pythia = load_tokenizer(shared_data / "pythia-tokenizer" / "tokenizer.json")
+    assert (pythia.vocab_size, pythia.separator, pythia.decode([0])) == (50277, 0, "<|endoftext|>")
+    assert pythia.encode("Hello world").tolist() == [12092, 1533]
+    shakespeare = load_corpus(shared_data / "tinyshakespeare.txt")[0].text
+    assert pythia.decode(pythia.encode(shakespeare)) == shakespeare
+    spelt_out = "a <|endoftext|> inside a text"
+    assert pythia.decode(pythia.encode(spelt_out)) == spelt_out and 0 not in pythia.encode(spelt_out)
+    store = TokenStore.build(Corpus("two", [Document("a", spelt_out), Document("b", shakespeare[:999])]), pythia)
+    assert store.ids.dtype == np.uint16 and (np.asarray(store.ids) == 0).sum() == 2
+    assert sum(b.valid.sum().item() for b in streams(store, 2, 32)) == len(store)
+
+
+def test_files_without_a_text_field(shared_data):
+    with pytest.raises(ValueError, match="p2d_prompts_test.jsonl, line 1 has no field 'text'; fields found: completion, prompt"):
+        load_corpus(shared_data / "reversal_curse" / "p2d_prompts_test.jsonl")
+    with pytest.raises(ValueError, match="test.parquet has no field 'text'; fields found: .*label"):
+        load_corpus(shared_data / "cifar10" / "test.parquet")

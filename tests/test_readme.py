@@ -1,0 +1,25 @@
+"The Python in README.md runs as it stands there, each block by itself in an empty folder."
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+SECTIONS = re.split(r"^## ", TEXT, flags=re.M)[1:]
+BLOCKS = {section.splitlines()[0]: block for section in SECTIONS for block in re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)}
+
+
+def test_the_two_examples_are_there():
+    assert list(BLOCKS) == ["Use a layer in your own model", "Add your own arm and claim"]
+    assert TEXT.count("```python") == len(BLOCKS)
+
+
+@pytest.mark.parametrize("title", BLOCKS)
+def test_example_runs(title, tmp_path):
+    env = os.environ | {"MEMLAB_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", BLOCKS[title]], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if "claim" in title: assert re.search(r"^id +MINE$", done.stdout, re.M) and re.search(r"^n_seeds +3$", done.stdout, re.M)
