@@ -43,7 +43,7 @@ def list_():
         click.echo(f'{study.name}: {study.question}')
         for preset in study.presets: click.echo(f'  {preset:<6} {_state(study.tally(preset))}')
 
-# %% ../nbs/cli.ipynb #d37865ec
+# %% ../nbs/cli.ipynb #1db9c5d1
 def _find(context, parameter, name):
     "A study by name, or exit code 2."
     from memlab.lab.study import find_study, study_names
@@ -52,8 +52,9 @@ def _find(context, parameter, name):
 
 def _check(study, preset, no_notebook, store):
     "Complain about words that do not fit together."
-    if preset not in study.presets:
-        raise click.BadParameter(f'{study.name} has no preset {preset!r}: choose from {", ".join(study.presets)}', param_hint="'--preset'")
+    from memlab.lab.records import size_of
+    if size_of(preset) not in study.presets:
+        raise click.BadParameter(f'{study.name} has no preset {size_of(preset)!r}: choose from {", ".join(study.presets)}', param_hint="'--preset'")
     if store and no_notebook: raise click.UsageError('--store copies outputs of the executed notebook: leave --no-notebook out')
 
 # %% ../nbs/cli.ipynb #703935ad
@@ -71,10 +72,10 @@ def _notebook(study, preset, fresh, store):
     click.echo(f'notebook: {runner.execute(study.name, preset, fresh=fresh)}')
     if store: click.echo(f'outputs stored in {runner.store(study.name, preset)}')
 
-# %% ../nbs/cli.ipynb #7c551ebb
+# %% ../nbs/cli.ipynb #f3342e6c
 @main.command()
 @click.argument('study', callback=_find)
-@click.option('--preset', default='quick', show_default=True, help='Size of the study: quick, cpu, gpu, full.')
+@click.option('--preset', default='quick', show_default=True, help='Size of the study: quick, cpu, gpu, full; gpu@CORPUS reads another text.')
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(min=1), help='Runs at a time, each in a process with one thread.')
 @click.option('--fresh', is_flag=True, help='Compute again what is finished.')
 @click.option('--dry-run', is_flag=True, help='Measure speed; show runs, tokens, time and disk; compute nothing.')
@@ -89,6 +90,7 @@ def run(study, preset, jobs, fresh, dry_run, no_notebook, store):
     Example:
       memlab run residual_growth --preset cpu --jobs 2
       memlab run residual_growth --preset gpu --dry-run
+      memlab run residual_growth --preset gpu@hub:wikitext:wikitext-103-raw-v1
     """
     from memlab.lab.runner import NotebookFailed
     from memlab.lab.study import RunFailed

@@ -7,7 +7,7 @@ __all__ = ['VERDICTS', 'KEYS', 'Evidence', 'Claim', 'Missing', 'require', 'by_se
            'compare', 'equivalent', 'exceeds', 'below', 'every', 'check_twins', 'artefact', 'judge', 'claim_row',
            'write_claims', 'read_claims']
 
-# %% ../../nbs/lab/claims.ipynb #97e64f66
+# %% ../../nbs/lab/claims.ipynb #ef7bbdf3
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from ..data.corpus import write_atomic
+from .records import size_of
 
 # %% ../../nbs/lab/claims.ipynb #e2525686
 VERDICTS = ('supported', 'refuted', 'inconclusive', 'artefact')
@@ -304,7 +305,7 @@ def artefact(
     if off.verdict == 'refuted': return replace(off, note=f'{without}; {with_}')
     return replace(off, verdict='inconclusive', note=f'{with_} {on.verdict}; {without}')
 
-# %% ../../nbs/lab/claims.ipynb #67994485
+# %% ../../nbs/lab/claims.ipynb #7bc60a91
 def judge(
     claim: Claim,            # what to decide
     runs: pd.DataFrame,      # one row a run
@@ -314,7 +315,7 @@ def judge(
     "Decide one claim; never more than inconclusive when runs are missing or the preset is 'quick'."
     try: e = claim.decide(runs, records)
     except Missing as missing: return Evidence(math.nan, math.nan, math.nan, 0, 'inconclusive', str(missing))
-    if preset != 'quick' or e.verdict == 'inconclusive': return e
+    if size_of(preset) != 'quick' or e.verdict == 'inconclusive': return e
     return replace(e, verdict='inconclusive', note=f'preset quick decides nothing; the numbers alone would read: {e.verdict}')
 
 # %% ../../nbs/lab/claims.ipynb #1d204b3d

@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'DASHES', 'STYLE', 'SIGNS', 'NOTHING', 'style', 'use_style
            'layers', 'forest', 'caption', 'save_fig', 'Table', 'verdict_table', 'board', 'scoreboard',
            'scoreboard_text']
 
-# %% ../../nbs/lab/report.ipynb #92484e75
+# %% ../../nbs/lab/report.ipynb #17c0e557
 import io
 import math
 import re
@@ -24,9 +24,11 @@ from matplotlib.figure import Figure
 
 from ..data.corpus import home, write_atomic
 from .claims import fmt_effect, interval, read_claims
+from .records import size_of
 
-# %% ../../nbs/lab/report.ipynb #3f20ec59
-COLOURS = dict(blue='#0072B2', vermillion='#D55E00', green='#009E73', purple='#CC79A7', orange='#E69F00', sky='#56B4E9', black='#000000', grey='#767676')
+# %% ../../nbs/lab/report.ipynb #64b70206
+COLOURS = dict(blue='#0072B2', vermillion='#D55E00', green='#009E73', purple='#CC79A7', orange='#E69F00',
+               sky='#56B4E9', black='#000000', grey='#767676')
 DASHES = ('-', '--', ':')
 
 STYLE = {
@@ -47,7 +49,7 @@ def use_style():
     "The house style for the rest of the notebook."
     plt.rcParams.update(STYLE)
 
-# %% ../../nbs/lab/report.ipynb #ba7806b6
+# %% ../../nbs/lab/report.ipynb #ed26be64
 def summary(
     frame: pd.DataFrame,  # one arm's rows: x, y, seed
     x: str,               # column of the axis
@@ -58,8 +60,10 @@ def summary(
     "Mean and interval over seeds where every seed has a value."
     n, rows = frame.seed.nunique(), []
     for at, group in frame.groupby(x, observed=True):
-        if len(group) == n: rows.append((at, *interval(np.log(group[y]) if log else group[y], level)))
-        elif group.seed.duplicated().any(): raise ValueError(f'{len(group)} values at {x}={at} for {n} seeds: select one metric, layer, position and item first')
+        if group.seed.duplicated().any():
+            raise ValueError(f'{len(group)} values at {x}={at} for {n} seeds: select one metric, layer, position and item first')
+        with np.errstate(divide='ignore', invalid='ignore'): values = np.log(group[y]) if log else group[y]
+        if np.isfinite(values).sum() == n: rows.append((at, *interval(values, level)))
     out = pd.DataFrame(rows, columns=[x, 'mean', 'low', 'high']).astype(float)
     return out.assign(**np.exp(out[['mean', 'low', 'high']])) if log else out
 
@@ -93,19 +97,20 @@ def _curve(ax, group, x, y, name, look, log):
     ax.fill_between(s[x], s.low, s.high, color=look['color'], alpha=.15, lw=0)
     ax.plot(s[x], s['mean'], label=str(name), **look)
 
-# %% ../../nbs/lab/report.ipynb #f2ccd99e
+# %% ../../nbs/lab/report.ipynb #d2efd81c
 def name_lines(
     ax: Axes,       # call it last, when limits and scales are set
     most: int = 8,  # above this number of lines: a legend
 ):
     "Name each labelled line at its last visible point, in its colour."
-    ax.figure.draw_without_rendering()
+    ax.get_figure(root=True).draw_without_rendering()
     ends = {line: end for line in ax.get_lines() if not line.get_label().startswith('_') and (end := _end(ax, line))}
     if len(ends) > most: ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     if not 0 < len(ends) <= most: return
     size, points = plt.rcParams['legend.fontsize'], ax.transData.transform(list(ends.values()))[:, 1]*72/ax.figure.dpi
     for (line, end), dy in zip(ends.items(), _apart(points, 1.25*size) - points):
-        ax.annotate(line.get_label(), end, (6, dy), textcoords='offset points', va='center', color=line.get_color(), fontsize=size, bbox=dict(fc='white', ec='none', alpha=.8, pad=1))
+        ax.annotate(line.get_label(), end, (6, dy), textcoords='offset points', va='center', color=line.get_color(), fontsize=size,
+                    bbox=dict(fc='white', ec='none', alpha=.8, pad=1))
 
 # %% ../../nbs/lab/report.ipynb #ea9d8898
 def _end(ax, line):
@@ -194,7 +199,7 @@ def caption(
     fig.set_layout_engine('constrained', rect=(0, room/(height + room), 1, height/(height + room)))
     fig.text(.012, .06/(height + room), fig._caption, fontsize=size, color='#333333', va='bottom', linespacing=1.3)
 
-# %% ../../nbs/lab/report.ipynb #889e1988
+# %% ../../nbs/lab/report.ipynb #a2180d35
 def _short_numbers(svg):
     "Coordinates of an SVG rounded to two decimals."
     short = lambda m: f'{float(m[0]):.2f}'.rstrip('0').rstrip('.')
@@ -210,7 +215,8 @@ def save_fig(
     out = io.BytesIO()
     with style(): fig.savefig(out, format='svg', metadata=dict(Date=None, Creator=None))
     data = _short_numbers(out.getvalue().decode()).encode()
-    if len(data) > most: raise ValueError(f'figure {name} has {len(data)/1e3:.0f} kB, at most {most/1e3:.0f} wanted: draw fewer points, or rasterise the densest artist')
+    if len(data) > most:
+        raise ValueError(f'figure {name} has {len(data)/1e3:.0f} kB, at most {most/1e3:.0f} wanted: draw fewer points, or rasterise the densest artist')
     write_atomic(path := Path(folder)/f'{name}.svg', data)
     return path
 
@@ -248,7 +254,7 @@ def _marks(folder, here):
     study, runs = find_study(folder.parent.name), pd.read_parquet(folder/'runs.parquet', columns=['code', 'corpus'])
     return ['stale']*(set(runs.code) != {code_hash(study.execute)}) + (_text_marks(study, folder.name, runs) if here else [])
 
-# %% ../../nbs/lab/report.ipynb #7c6ea990
+# %% ../../nbs/lab/report.ipynb #1d56e1aa
 def _text_marks(study, preset, runs):
     "Did the runs read other texts than this Python has? Not asked before a corpus was read here, since that takes long."
     if not any((home()/'build'/'corpus').glob('*')): return []
@@ -258,7 +264,7 @@ def _text_marks(study, preset, runs):
 
 def _figure(root, folder, id):
     "Path of the figure of a claim from the root, or of the first figure of its study; empty when there is none."
-    place = root.joinpath(*(['build'] if folder.name == 'quick' else []), 'figures', folder.parent.name, folder.name)
+    place = root.joinpath(*(['build'] if size_of(folder.name) == 'quick' else []), 'figures', folder.parent.name, folder.name)
     found = [p for p in (place/f'{id.lower()}.svg', *sorted(place.glob('*.svg'))) if p.exists()]
     return found[0].relative_to(root).as_posix() if found else ''
 
@@ -273,7 +279,7 @@ def board(
     return [row | dict(study=f.parent.name, figure=_figure(root, f, row['id']), marks=marks)
             for f in _folders(root, quick) for marks in [_marks(f, here)] for row in read_claims(f/'claims.json')]
 
-# %% ../../nbs/lab/report.ipynb #7cb2141e
+# %% ../../nbs/lab/report.ipynb #3e83521b
 NOTHING = 'No verdicts yet: `memlab run STUDY` makes some.'
 
 def scoreboard(
@@ -281,8 +287,9 @@ def scoreboard(
     quick: bool = False,         # also preset quick, under build/
 ) -> str:                        # Markdown
     "Every claim with its verdict as a Markdown table."
-    cells = [[r['id'], textwrap.shorten(r['statement'], 100, placeholder=' …'), ' '.join([SIGNS[r['verdict']], r['verdict'], *(f'({m})' for m in r['marks'])]),
-              fmt_effect(r['effect'], r['ci_low'], r['ci_high']), str(r['n_seeds']), r['preset'], f"[figure]({r['figure']})" if r['figure'] else '']
+    cells = [[r['id'], textwrap.shorten(r['statement'], 100, placeholder=' …'),
+              ' '.join([SIGNS[r['verdict']], r['verdict'], *(f'({m})' for m in r['marks'])]), fmt_effect(r['effect'], r['ci_low'], r['ci_high']),
+              str(r['n_seeds']), r['preset'], f"[figure]({r['figure']})" if r['figure'] else '']
              for r in board(root, quick)]
     head = [['claim', 'statement', 'verdict', 'effect [interval]', 'seeds', 'preset', 'figure'], ['---']*7]
     return '\n'.join('| ' + ' | '.join(c.replace('|', '\\|') for c in row) + ' |' for row in head + cells) if cells else NOTHING

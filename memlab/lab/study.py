@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Preset', 'Study', 'RunFailed', 'study_names', 'find_study']
 
-# %% ../../nbs/lab/study.ipynb #a892f4d4
+# %% ../../nbs/lab/study.ipynb #61782487
 import json
 import os
 import pkgutil
@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ..data.corpus import home, write_atomic
 from .code import code_hash
 from .cost import estimate, measure
-from .records import RECORDS, RUNS, figures_folder, frame, read_table, results_folder, run_id, runs_folder, write_table
+from .records import RECORDS, RUNS, figures_folder, frame, read_table, results_folder, run_id, runs_folder, size_of, write_table
 from .runs import Outcome, Run, compute, is_finished, one_thread, read_runs
 
 # %% ../../nbs/lab/study.ipynb #15a3481d
@@ -49,14 +49,16 @@ class Study:
     corpus: Callable       # arm -> fingerprint of the text it reads
     claims: list = field(default_factory=list, init=False)  # in the order of declaration
 
-# %% ../../nbs/lab/study.ipynb #2adfe743
+# %% ../../nbs/lab/study.ipynb #7ccca1c0
 @patch
 def preset(self:Study,
-    name: str, # 'quick', 'cpu', ...
+    name: str, # 'quick', 'cpu', ...; 'gpu@hub:wikitext' has the arms of gpu read another corpus
 ) -> Preset:
-    "A preset by name."
-    if name not in self.presets: raise ValueError(f'study {self.name} has no preset {name!r}: choose from {", ".join(self.presets)}')
-    return self.presets[name]()
+    "A preset by name, on the corpus of its arms or on the one named behind @."
+    size, _, corpus = name.partition('@')
+    if size not in self.presets: raise ValueError(f'study {self.name} has no preset {size!r}: choose from {", ".join(self.presets)}')
+    preset = self.presets[size]()
+    return replace(preset, plan=tuple((replace(arm, corpus=corpus), seeds) for arm, seeds in preset.plan)) if corpus else preset
 
 @patch
 def runs(self:Study,
@@ -199,7 +201,7 @@ def load(self:Study,
     runs, records = self._tables(preset)
     return frame(runs), frame(records)
 
-# %% ../../nbs/lab/study.ipynb #4ca83607
+# %% ../../nbs/lab/study.ipynb #4d88cc06
 @patch
 def tally(self:Study,
     preset: str,     # its name
@@ -210,7 +212,7 @@ def tally(self:Study,
     tabled = set(zip(rows['arm'].to_pylist(), rows['seed'].to_pylist())) & plan
     done = [json.loads(f.read_text()) for f in self.folder(preset).glob('*/done.json') if f.parent.suffix != '.part']
     here = {(r['arm'], r['seed']) for r in done} & plan
-    return dict(planned=len(plan), finished=len(tabled | here), committed=0 if preset == 'quick' else len(tabled))
+    return dict(planned=len(plan), finished=len(tabled | here), committed=0 if size_of(preset) == 'quick' else len(tabled))
 
 # %% ../../nbs/lab/study.ipynb #a81d1734
 @patch
