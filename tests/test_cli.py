@@ -92,7 +92,8 @@ def test_run_computes_then_executes_the_notebook(home):
     assert kept.cells[1].execution_count is None and list(kept.cells[1].metadata) == [] and list(kept.metadata) == ['kernelspec']
     before = done.stat().st_mtime_ns
     assert memlab('run', 'toy')[0] == 0 and done.stat().st_mtime_ns == before         # up to date
-    toy.study.run('quick', fresh=True, progress=False)                                # the times in the tables change
+    claims = toy.study.results('quick')/'claims.json'
+    claims.write_text(claims.read_text() + ' ' if claims.exists() else '[]')          # something the notebook reads has changed
     memlab('run', 'toy')
     assert done.stat().st_mtime_ns > before
 

@@ -246,7 +246,7 @@ def below(
     e = exceeds(values, bound, level)
     return replace(e, verdict=flip[e.verdict])
 
-# %% ../../nbs/lab/claims.ipynb #a94d03fa
+# %% ../../nbs/lab/claims.ipynb #7db0e9e1
 def every(
     *parts: Evidence,  # the primary condition first
     **named: Evidence, # the same with names, for the note
@@ -257,8 +257,9 @@ def every(
     got = [p.verdict for p in all_.values()]
     if 'artefact' in got: raise ValueError('every() joins plain conditions: apply artefact() to the joined evidence instead')
     verdict = 'refuted' if 'refuted' in got else 'supported' if set(got) == {'supported'} else 'inconclusive'
-    told = [f'{name} {p.verdict}: {_told(p)}' for name, p in all_.items()]
-    return replace(next(iter(all_.values())), verdict=verdict, n_seeds=min(p.n_seeds for p in all_.values()), note='; '.join(told))
+    order = sorted(all_.items(), key=lambda part: part[1].verdict != verdict)
+    told = [f'{name} {p.verdict}: {_told(p)}' for name, p in order]
+    return replace(order[0][1], verdict=verdict, n_seeds=min(p.n_seeds for p in all_.values()), note='; '.join(told))
 
 def _told(e):
     "Effect and interval in a line, with the note of an undecided part."

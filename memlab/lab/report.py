@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'STYLE', 'SIGNS', 'NOTHING', 'style', 'use_style', 'summary', 'colours', 'curves', 'name_lines',
-           'layers', 'forest', 'caption', 'save_fig', 'Table', 'verdict_table', 'board', 'scoreboard',
+           'layers', 'forest', 'caption', 'save_fig', 'Table', 'verdict_table', 'answer', 'board', 'scoreboard',
            'scoreboard_text']
 
 # %% ../../nbs/lab/report.ipynb #17c0e557
@@ -238,6 +238,15 @@ def verdict_table(
     rows = claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims
     return Table([{'claim': r['id'], 'statement': r['statement'], 'verdict': f"{SIGNS[r['verdict']]} {r['verdict']}",
                    'effect [interval]': fmt_effect(r['effect'], r['ci_low'], r['ci_high']), 'seeds': r['n_seeds'], 'note': r['note']} for r in rows])
+
+# %% ../../nbs/lab/report.ipynb #577802bc
+def answer(
+    claims: pd.DataFrame|Sequence[Mapping],  # from `Study.verdicts` or `read_claims`
+) -> str:                                    # one line
+    "What a study found, as the numbers of claims of each verdict and their names."
+    rows = claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims
+    found = {v: [r['id'] for r in rows if r['verdict'] == v] for v in SIGNS}
+    return '; '.join(f'{len(ids)} {v} ({", ".join(ids)})' for v, ids in found.items() if ids)
 
 # %% ../../nbs/lab/report.ipynb #42298b57
 def _folders(root, quick):

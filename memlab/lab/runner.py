@@ -146,7 +146,7 @@ def _attempt(file, part, failed, given, limit):
         if part.exists(): part.replace(failed)
         raise NotebookFailed(f'{file.name} failed {_explain(error, failed, limit)}\n\nThe notebook up to there: {failed}') from error
 
-# %% ../../nbs/lab/runner.ipynb #ba3e41e3
+# %% ../../nbs/lab/runner.ipynb #0ddec8cc
 def execute(
     study: str,                    # its name
     preset: str,                   # injected as parameter `preset`
@@ -156,7 +156,7 @@ def execute(
     "Execute the notebook of a study, unless that has been done and nothing has changed."
     file, done, given = notebook_file(study), executed_file(study, preset), {'preset': preset, **(parameters or {})}
     if not file.exists(): raise ValueError(f'no notebook {file}: run this inside the repository, or without notebooks (--no-notebook)')
-    mark, part, failed = done.with_suffix('.stamp'), done.with_name(f'.{preset}.{os.getpid()}.ipynb'), done.with_name(f'{preset}.failed.ipynb')
+    mark, part, failed = done.with_suffix('.stamp'), done.with_name(f'.{done.stem}.{os.getpid()}.ipynb'), done.with_suffix('.failed.ipynb')
     if not fresh and done.exists() and mark.exists() and mark.read_text() == stamp(study, preset, given): return done
     _check_parameters(file, given)
     done.parent.mkdir(parents=True, exist_ok=True)

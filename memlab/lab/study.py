@@ -143,7 +143,7 @@ def _each(jobs, calls):
     with parallel_config(backend='loky', inner_max_num_threads=1):
         yield from Parallel(jobs, return_as='generator_unordered', batch_size=1)(delayed(_attempt)(*c) for c in calls)
 
-# %% ../../nbs/lab/study.ipynb #ac0ac1b1
+# %% ../../nbs/lab/study.ipynb #01639d05
 class RunFailed(RuntimeError):
     "Some runs raised an error; the others are finished and kept."
 
@@ -152,7 +152,7 @@ def _work(self:Study, preset, todo, jobs, fresh, bar):
     "Compute the runs of `todo`; returns a traceback for each that failed."
     code, failed, left = code_hash(self.execute), {}, len(todo)
     for wait in (False, True):
-        busy, calls = [], [(self.execute, r, self.folder(preset), code, fresh, wait, not bar.disable and jobs == 1) for r in todo]
+        busy, calls = [], [(self.execute, r, self.folder(preset), code, fresh, wait, not bar.disable and jobs == 1 and size_of(preset) != 'quick') for r in todo]
         for run, error in _each(jobs, calls):
             if error == _BUSY: busy.append(run); continue
             if error: failed[run] = error
@@ -214,14 +214,15 @@ def tally(self:Study,
     here = {(r['arm'], r['seed']) for r in done} & plan
     return dict(planned=len(plan), finished=len(tabled | here), committed=0 if size_of(preset) == 'quick' else len(tabled))
 
-# %% ../../nbs/lab/study.ipynb #a81d1734
+# %% ../../nbs/lab/study.ipynb #5bb4bf24
 @patch
 def stale(self:Study,
     preset: str,   # its name
 ) -> list[str]:    # run ids
-    "Runs in the tables that were computed by other code than today's."
-    runs, now = self._tables(preset)[0], code_hash(self.execute)
-    return [i for i, code in zip(runs['run_id'].to_pylist(), runs['code'].to_pylist()) if code != now]
+    "Runs in the tables that were computed by other code, or for another arm of that name, than today's."
+    now, arms = code_hash(self.execute), {arm.name: arm for arm, _ in self.preset(preset).plan}
+    same = lambda r: r['code'] == now and r['arm'] in arms and r['run_id'] == run_id(self.name, arms[r['arm']], r['seed'], r['corpus'])
+    return [r['run_id'] for r in self._tables(preset)[0].to_pylist() if not same(r)]
 
 @patch
 def replay(self:Study,

@@ -107,12 +107,11 @@ class LearnedPositions(nn.Module):
         "Numbers held per row after `t` tokens."
         return 1
 
-# %% ../../nbs/nn/attention.ipynb #43932232
+# %% ../../nbs/nn/attention.ipynb #cfdbeb06
 @patch
 def forward(self: LearnedPositions,
             x: Float[Tensor, 'b t c'],          # embeddings
             state: PositionState | None = None,  # None: all rows start here
-            tap=None,                            # unused: this layer has no branches to record
             ) -> tuple[Tensor, PositionState]:
     "x + P[position]; a sequence longer than the table is an error."
     b, t, _ = x.shape

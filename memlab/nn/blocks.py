@@ -123,7 +123,7 @@ def steps(self: BlockConfig) -> int:
     "2 when something reads the stream attention has written, else 1."
     return 2 if 'y' in needed(self) else 1
 
-# %% ../../nbs/nn/blocks.ipynb #30150ea6
+# %% ../../nbs/nn/blocks.ipynb #04b02964
 @patch
 def check(self: BlockConfig):
     "Refuse words outside the grammar."
@@ -133,8 +133,11 @@ def check(self: BlockConfig):
         if getattr(self, name) not in known: raise ValueError(f'{name}={getattr(self, name)!r}: expected one of {sorted(known)}')
     if 'm' in (self.scores + self.source) and self.mlp_in != 'x':
         raise ValueError(f"attention reads the MLP (scores={self.scores!r}, source={self.source!r}), so the MLP cannot read attention: set mlp_in='x', not {self.mlp_in!r}")
-    idle = [f'{n}={getattr(self, n)!r}' for n, unused in (('mid', self.steps == 1 and self.mid != 'add'), ('head_scale', self.values and self.head_scale != 'sum'),
-                                                         ('write', self.write in ('double', 'forget') and 'm' not in needed(self))) if unused]
+    uses = needed(self)
+    idle_when = dict(mid='y' not in uses, skip='y' not in uses, skip_scale=self.skip == 'r', head_scale=self.values, attn_scale='a' not in uses, own='a' not in uses, sink='a' not in uses,
+                     product_fill=self.mid == 'add' and self.write not in ('times', 'double'))
+    idle = [f'{n}={getattr(self, n)!r}' for n, unused in idle_when.items() if unused and getattr(self, n) != getattr(BlockConfig, n)]
+    if self.write in ('double', 'forget') and 'm' not in uses: idle.append(f'write={self.write!r}')
     if idle: raise ValueError(f'{", ".join(idle)} would change nothing in this block: leave it at its default')
     if self.update == 'matrix' and self.write == 'forget': raise ValueError("write='forget' passes the update through an MLP of its own: it does not fit update='matrix'")
 
@@ -201,8 +204,8 @@ class ResidualBlock(nn.Module):
         self.matrix = MatrixUpdate(c.d_model, c.rank) if c.update == 'matrix' else None
         self.tau = nn.Parameter(torch.full((1,), -2.)) if c.write == 'mix' else None
 
-# %% ../../nbs/nn/blocks.ipynb #72c294fa
-Tap = Callable[[SimpleNamespace], None]  # called with r, x, a, y, m, u, out of each layer
+# %% ../../nbs/nn/blocks.ipynb #b8c26ba8
+Tap = Callable[[SimpleNamespace], None]  # called with config, r, x, a, y, m, u, out of each layer
 
 @patch
 def forward(self: ResidualBlock,
@@ -211,7 +214,7 @@ def forward(self: ResidualBlock,
             tap: Tap | None = None,           # sees this layer's tensors
             ) -> tuple[Tensor, KVState | PositionState]:   # next stream, next state
     "One layer."
-    c, e = self.config, SimpleNamespace(r=r, x=self.norm1(r), a=None, a2=None, y=None, m=None, m2=None, norm2=self.norm2, mlp2=self.mlp2, matrix=self.matrix, tau=self.tau)
+    c, e = self.config, SimpleNamespace(config=self.config, r=r, x=self.norm1(r), a=None, a2=None, y=None, m=None, m2=None, norm2=self.norm2, mlp2=self.mlp2, matrix=self.matrix, tau=self.tau)
     if c.mlp_in == 'x': self.rewrite(e)
     state = self.attend(e, state)
     if c.steps == 2: e.y = MID[c.mid][1](r if c.skip == 'r' else c.skip_scale * e.x, e)

@@ -134,7 +134,7 @@ class FitResult:
     window: list[float] = field(default_factory=list)    # losses since the last logged mean
     records: list[Record] = field(default_factory=list)  # everything measured
 
-# %% ../../nbs/train/loop.ipynb #042ccb90
+# %% ../../nbs/train/loop.ipynb #cce94951
 FIRST = 20  # losses kept one by one
 
 def close_window(
@@ -145,15 +145,15 @@ def close_window(
     start = result.step - len(losses)
     for i, value in enumerate(losses.tolist(), start + 1):
         if not math.isfinite(value):
-            result.status, result.diverged_at = 'diverged', i
+            result.status, result.diverged_at, result.step = 'diverged', i, i - 1
             result.records = [r for r in result.records if r['step'] < i]
-            return
+            return log_mean(result)
         if i <= FIRST: result.records.append(record(i, 'loss', value))
         result.window.append(value)
 
 def log_mean(result: FitResult) -> None:
-    "Record the mean of the window and empty it."
-    result.records.append(record(result.step, 'train_loss', sum(result.window) / len(result.window)))
+    "Record the mean of the window, if there is one, and empty it."
+    if result.window: result.records.append(record(result.step, 'train_loss', sum(result.window) / len(result.window)))
     result.window = []
 
 # %% ../../nbs/train/loop.ipynb #ef8cb720
@@ -172,7 +172,7 @@ def resume_run(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     restore(model, optimizer, tensors)
     return FitResult(**header)
 
-# %% ../../nbs/train/loop.ipynb #8c5848e4
+# %% ../../nbs/train/loop.ipynb #fea1e1fa
 def fit(
     model: nn.Module,
     batch: Callable[[int], Batch],   # the batch of a step (0 is the first): a pure function
@@ -188,9 +188,9 @@ def fit(
     "Train, measure, save, resume."
     optimizer, c = make_optimizer(model, config), config
     result = FitResult() if folder is None else resume_run(folder, model, optimizer)
-    hooks, end, losses = list(hooks), min(c.steps, stop or c.steps), []
+    hooks, end, losses = list(hooks), c.steps if stop is None else min(stop, c.steps), []
     if result.step == 0: result.records += [r for h in hooks for r in h(model, 0)]
-    with tqdm(total=end, initial=result.step, desc=progress, disable=progress is None, unit='step') as bar:
+    with tqdm(total=end, initial=result.step, desc=progress, disable=progress is None, leave=False, unit='step') as bar:
         while result.step < end and result.status == 'running':
             began = time.perf_counter()
             for g in optimizer.param_groups: g['lr'] = learning_rate(c, result.step)

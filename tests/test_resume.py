@@ -1,0 +1,204 @@
+"""Training killed with SIGKILL, also in the middle of writing a checkpoint, ends with the bits of a run that nobody disturbed."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from memlab.lab.records import RUNS, read_table
+from memlab.nn.blocks import BlockConfig
+from memlab.nn.lm import residual_lm
+from memlab.train.checkpoint import load_tensors
+from memlab.train.loop import CHECKPOINT, FitConfig, fit
+from memlab.train.losses import lm_loss
+
+# Each attempt is a process of its own, forked from one that has only imported things. It kills itself when its moment has come: at an
+# event ('batch', 'loss', 'hook', or 'write' with half of a checkpoint's temporary file on the disk), at a step or the first time after it.
+ATTEMPTS = '''
+import json, os, signal, sys, traceback
+from pathlib import Path
+import torch
+torch.optim.AdamW([torch.zeros(1)])  # the first optimizer imports a lot: once, before the forks
+
+class Moment:
+    "When to die; `step` is where training is."
+    def __init__(self, event=None, step=0): self.event, self.at, self.step = event, step, 0
+    def due(self, event): return event == self.event and self.step >= self.at
+    def pass_(self, event):
+        if self.due(event): os.kill(os.getpid(), signal.SIGKILL)
+    def fsync(self, fd, real=os.fsync):
+        if self.due('write'): os.ftruncate(fd, os.fstat(fd).st_size // 2)
+        self.pass_('write')
+        real(fd)
+
+def attempt(train, folder, moment):
+    "Exit status, negative for a signal, and the files then."
+    folder.mkdir(exist_ok=True)
+    if (child := os.fork()) == 0:
+        os.fsync, status = moment.fsync, 1
+        try: train(folder, moment); status = 0
+        except BaseException: traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return [status, {p.name: p.stat().st_size for p in folder.rglob('*')}]
+
+def all_attempts(train):
+    print(json.dumps([attempt(train, Path(folder), Moment(*moment)) for folder, moment in json.loads(sys.argv[1])]))
+'''
+
+STEPS, SAVE_EVERY = 24, 4
+TRAIN = ATTEMPTS + f'''
+from memlab.nn.blocks import BlockConfig
+from memlab.nn.lm import residual_lm
+from memlab.train.loop import FitConfig, fit, record
+from memlab.train.losses import lm_loss
+
+def train(folder, moment):
+    "A model of two layers learns random tokens; what it ends with is stored in `end`."
+    model = residual_lm(BlockConfig(n_layers=2, d_model=16, n_heads=2), 32, 12, seed=1)
+    def batch(step):
+        moment.step = step; moment.pass_('batch')
+        return torch.randint(32, (4, 13), generator=torch.Generator().manual_seed(step))
+    def loss(model, ids):
+        objective, layers = lm_loss(model, ids[:, :-1], ids[:, 1:])
+        moment.pass_('loss')
+        return objective, layers[-1]
+    def hook(model, step):
+        moment.step = step; moment.pass_('hook')
+        return [record(step, 'norm', float(p.norm()), layer, 'rest') for layer, p in enumerate(model.parameters())]
+    config = FitConfig(steps={STEPS}, lr=1e-2, warmup=6, schedule='cosine', log_every=5)
+    result = fit(model, batch, loss, config, hooks=[hook], folder=folder, save_every={SAVE_EVERY})
+    torch.save(dict(weights=model.state_dict(), records=result.records, status=result.status), folder/'end')
+
+all_attempts(train)
+'''
+
+
+def moments(story: int) -> list:
+    "Three moments to die at, drawn by a seeded generator, one of them inside a write."
+    rng = random.Random(story)
+    events = ['write', *rng.sample(['batch', 'loss', 'hook'], 2)]
+    rng.shuffle(events)
+    return list(zip(events, sorted(rng.sample(range(1, STEPS), 3))))
+
+
+def run(script: str, plan: list, **environment) -> list:
+    "What became of each attempt of a plan."
+    done = subprocess.run([sys.executable, '-c', script, json.dumps(plan)], capture_output=True, text=True, timeout=300,
+                          env=os.environ | environment | dict(OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert all(status in (0, -signal.SIGKILL) for status, _ in said), done.stderr
+    return said
+
+
+STORIES = range(5)
+
+
+@pytest.fixture(scope='module')
+def stories(tmp_path_factory):
+    "Folder of an undisturbed run; and per story its folder, its moments and what became of the attempts."
+    root = tmp_path_factory.mktemp('stories')
+    plan = [(str(root/'whole'), [])] + [(str(root/str(s)), m) for s in STORIES for m in [*moments(s), []]]
+    whole, *said = run(TRAIN, plan)
+    assert whole[0] == 0
+    return root/'whole', [(root/str(s), moments(s), said[4*s:4*s + 4]) for s in STORIES]
+
+
+def test_the_stories_differ():
+    drawn = [moments(s) for s in STORIES]
+    assert {m[0][0] for m in drawn} >= {'write', 'loss', 'hook'} and {m[-1][0] for m in drawn} >= {'write', 'batch'}
+    assert any(m[0][1] < SAVE_EVERY for m in drawn) and any(m[-1][1] >= STEPS - SAVE_EVERY for m in drawn)  # before the first checkpoint, after the last but one
+
+
+@pytest.mark.parametrize('story', STORIES)
+def test_three_kills_leave_no_trace(stories, story):
+    whole, (folder, died_at, said) = stories[0], stories[1][story]
+    assert [status for status, _ in said] == [-signal.SIGKILL]*3 + [0], died_at
+    want, got = (torch.load(f/'end') for f in (whole, folder))
+    assert got['records'] == want['records'] and got['status'] == want['status'] == 'finished'
+    assert {r['step'] for r in got['records'] if r['metric'] == 'norm'} == set(range(STEPS + 1))
+    assert all(torch.equal(w, got['weights'][n]) for n, w in want['weights'].items())
+    want, got = (load_tensors(f/CHECKPOINT)[0] for f in (whole, folder))  # with the optimizer's moments
+    assert want.keys() == got.keys() and any(n.startswith('optimizer/exp_avg_sq/') for n in got)
+    assert all(torch.equal(t, got[n]) for n, t in want.items())
+
+
+@pytest.mark.parametrize('story', STORIES)
+def test_a_half_written_checkpoint_lies_beside_the_whole_one(stories, story):
+    folder, died_at, said = stories[1][story]
+    killed = [event for event, _ in died_at].index('write')
+    half = {n: size for n, size in said[killed][1].items() if n.startswith('.')}
+    assert len(half) == 1 and half == {n: size for n, size in said[-1][1].items() if n in half}  # still there at the end
+    assert 0 < 2*next(iter(half.values())) <= said[-1][1][CHECKPOINT]
+
+
+def tiny(folder):
+    "Result of four steps of training in this process."
+    model = residual_lm(BlockConfig(n_layers=1, d_model=8, n_heads=2), 16, 8, seed=0)
+    ids = torch.arange(18).remainder(16).view(2, 9)
+    def loss(model, ids): return (lm_loss(model, ids[:, :-1], ids[:, 1:])[0],)*2
+    return fit(model, lambda step: ids, loss, FitConfig(steps=8, warmup=0), folder=folder, save_every=2, stop=4)
+
+
+@pytest.mark.parametrize('keep', [0, 5, 60, .5, -1])
+def test_a_truncated_checkpoint_is_named(tmp_path, keep):
+    tiny(tmp_path)
+    data = (tmp_path/CHECKPOINT).read_bytes()
+    (tmp_path/CHECKPOINT).write_bytes(data[:int(keep*len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match=r'^checkpoint\.safetensors is damaged \(.+\): delete it to start over$'): tiny(tmp_path)
+    (tmp_path/CHECKPOINT).unlink()
+    assert tiny(tmp_path).step == 4
+
+
+STUDY = ATTEMPTS + '''
+from dataclasses import replace
+from functools import partial
+from memlab.lab.study import Preset
+from memlab.studies import residual_growth as rg
+
+arm = replace(next(a for a, _ in rg.quick().plan if a.name == 'r*A shared all'), corpus=os.environ['CORPUS'])
+rg.study.presets = dict(quick=lambda: Preset(((arm, (0,)),)))
+draw = rg.windows
+
+def train(home, moment):
+    "Run the study with a checkpoint every second step, and write down which steps are trained."
+    def windows(*args):
+        moment.step = args[-1]; moment.pass_('batch')
+        with open(home/'steps', 'a') as f: f.write(f'{moment.step} ')
+        return draw(*args)
+    os.environ['MEMLAB_HOME'] = str(home)
+    rg.windows, rg.fit = windows, partial(rg.fit, save_every=2)
+    rg.study.run('quick', progress=False)
+
+all_attempts(train)
+'''
+
+
+def write_corpus(folder: Path) -> Path:
+    "A few documents of random words."
+    rng = random.Random(0)
+    words = [''.join(rng.choices('aeilnorst', k=rng.randint(2, 7))) for _ in range(200)]
+    folder.mkdir()
+    for i in range(24): (folder/f'{i:02}.txt').write_text(' '.join(rng.choices(words, k=400)))
+    return folder
+
+
+def test_a_run_of_the_study_survives_three_kills(tmp_path):
+    corpus, whole, killed = write_corpus(tmp_path/'corpus'), tmp_path/'whole', tmp_path/'killed'
+    said = run(STUDY, [(str(whole), [])] + [(str(killed), m) for m in (('batch', 3), ('write', 3), ('batch', 5), [])], CORPUS=str(corpus))
+    assert [status for status, _ in said] == [0] + [-signal.SIGKILL]*3 + [0]
+    trained = (killed/'steps').read_text().split()
+    assert trained == [*'012', *'23', *'234', *'45'] and (whole/'steps').read_text().split() == [*'012345']
+    tables = [h/'build'/'results'/'residual_growth'/'quick' for h in (whole, killed)]
+    want, got = ((t/'records.parquet').read_bytes() for t in tables)
+    assert want == got and len(want) > 1000
+    want, got = ([row | dict(seconds=0) for row in read_table(t/'runs.parquet', RUNS).to_pylist()] for t in tables)
+    assert want == got and [row['status'] for row in got] == ['finished']
+    assert not list(killed.rglob('*.part'))
