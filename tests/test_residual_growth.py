@@ -88,7 +88,7 @@ def arms(text, fake=Arm()): return {name: fake for name in text.split(', ')}
 
 ALL, ADD = 'r*A shared all', 'r+A shared all'
 def blown(gap): return Arm(gap=gap, rms=grows(2.))
-def read(gap): return Arm(gap=gap, bigram=4.)   # of a text where pairs tell little
+def read(gap): return Arm(gap=gap, bigram=9.)   # of a text where pairs tell little
 
 GRID = ', '.join(f'{sign} {share} {loss}' for sign in ('r*A', 'r+A') for share in ('shared', 'unshared') for loss in ('all', 'single'))
 PLAIN = 'vanilla, vanilla shared'
@@ -275,6 +275,13 @@ def test_an_untrained_arm_is_named(claim, arm):
     assert undecided(decide(claim, {arm: worst}), f'{arm} (has not beaten the unigram floor)')
 
 
+@pytest.mark.parametrize('arm', ['vanilla', 'vanilla long', 'own deleted', 'own deleted long'])
+def test_own_values_are_judged_on_models_that_use_attention(arm):
+    "A model within 0.1 nat of counting pairs says nothing about attention."
+    close = replace(SCENES['RG17'][0][arm], bigram=curve(arm, 2, 1500) + .05)
+    assert undecided(decide('RG17', {arm: close}), f'{arm} (has not beaten the bigram floor by 0.1 nat)')
+
+
 @pytest.mark.parametrize('claim', SCENES)
 def test_one_seed_decides_nothing(claim):
     found = judge(CLAIMS[claim], *(table[table.seed == 1] for table in scene(claim)), 'cpu')
@@ -329,7 +336,7 @@ def test_every_arm_of_every_claim_is_in_the_preset(preset):
 @pytest.mark.parametrize('preset, claim', [(p, c) for p in ('quick', 'cpu', 'full') for c in SCENES])
 def test_every_claim_finds_the_steps_it_reads(preset, claim):
     found = in_preset(claim, preset)
-    assert found.n_seeds > 0 or 'floor' in found.note, found.note
+    assert found.n_seeds > 0, found.note
 
 
 def test_what_the_gpu_preset_leaves_out():

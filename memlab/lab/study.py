@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Preset', 'Study', 'RunFailed', 'study_names', 'find_study']
 
-# %% ../../nbs/lab/study.ipynb #61782487
+# %% ../../nbs/lab/study.ipynb #023f21b4
 import json
-import os
 import pkgutil
 import tempfile
 import traceback
@@ -25,7 +24,7 @@ from filelock import FileLock
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from ..data.corpus import home, write_atomic
+from ..data.corpus import write_atomic
 from .code import code_hash
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, read_table, results_folder, run_id, runs_folder, size_of, write_table
