@@ -167,7 +167,7 @@ def test_changed_code_makes_results_stale(home, monkeypatch):
     study = toy.make()
     study.run('cpu', progress=False)
     assert study.stale('cpu') == []
-    monkeypatch.setattr('memlab.lab.study.code_hash', lambda execute: 'othercode')
+    monkeypatch.setattr('memlab.lab.study.code_hash', lambda execute, configs: 'othercode')
     assert len(study.stale('cpu')) == 4
     study.run('cpu', progress=False)
     assert set(executed(home).values()) == {1}                                    # shown, not recomputed

@@ -256,12 +256,12 @@ def _folders(root, quick):
 
 def _marks(folder, here):
     "What a reader must know about the results in a folder."
-    from memlab.lab.code import code_hash
     from memlab.lab.study import find_study, study_names
     if folder.parent.name not in study_names(): return ['study is gone']
     if not (folder/'runs.parquet').exists(): return ['no runs']
-    study, runs = find_study(folder.parent.name), pd.read_parquet(folder/'runs.parquet', columns=['code', 'corpus'])
-    return ['stale']*(set(runs.code) != {code_hash(study.execute)}) + (_text_marks(study, folder.name, runs) if here else [])
+    study, runs = find_study(folder.parent.name), pd.read_parquet(folder/'runs.parquet', columns=['arm', 'code', 'corpus'])
+    now = study.codes(arm for arm, _ in study.preset(size_of(folder.name)).plan)
+    return ['stale']*any(now.get(arm) != code for arm, code in zip(runs.arm, runs.code)) + (_text_marks(study, folder.name, runs) if here else [])
 
 # %% ../../nbs/lab/report.ipynb #1d56e1aa
 def _text_marks(study, preset, runs):

@@ -11,7 +11,7 @@ import pkgutil
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from ..data.corpus import write_atomic
-from .code import code_hash
+from .code import code_hash, config_classes
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, read_table, results_folder, run_id, runs_folder, size_of, write_table
 from .runs import Outcome, Run, compute, is_finished, one_thread, read_runs
@@ -147,11 +147,20 @@ class RunFailed(RuntimeError):
     "Some runs raised an error; the others are finished and kept."
 
 @patch
+def codes(self:Study,
+    arms: Iterable,    # arms of this study
+) -> dict[str, str]:   # name -> hash
+    "Hash of the code each arm runs."
+    kinds = {arm.name: config_classes(arm) for arm in arms}
+    hashes = {kind: code_hash(self.execute, kind) for kind in set(kinds.values())}
+    return {name: hashes[kind] for name, kind in kinds.items()}
+
+@patch
 def _work(self:Study, preset, todo, jobs, fresh, bar):
     "Compute the runs of `todo`; returns a traceback for each that failed."
-    code, failed, left = code_hash(self.execute), {}, len(todo)
+    codes, failed, left = self.codes([r.arm for r in todo]), {}, len(todo)
     for wait in (False, True):
-        busy, calls = [], [(self.execute, r, self.folder(preset), code, fresh, wait, not bar.disable and jobs == 1 and size_of(preset) != 'quick') for r in todo]
+        busy, calls = [], [(self.execute, r, self.folder(preset), codes[r.arm.name], fresh, wait, not bar.disable and jobs == 1 and size_of(preset) != 'quick') for r in todo]
         for run, error in _each(jobs, calls):
             if error == _BUSY: busy.append(run); continue
             if error: failed[run] = error
@@ -219,8 +228,9 @@ def stale(self:Study,
     preset: str,   # its name
 ) -> list[str]:    # run ids
     "Runs in the tables that were computed by other code, or for another arm of that name, than today's."
-    now, arms = code_hash(self.execute), {arm.name: arm for arm, _ in self.preset(preset).plan}
-    same = lambda r: r['code'] == now and r['arm'] in arms and r['run_id'] == run_id(self.name, arms[r['arm']], r['seed'], r['corpus'])
+    arms = {arm.name: arm for arm, _ in self.preset(preset).plan}
+    now = self.codes(arms.values())
+    same = lambda r: r['arm'] in arms and r['code'] == now[r['arm']] and r['run_id'] == run_id(self.name, arms[r['arm']], r['seed'], r['corpus'])
     return [r['run_id'] for r in self._tables(preset)[0].to_pylist() if not same(r)]
 
 @patch
