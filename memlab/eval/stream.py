@@ -61,8 +61,8 @@ def measure_streams(
     lens = []
     with torch.no_grad():
         xs, turns = read_by_next(model, rs), [direction(model, r) for r in rs]
-        for r in rs[1:]: lens.append(linear_cross_entropy(model.norm(r).flatten(0, 1), model.embed.weight, labels.flatten())[1].view_as(labels))
-    last = linear_cross_entropy(model.norm(rs[-1]).flatten(0, 1), model.embed.weight, labels.flatten())[0]
+        for r in rs[1:]: lens.append(linear_cross_entropy(model.norm(r).flatten(0, 1), model.readout, labels.flatten())[1].view_as(labels))
+    last = linear_cross_entropy(model.norm(rs[-1]).flatten(0, 1), model.readout, labels.flatten())[0]
     grads = torch.autograd.grad(last, rs[1:])
     with torch.no_grad():
         layers = [dict(rms_stream=rms(after), rms_update=rms(after - before), cos_update=cosine(before, after - before), cos_stream=cosine(d0, d1),

@@ -75,7 +75,7 @@ def held_out_loss(model, ids, labels, placement, rows=32) -> float:
     total = 0.
     for x, y in zip(ids.split(rows), labels.split(rows)):
         h = readouts(model, x, placement)[-1]
-        total += float(linear_cross_entropy(h.flatten(0, 1), model.embed.weight, y.flatten())[0])
+        total += float(linear_cross_entropy(h.flatten(0, 1), model.readout, y.flatten())[0])
     return total / labels.numel()
 
 # %% ../../nbs/studies/residual_growth.ipynb #2851bbc7

@@ -183,6 +183,7 @@ def fit(
     folder: Path | None = None,      # where to save and resume
     save_every: int = 500,           # steps between checkpoints
     stop: int | None = None,         # end early, after this many steps
+    solved: Callable[[FitResult], bool] | None = None,  # asked at every `log_every` steps: is there nothing left to learn?
     progress: str | None = None,     # label of a progress bar; None for no bar
 ) -> FitResult:
     "Train, measure, save, resume."
@@ -203,6 +204,7 @@ def fit(
             result.seconds += time.perf_counter() - began
             if result.status == 'diverged': break
             result.records += [r for h in hooks for r in h(model, result.step)]
+            if full and solved is not None and solved(result): result.status = 'finished'
             if result.step % c.log_every == 0 or result.step == c.steps:
                 log_mean(result)
                 show(bar, result, rows)

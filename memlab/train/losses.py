@@ -6,8 +6,6 @@
 __all__ = ['IGNORE', 'chunk_gradient', 'LinearCrossEntropy', 'linear_cross_entropy', 'readouts', 'lm_loss']
 
 # %% ../../nbs/train/losses.ipynb #db99bc29
-from typing import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -93,6 +91,6 @@ def lm_loss(
     "What to minimise, and the mean cross-entropy (nats per token) of each readout, last layer last."
     h = readouts(model, ids, placement)
     n = len(h)
-    total, each = linear_cross_entropy(h.flatten(0, 2), model.embed.weight, labels.flatten().repeat(n))
+    total, each = linear_cross_entropy(h.flatten(0, 2), model.readout, labels.flatten().repeat(n))
     count = (labels != IGNORE).sum()
     return total / count, each.view(n, -1).sum(1) / count
