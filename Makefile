@@ -1,6 +1,5 @@
 # Every target first makes the environment (.venv) when it is missing or older than the files that define it.
-#   make reproduce [STUDY=residual_growth] [PRESET=quick|cpu|gpu|full] [JOBS=1]     make test
-#   make lab | check | readme | docs | bench | setup | clean
+# `make help` lists the targets: a target's line there is what stands behind its ##.
 SHELL  := /bin/bash
 PYTHON ?= python3
 PRESET ?= quick
@@ -12,10 +11,18 @@ STAMP   := .venv/.memlab
 EXTRAS  := .[lab,hub,dev,docs]
 JUPYTER := $(wildcard tools/jupyter/*)
 
-.PHONY: reproduce test lab check readme docs bench setup clean
+.PHONY: help reproduce test lab check readme docs bench setup clean
 .DEFAULT_GOAL := reproduce
 
-setup: $(STAMP)
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "STUDY=    one of: $(STUDY); every study when left out"
+	@echo "PRESET=   quick (default, about a minute), cpu (hours on a laptop), gpu (half an hour on a GPU) or full (days)"
+	@echo "JOBS=     runs at a time (default 1), up to as many as there are cores"
+	@echo "ARGS=     more arguments, for jupyter lab or bench/run.py"
+	@echo "PYTHON=   what to make .venv with (default python3)"
+
+setup: $(STAMP) ## make .venv; all targets but help and clean do so first [PYTHON]
 
 $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	@echo "setting up .venv (about a minute; the download of torch is the long part)"
@@ -33,38 +40,36 @@ $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	@! git rev-parse --git-dir >/dev/null 2>&1 || git config --local include.path ../.gitconfig
 	@touch $@
 
-# Compute (or find) the runs of every study, execute its notebook, print the verdicts.
-reproduce: setup
+reproduce: setup ## compute what is missing, execute the notebooks, print the verdicts [STUDY PRESET JOBS]
 	@set -e; for study in $(STUDY); do $(BIN)/memlab run $$study --preset $(PRESET) --jobs $(JOBS); done
 	@$(BIN)/memlab scoreboard
 	@echo; echo "Executed notebooks:"; for study in $(STUDY); do echo "  build/notebooks/$$study/$(PRESET).ipynb"; done
 
 # pytest comes last, so that its closing line is the last word.
 test: export OMP_NUM_THREADS = 1
-test: check
+test: check ## check, then the tests of the library notebooks, then pytest
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^studies$$' --skip_file_re '^[_.]|^index'
 	$(BIN)/python -m pytest -q tests
 
-check: setup
+check: setup ## do the notebooks, the package and README.md agree?
 	$(BIN)/python tools/check.py
 	$(BIN)/python tools/readme.py --check
 
-readme: setup
+readme: setup ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
 
-lab: setup
+lab: setup ## JupyterLab [ARGS]
 	$(BIN)/jupyter lab $(ARGS)
 
-docs: setup
+docs: setup ## the site, in build/html; executes studies that are not [STUDY PRESET JOBS]
 	@set -e; for study in $(STUDY); do \
 	  test -e build/notebooks/$$study/$(PRESET).ipynb || $(BIN)/memlab run $$study --preset $(PRESET) --jobs $(JOBS); done
 	$(BIN)/python tools/site/build.py
 
-bench: setup
+bench: setup ## our speed beside other people's code [ARGS]
 	$(BIN)/python bench/run.py $(ARGS)
 
-# The runs in build/runs may stand for hours of work: they stay.
-clean:
+clean: ## remove what was built, except build/runs, which may stand for hours of work
 	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name runs -exec rm -rf {} +; fi
 	@rm -rf dist *.egg-info .cache .pytest_cache
 	@find memlab nbs tests tools bench -name __pycache__ -o -name .ipynb_checkpoints 2>/dev/null | xargs rm -rf

@@ -4,14 +4,23 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
-from memlab.nn.blocks import vanilla
+from memlab.data.recall import RecallConfig, recall_batch
+from memlab.nn.checks import error_ratio
+from memlab.nn.delta import DeltaNetConfig, delta_chunked, delta_recurrent
+from memlab.nn.linear import linear_chunked, linear_recurrent
 from memlab.nn.lm import residual_lm
+from memlab.nn.mixer import precise
+from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
+from memlab.nn.softmax import AttentionConfig
+from memlab.nn.variants import vanilla
 from memlab.train.loop import FitConfig, make_optimizer, train_step
-from memlab.train.losses import lm_loss
-from peers import nanogpt
+from memlab.train.losses import lm_loss, recall_loss
+from peers import nanogpt, plain_recall
 
 REPEATS = 7
 
@@ -77,7 +86,99 @@ def light_import():
     yield report('import memlab.nn.lm, seconds beyond torch', with_us - torch_only, .5, 'at most')
 
 
-BENCHES = dict(steps=steps, all_layers=all_layers, light_import=light_import)
+def delta_inputs(t, d=64, batch=4, heads=4, dtype=torch.float32):
+    "Queries, unit keys, values, rates and an empty memory."
+    r = torch.Generator().manual_seed(0)
+    n = lambda *s: torch.randn(*s, generator=r, dtype=torch.float64).to(dtype)
+    q, k, v, beta = n(batch, t, heads, d), F.normalize(n(batch, t, heads, d), dim=-1), n(batch, t, heads, d), n(batch, t, heads).sigmoid()
+    return [u.requires_grad_() for u in (q, k, v, beta)] + [None, torch.zeros(batch, heads, d, d, dtype=dtype)]
+
+
+def both_ways(form, inputs):
+    "Forward and backward of a form."
+    o, S = form(*inputs)
+    (o.sum() + S.sum()).backward()
+
+
+def delta_rule():
+    "The delta rule in chunks against the loop, and against itself at twice the length."
+    inputs = delta_inputs(1024)
+    chunks, loop = interleaved(lambda: both_ways(delta_chunked, inputs), lambda: both_ways(delta_recurrent, inputs))
+    yield report('delta rule, batch 4, 4 heads, d 64, T 1024: loop/chunks, forward and backward', loop / chunks, 10.)
+    lengths = [1024 * 2 ** i for i in range(5)]
+    times = interleaved(*(lambda x=delta_inputs(t, batch=1): both_ways(delta_chunked, x) for t in lengths))
+    yield report(f'delta rule in chunks, T 1024 to 16384 ({", ".join(f"{s:.2f}" for s in times)} s): worst doubling', max(b / a for a, b in zip(times, times[1:])), 2.2, 'at most')
+    small, large = (peak_memory(t) for t in (4096, 16384))
+    yield report(f'delta rule in chunks, memory at T 16384 ({large:.0f} MB) / four times T 4096 ({small:.0f} MB)', large / (4 * small), 1.1, 'at most')
+
+
+def peak_memory(t):
+    "Megabytes that forward and backward at a length add, in a process of its own."
+    code = f"import resource, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import run; x = run.delta_inputs(64, batch=1); run.both_ways(run.delta_chunked, x); " \
+           f"rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024; before = rss(); run.both_ways(run.delta_chunked, run.delta_inputs({t}, batch=1)); print(rss() - before)"
+    return float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+
+
+def streaming():
+    "One token at a time: what it costs after 100,000 tokens against after 100."
+    for name in (m for m in MIXERS if m not in ('attention', 'unified_kv')):
+        layer, x = mixer_config(name, d_model=64).build(), torch.randn(1, 1000, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            early = layer(x[:, :100])[1]
+            late = early
+            for _ in range(100): late = layer(x, late)[1]
+            def stream(state):
+                for i in range(50): _, state = layer(x[:, i:i + 1], state)
+            a, b = interleaved(lambda: stream(early), lambda: stream(late))
+        yield report(f'{name}: a token after 100,000 / after 100', b / a, 1.2, 'at most')
+
+
+def recall_step():
+    "A training step on recall, logits at the queries only, against logits everywhere in a plain loop."
+    batch = recall_batch(RecallConfig(vocab_size=2048, length=128, pairs=32), 64, seed=0)
+    model, config = MixerLMConfig(vocab_size=2048, mixers=(AttentionConfig(d_model=64, n_heads=2, dk=48),) * 4).build(), FitConfig(steps=1)
+    optimizer, plain = make_optimizer(model, config), plain_recall.trainer(2048, 64, 2, 48, 4)
+    a, b = interleaved(lambda: train_step(model, optimizer, (batch.ids, batch.at, batch.answers), recall_loss, config), lambda: plain(batch.ids, batch.labels))
+    yield report('recall, 98,560 block parameters, batch 64, T 128, V 2048: plain/ours', b / a, 1.7)
+
+
+def low_precision():
+    "bfloat16 inputs in chunks against float64 in the loop."
+    exact = delta_inputs(512, batch=2, heads=2, dtype=torch.float64)
+    low = [None if u is None else u.detach().to(torch.bfloat16) for u in exact]
+    yield report('delta rule, bfloat16 in chunks, T 512: relative error', error_ratio(precise(delta_chunked, *low)[0], delta_recurrent(*exact)[0]), .01, 'at most')
+    gates = -torch.rand(2, 512, 2, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    inputs = [*exact[:3], gates, exact[5]]
+    low = [u.detach().to(torch.bfloat16) for u in inputs]
+    yield report('gated linear attention, bfloat16 in chunks, T 512: relative error', error_ratio(precise(linear_chunked, *low)[0], linear_recurrent(*inputs)[0]), .01, 'at most')
+
+
+def stacked():
+    "Three seeds of a small model in one stacked step against one after the other: what decides how the recall study trains."
+    task, config = RecallConfig(vocab_size=128, length=32, pairs=8), FitConfig(steps=1)
+    models = [MixerLMConfig(vocab_size=128, mixers=(DeltaNetConfig(d_model=32, chunk=32),) * 2).build(seed) for seed in range(3)]
+    batches = [recall_batch(task, 64, seed=seed) for seed in range(3)]
+    tensors = [torch.stack(t) for t in zip(*((b.ids, b.at, b.answers) for b in batches))]
+    params, _ = torch.func.stack_module_state(models)
+    def loss(p, ids, at, answers):
+        h = torch.func.functional_call(Features(models[0]), {f'model.{n}': u for n, u in p.items()}, (ids,))
+        asked = h.gather(1, at[..., None].expand(-1, -1, h.shape[-1])).flatten(0, 1)
+        return F.cross_entropy(asked @ p['head.weight'].T, answers.flatten())
+    step = torch.func.vmap(torch.func.grad(loss))
+    def apart():
+        for m, b in zip(models, batches): recall_loss(m, b.ids, b.at, b.answers)[0].backward()
+    a, b = interleaved(lambda: step(params, *tensors), apart)
+    print(f'     three seeds, gradients of a step: apart/stacked {b / a:.2f}', flush=True)
+    yield True
+
+
+class Features(torch.nn.Module):
+    "A model's features as its forward, which is what `functional_call` calls."
+    def __init__(self, model): super().__init__(); self.model = model
+    def forward(self, ids): return self.model.features(ids)[0]
+
+
+BENCHES = dict(steps=steps, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked)
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)

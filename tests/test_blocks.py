@@ -8,8 +8,9 @@ import pytest
 import references as R
 import torch
 from memlab.nn import blocks
-from memlab.nn.blocks import VARIANTS, BlockConfig, ResidualBlock
+from memlab.nn.blocks import BlockConfig, ResidualBlock
 from memlab.nn.lm import residual_lm
+from memlab.nn.variants import VARIANTS, vanilla
 
 SHAPES = [  # batch, time, then the sizes of the block
     (2, 5, dict(d_model=8, n_heads=2, rank=3)),
@@ -265,7 +266,7 @@ def test_parameters_at_the_size_of_gpt2(share):
     the two tied ones among them, had no QKV bias and no bias at the end of the MLP: 0.01 to 0.03 M less there.
     """
     exact, said, near = SIZES[share]
-    with torch.device("meta"): model = residual_lm(blocks.vanilla(share=share, n_layers=12, d_model=768, n_heads=12), vocab_size=50304, max_len=1024)
+    with torch.device("meta"): model = residual_lm(vanilla(share=share, n_layers=12, d_model=768, n_heads=12), vocab_size=50304, max_len=1024)
     count = sum(p.numel() for p in model.parameters())
     assert count == exact
     assert abs(count / 1e6 - said) < near

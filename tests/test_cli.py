@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -51,10 +52,17 @@ def printed(file):
     return [o.get('text', '').strip() or o['data']['text/plain'] for c in nbformat.read(file, 4).cells for o in c.get('outputs', [])]
 
 
-def test_list_says_how_far_each_preset_is():
-    assert memlab('list') == (0, 'toy: Is fast better than slow?\n  quick  0 of 4 runs finished\n  cpu    0 of 4 runs finished\n  wide   0 of 6 runs finished\n')
+def test_list_says_where_it_looks_and_how_far_each_preset_is(home):
+    assert memlab('list') == (0, f'tree: {home}\ntoy: Is fast better than slow?\n  quick  0 of 4 runs finished\n  cpu    0 of 4 runs finished\n  wide   0 of 6 runs finished\n')
     toy.study.run('cpu', progress=False)
     assert '  cpu    4 of 4 runs finished, 4 of them committed\n' in memlab('list')[1]
+
+
+def test_list_and_dry_run_say_what_a_preset_is_for(monkeypatch):
+    monkeypatch.setattr(toy, 'study', toy.make())
+    monkeypatch.setitem(toy.study.presets, 'cpu', lambda: replace(toy.make().preset('cpu'), note='two rates'))
+    assert '  cpu    0 of 4 runs finished · two rates\n' in memlab('list')[1]
+    assert memlab('run', 'toy', '--preset', 'cpu', '--dry-run')[1].splitlines()[1] == 'two rates'
 
 
 @pytest.mark.parametrize('words, want', [
@@ -79,6 +87,11 @@ def test_every_command_explains_itself(command):
 def test_dry_run_computes_nothing(home):
     code, text = memlab('run', 'toy', '--preset', 'cpu', '--dry-run')
     assert code == 0 and '4 runs of 2 arms, 0 finished, 4 to do' in text and not toy.study.folder('cpu').exists()
+
+
+def test_help_is_not_cut():
+    commands = memlab('--help')[1].partition('Commands:')[2]
+    assert 'run         Compute the runs of STUDY, then execute its notebook.\n' in commands and '...' not in commands
 
 
 def test_run_computes_then_executes_the_notebook(home):

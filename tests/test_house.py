@@ -90,6 +90,21 @@ def test_constraints_name_exact_public_versions():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), [line for line in lines if "==" not in line or "+" in line]
 
 
+def test_make_help_lists_every_target():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    assert done.returncode == 0 and sorted(re.findall(r"^make (\w+) +\w", done.stdout, re.M)) == sorted(phony), done.stderr
+
+
+def test_citation_says_what_settings_say():
+    ini, cff = ConfigParser(), (ROOT / "CITATION.cff").read_text()
+    ini.read(ROOT / "settings.ini")
+    cfg = ini["DEFAULT"]
+    for line in (f"version: {cfg['version']}", f"license: {cfg['license']}", f"repository-code: {cfg['git_url']}", f"url: {cfg['doc_host']}{cfg['doc_baseurl']}"):
+        assert f"\n{line}\n" in cff, line
+    assert re.search(r"^date-released: 20\d\d-\d\d-\d\d$", cff, re.M)
+
+
 def test_shapes_are_checked_while_pytest_runs():
     from memlab.data.tokens import shift
     with pytest.raises(jaxtyping.TypeCheckError, match="b s"): shift(torch.zeros(2, 3, 4, dtype=torch.long))

@@ -1,4 +1,5 @@
 "The Python in README.md runs as it stands there, each block by itself in an empty folder."
+import json
 import os
 import re
 import subprocess
@@ -22,4 +23,6 @@ def test_example_runs(title, tmp_path):
     env = os.environ | {"MEMLAB_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", BLOCKS[title]], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    if "claim" in title: assert re.search(r"^id +MINE$", done.stdout, re.M) and re.search(r"^n_seeds +3$", done.stdout, re.M)
+    if "claim" in title:
+        found = json.loads((tmp_path / "data/results/residual_growth/mine/claims.json").read_text())[-1]
+        assert (found["id"], found["n_seeds"]) == ("MINE", 3) and found["verdict"] in done.stdout

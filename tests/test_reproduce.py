@@ -1,4 +1,4 @@
-"The one command, end to end: from text to figures and verdicts at preset quick, in an empty tree."
+"The one command, end to end: from data to figures and verdicts at preset quick, in an empty tree."
 import hashlib
 import json
 import os
@@ -10,7 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from memlab.lab.study import find_study, study_names
+
 ROOT = Path(__file__).resolve().parents[1]
+FIGURES = dict(residual_growth={'rg1.svg', 'rg3.svg', 'rg17.svg', 'streams.svg'}, mqar={'mq3.svg', 'mq4a.svg', 'mq6.svg', 'mq7.svg'})
 
 
 @pytest.fixture(scope='module')
@@ -22,31 +25,32 @@ def tree(tmp_path_factory):
     return home
 
 
-def run(home, *args):
-    "`memlab run residual_growth` in a tree of its own."
+def run(home, study, *args):
+    "`memlab run STUDY` in a tree of its own."
     env = os.environ | dict(MEMLAB_HOME=str(home), TQDM_DISABLE='1')
-    return subprocess.run([sys.executable, '-m', 'memlab.cli', 'run', 'residual_growth', *args], env=env, cwd=home, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, '-m', 'memlab.cli', 'run', study, *args], env=env, cwd=home, capture_output=True, text=True, timeout=300)
 
 
-def figures(home):
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (home/'build/figures/residual_growth/quick').glob('*.svg')}
+def figures(home, study):
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (home/f'build/figures/{study}/quick').glob('*.svg')}
 
 
-def test_from_text_to_verdicts(tree):
-    done = run(tree)
+@pytest.mark.parametrize('study', study_names())
+def test_from_data_to_verdicts(tree, study):
+    done = run(tree, study)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = json.loads((tree/'build/results/residual_growth/quick/claims.json').read_text())
-    assert [r['id'] for r in rows] == [f'RG{n}' for n in (*range(1, 14), 17)]
+    rows = json.loads((tree/f'build/results/{study}/quick/claims.json').read_text())
+    assert [r['id'] for r in rows] == [c.id for c in find_study(study).claims]
     assert all(set(r) == {'id', 'statement', 'source', 'verdict', 'effect', 'ci_low', 'ci_high', 'n_seeds', 'preset', 'rule', 'note'} for r in rows)
     assert {r['verdict'] for r in rows} == {'inconclusive'}                       # quick decides nothing
-    assert {'rg1.svg', 'rg3.svg', 'rg17.svg', 'streams.svg'} <= set(figures(tree))
-    notebook = nbformat.read(tree/'build/notebooks/residual_growth/quick.ipynb', 4)
-    assert sum('image/png' in o.get('data', {}) for c in notebook.cells for o in c.get('outputs', [])) >= 12
+    assert FIGURES[study] <= set(figures(tree, study))
+    notebook = nbformat.read(tree/f'build/notebooks/{study}/quick.ipynb', 4)
+    assert sum('image/png' in o.get('data', {}) for c in notebook.cells for o in c.get('outputs', [])) >= 10
     assert not (tree/'data').exists() and not (tree/'figures').exists()           # quick writes under build/ only
 
 
 def test_figures_are_drawn_again_to_the_byte(tree):
-    before = figures(tree)
+    before = {s: figures(tree, s) for s in study_names()}
     shutil.rmtree(tree/'build/figures')
-    assert before and run(tree).returncode == 0
-    assert figures(tree) == before
+    for study in study_names(): assert before[study] and run(tree, study).returncode == 0
+    assert {s: figures(tree, s) for s in study_names()} == before

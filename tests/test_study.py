@@ -195,11 +195,20 @@ def test_verdicts_follow_the_numbers(home):
 def test_dry_run_counts_what_is_missing(home, monkeypatch):
     study = toy.make(toy.Arm('slow', .1, steps=100), toy.ARMS[1])
     study.run('cpu', progress=False)
-    assert '6 runs of 2 arms, 0 finished' in study.dry_run('wide') and '4 finished, 0 to do' in study.dry_run('cpu')
+    assert '6 runs of 2 arms, 0 finished' in next(study.dry_run('wide')) and '4 finished, 0 to do' in next(study.dry_run('cpu'))
     monkeypatch.setattr('memlab.lab.study.measure', lambda execute, run: (100., 5000))    # speed is measured in nbs/lab/cost.ipynb
-    lines = study.dry_run('wide', jobs=2).splitlines()
-    assert [l.split() for l in lines[2:4]] == [['slow', '3', '3k', '100', '0:00:30'], ['fast', '3', '240', '100', '0:00:02']]
+    lines = list(study.dry_run('wide', jobs=2))
+    assert [l.split() for l in lines[2:4]] == [['3', '3k', '100', '0:00:30', 'slow'], ['3', '240', '100', '0:00:02', 'fast']]
     assert lines[4] == '3.24k tokens, about 0:00:16 with jobs=2, 30kB of disk' and not study.folder('wide').exists()
+
+
+def test_dry_run_gives_an_arm_as_soon_as_it_is_measured(home, monkeypatch):
+    measured = []
+    monkeypatch.setattr('memlab.lab.study.measure', lambda execute, run: measured.append(run.arm.name) or (100., 5000))
+    lines = toy.make().dry_run('cpu')
+    assert '4 to do' in next(lines) and measured == []
+    assert next(lines).split()[0] == 'runs' and next(lines).endswith('  slow') and measured == ['slow']
+    assert next(lines).endswith('  fast') and 'with jobs=1' in next(lines)
 
 
 def test_loky_needs_no_import_of_the_function(home):

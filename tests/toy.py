@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memlab.lab.claims import compare, paired, require
-from memlab.lab.study import Outcome, Preset, Study
+from memlab.lab.runs import Outcome
+from memlab.lab.study import Preset, Study
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ __all__ = ['SEPARATORS', 'shift', 'Tokenizer', 'ByteTokenizer', 'byte_tokenizer'
            'Batch', 'windows', 'held_out_windows', 'StreamBatch', 'streams']
 
 # %% ../../nbs/data/tokens.ipynb #f9d6122d
-import hashlib,heapq,json,os,shutil
+import hashlib,heapq,json,shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache

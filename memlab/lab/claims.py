@@ -44,9 +44,8 @@ class Claim:
     "A statement from a source, with the function that decides it."
     id: str             # short and unique inside a study, such as 'RG1'
     statement: str      # one sentence that can be wrong
-    source: str         # where it was said
+    source: str         # where it was said, with the number it was said with
     rule: str           # the decision rule in words, written before the run
-    said: str|float|None  # the number it was said with
     decide: Callable[[pd.DataFrame, pd.DataFrame], Evidence]  # (runs, records) to evidence
 
 # %% ../../nbs/lab/claims.ipynb #ad96d7e9

@@ -8,11 +8,9 @@ __all__ = ['measure', 'short', 'clock', 'estimate']
 # %% ../../nbs/lab/cost.ipynb #b5b91400
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from .runs import Run, one_thread
 
@@ -55,12 +53,13 @@ def clock(
 
 # %% ../../nbs/lab/cost.ipynb #c328761c
 def estimate(
-    todo: list[tuple[Any, int, float, int]],  # arm, runs, tokens a second, bytes a run
-    jobs: int,                                # runs at a time
-) -> list[str]:                               # lines
+    todo: Iterable[tuple[Any, int, float, int]],  # arm, runs, tokens a second, bytes a run
+    jobs: int,                                    # runs at a time
+) -> Iterator[str]:                               # lines, that of an arm before the next is asked for
     "Tokens, time and disk of what is to do."
-    if not todo: return []
-    table = pd.DataFrame([dict(arm=a.name, runs=n, tokens=short(n*a.tokens), per_second=short(v), time=clock(n*a.tokens/v)) for a, n, v, _ in todo])
-    seconds = max(sum(n*a.tokens/v for a, n, v, _ in todo)/jobs, max(a.tokens/v for a, _, v, _ in todo))
-    tokens, size = sum(a.tokens*n for a, n, _, _ in todo), sum(n*b for _, n, _, b in todo)
-    return table.to_string(index=False).splitlines() + [f'{short(tokens)} tokens, about {clock(seconds)} with jobs={jobs}, {short(size)}B of disk']
+    row, tokens, size, seconds, longest = '{:>4} {:>7} {:>11} {:>9}  {}'.format, 0, 0, 0., 0.
+    for arm, n, speed, held in todo:
+        if not tokens: yield row('runs', 'tokens', 'per second', 'time', 'arm')
+        yield row(n, short(n*arm.tokens), short(speed), clock(n*arm.tokens/speed), arm.name)
+        tokens, size, seconds, longest = tokens + n*arm.tokens, size + n*held, seconds + n*arm.tokens/speed, max(longest, arm.tokens/speed)
+    if tokens: yield f'{short(tokens)} tokens, about {clock(max(seconds/jobs, longest))} with jobs={jobs}, {short(size)}B of disk'

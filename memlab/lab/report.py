@@ -11,6 +11,7 @@ __all__ = ['COLOURS', 'DASHES', 'STYLE', 'SIGNS', 'NOTHING', 'style', 'use_style
 import io
 import math
 import re
+import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -236,7 +237,7 @@ def verdict_table(
 ) -> Table:
     "Verdicts as a table to show."
     rows = claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims
-    return Table([{'claim': r['id'], 'statement': r['statement'], 'verdict': f"{SIGNS[r['verdict']]} {r['verdict']}",
+    return Table([{'claim': r['id'], 'statement': r['statement'], 'source': r['source'], 'verdict': f"{SIGNS[r['verdict']]} {r['verdict']}",
                    'effect [interval]': fmt_effect(r['effect'], r['ci_low'], r['ci_high']), 'seeds': r['n_seeds'], 'note': r['note']} for r in rows])
 
 # %% ../../nbs/lab/report.ipynb #577802bc
@@ -258,8 +259,10 @@ def _marks(folder, here):
     "What a reader must know about the results in a folder."
     from memlab.lab.study import find_study, study_names
     if folder.parent.name not in study_names(): return ['study is gone']
+    study = find_study(folder.parent.name)
+    if size_of(folder.name) not in study.presets: return ['preset is gone']
     if not (folder/'runs.parquet').exists(): return ['no runs']
-    study, runs = find_study(folder.parent.name), pd.read_parquet(folder/'runs.parquet', columns=['arm', 'code', 'corpus'])
+    runs = pd.read_parquet(folder/'runs.parquet', columns=['arm', 'code', 'corpus'])
     now = study.codes(arm for arm, _ in study.preset(size_of(folder.name)).plan)
     return ['stale']*any(now.get(arm) != code for arm, code in zip(runs.arm, runs.code)) + (_text_marks(study, folder.name, runs) if here else [])
 
@@ -307,14 +310,16 @@ def scoreboard(
 def scoreboard_text(
     root: str|Path|None = None,  # tree to look in; by default the current one
     quick: bool = True,          # also preset quick, under build/
-    width: int = 120,            # columns of the terminal
+    width: int|None = None,      # columns; by default those of the terminal
 ) -> str:
     "Every claim with its verdict for a terminal, study by study."
-    rows, out = pd.DataFrame(board(root, quick, here=True)), []
-    for (study, preset), some in rows.groupby(['study', 'preset'], sort=False) if len(rows) else ():
+    rows = pd.DataFrame([r | dict(text=fmt_effect(r['effect'], r['ci_low'], r['ci_high'])) for r in board(root, quick, here=True)])
+    if rows.empty: return NOTHING
+    width, gap, out = width or shutil.get_terminal_size((120, 24)).columns, rows.text.str.len().max(), []
+    for (study, preset), some in rows.groupby(['study', 'preset'], sort=False):
         counts = ', '.join(f'{n} {v}' for v in SIGNS if (n := (some.verdict == v).sum()))
         out.append(' · '.join([study, preset, counts, *some.marks.iloc[0]]))
         for r in some.itertuples():
-            line = f'  {SIGNS[r.verdict]} {r.id:<6}{r.verdict:<14}{fmt_effect(r.effect, r.ci_low, r.ci_high):<30}{r.n_seeds:>2} seeds  '
+            line = f'  {SIGNS[r.verdict]} {r.id:<6}{r.verdict:<14}{r.text:<{gap}}  {r.n_seeds:>2} {"seed " if r.n_seeds == 1 else "seeds"}  '
             out.append(line + textwrap.shorten(r.statement, max(20, width - len(line)), placeholder=' …'))
-    return '\n'.join(out) or NOTHING
+    return '\n'.join(out)

@@ -11,7 +11,7 @@ import pkgutil
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..data.corpus import write_atomic
 from .code import code_hash, config_classes
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, read_table, results_folder, run_id, runs_folder, size_of, write_table
-from .runs import Outcome, Run, compute, is_finished, one_thread, read_runs
+from .runs import Run, compute, is_finished, one_thread, read_runs
 
 # %% ../../nbs/lab/study.ipynb #15a3481d
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Preset:
     "Which arms run with which seeds."
     plan: tuple[tuple[object, tuple[int, ...]], ...]  # (arm, its seeds), in the order of tables
     note: str = ''                                    # what it is for, in a sentence
+    then: Callable | None = None                      # (runs, records) -> more of the plan, decided when all of this has run
 
 # %% ../../nbs/lab/study.ipynb #8d05454c
 @dataclass(eq=False)
@@ -57,7 +58,15 @@ def preset(self:Study,
     size, _, corpus = name.partition('@')
     if size not in self.presets: raise ValueError(f'study {self.name} has no preset {size!r}: choose from {", ".join(self.presets)}')
     preset = self.presets[size]()
+    if preset.then is not None: preset = self._continued(name, preset)
     return replace(preset, plan=tuple((replace(arm, corpus=corpus), seeds) for arm, seeds in preset.plan)) if corpus else preset
+
+@patch
+def _continued(self:Study, name, preset):
+    "The whole plan, once all of its first part is in the tables."
+    runs, records = map(frame, self._tables(name))
+    if not {run_id(self.name, arm, seed, self.corpus(arm)) for arm, seeds in preset.plan for seed in seeds} <= set(runs.run_id): return preset
+    return replace(preset, plan=preset.plan + tuple(preset.then(runs, records)), then=None)
 
 @patch
 def runs(self:Study,
@@ -180,7 +189,16 @@ def run(self:Study,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, records
     "Compute the runs that are not finished and collect the tables. Stop it whenever you like and call it again."
     if jobs < 1: raise ValueError(f'jobs={jobs}: pass 1 or more')
-    runs, done = self.runs(preset), set() if fresh else self.finished(preset)
+    computed = set()
+    while True:
+        runs, more = self.runs(preset), self.preset(preset).then is not None
+        tables = self._stage(preset, runs, computed if fresh else self.finished(preset), jobs, fresh, progress)
+        if not more: return tables
+        computed = {r.run_id for r in runs}
+
+@patch
+def _stage(self:Study, preset, runs, done, jobs, fresh, progress):
+    "Compute those of `runs` that are not done; collect the tables."
     todo, failed = [r for r in runs if r.run_id not in done], {}
     try:
         if todo:
@@ -260,30 +278,30 @@ def dry_run(self:Study,
     preset: str,   # its name
     jobs: int = 1, # runs at a time
     fresh: bool = False,  # as if nothing were finished
-) -> str:
+) -> Iterator[str]:      # lines, that of an arm as soon as it is measured
     "What is still to do at a preset, with measured speed, time and disk. Computes nothing that is kept."
-    runs, rows, todo = self.runs(preset), self._tables(preset)[0]['run_id'].to_pylist(), {}
+    stage, runs, rows, todo = self.preset(preset), self.runs(preset), self._tables(preset)[0]['run_id'].to_pylist(), {}
     done = set() if fresh else self.finished(preset)
     for r in runs:
         if r.run_id not in done: todo.setdefault(r.arm, []).append(r)
-    gone = len(set(rows) - {r.run_id for r in runs})
-    head = f'{self.name}, preset {preset}: {len(runs)} runs of {len({r.arm for r in runs})} arms, {len(done)} finished, {len(runs) - len(done)} to do'
-    if gone: head += f'\n{gone} runs in the tables read another text or have arms no longer planned: the next run drops them'
-    return '\n'.join([head, *estimate([(arm, len(mine), *measure(self.execute, mine[0])) for arm, mine in todo.items()], jobs)])
+    yield f'{self.name}, preset {preset}: {len(runs)} runs of {len({r.arm for r in runs})} arms, {len(done)} finished, {len(runs) - len(done)} to do'
+    if stage.note: yield stage.note
+    if stage.then is not None: yield 'more runs follow, decided by these'
+    if gone := len(set(rows) - {r.run_id for r in runs}): yield f'{gone} runs in the tables read another text or have arms no longer planned: the next run drops them'
+    yield from estimate(((arm, len(mine), *measure(self.execute, mine[0])) for arm, mine in todo.items()), jobs)
 
 # %% ../../nbs/lab/study.ipynb #b786d2d1
 @patch
 def claim(self:Study,
     id: str,           # short and unique, such as 'RG1'
     statement: str,    # one sentence that can be wrong
-    source: str,       # where it was said
+    source: str,       # where it was said, with the number it was said with
     rule: str,         # the decision rule in words
-    said: str|float|None = None,  # the number it was said with
 ):
     "Decorator: a function `(runs, records) -> Evidence` decides this claim."
     from memlab.lab.claims import Claim
     if id in {c.id for c in self.claims}: raise ValueError(f'study {self.name} has two claims {id!r}: give each its own id')
-    def add(decide): self.claims.append(Claim(id, statement, source, rule, said, decide)); return decide
+    def add(decide): self.claims.append(Claim(id, statement, source, rule, decide)); return decide
     return add
 
 @patch
@@ -295,7 +313,7 @@ def verdicts(self:Study,
     runs, records = self.load(preset)
     rows = [claim_row(c, judge(c, runs, records, preset), preset) for c in self.claims]
     planned = sum(len(seeds) for _, seeds in self.preset(preset).plan)
-    if len(runs) < planned: rows = [r | dict(note='; '.join(filter(None, [r['note'], f'{len(runs)} of {planned} runs computed']))) for r in rows]
+    if len(runs) < planned or self.preset(preset).then is not None: rows = [r | dict(note='; '.join(filter(None, [r['note'], f'{len(runs)} of {planned} runs computed']))) for r in rows]
     write_claims(self.results(preset)/'claims.json', rows)
     return pd.DataFrame(rows)
 

@@ -28,8 +28,9 @@ from ..eval.stream import branch_records, stream_records
 from ..lab.claims import Evidence, Missing, below, by_seed, compare, equivalent, every, exceeds, interval, paired, require
 from ..lab.runs import Outcome
 from ..lab.study import Preset, Study
-from ..nn.blocks import BlockConfig, VARIANTS
+from ..nn.blocks import BlockConfig
 from ..nn.lm import residual_lm
+from ..nn.variants import VARIANTS
 from ..train.loop import FitConfig, fit, record
 from ..train.losses import linear_cross_entropy, lm_loss, readouts
 
@@ -283,7 +284,7 @@ CELLS = [f'{share} {loss}' for share in ('shared', 'unshared') for loss in ('all
 GRID = [f'{sign} {cell}' for cell in CELLS for sign in ('r*A', 'r+A')]
 
 @study.claim('RG1', 'A stream that is multiplied by attention grows by more than half at every layer, and faster the longer it trains.', source='9-unlearnableLN: 1.06 a layer at step 499, 9.2 at 3949',
-             said=9.2, rule='r*A shared all: gain a layer (line through log rms over the last half of layers) > 1.5 at the last step, and log gain larger at each third of training than at the one before (95 % intervals)')
+             rule='r*A shared all: gain a layer (line through log rms over the last half of layers) > 1.5 at the last step, and log gain larger at each third of training than at the one before (95 % intervals)')
 def geometric_growth(runs, records) -> Evidence:
     trained(runs, records, GROWING)
     end = last_step(records, GROWING)
@@ -291,7 +292,7 @@ def geometric_growth(runs, records) -> Evidence:
     return every(size=exceeds(np.exp(last), 1.5), later=exceeds(last - second, 0), earlier=exceeds(second - first, 0))
 
 # %% ../../nbs/studies/residual_growth.ipynb #dccd143c
-@study.claim('RG2', 'Multiplying the stream costs loss where it blows up.', source='8-timesplus against 7-test-2: -0.18 at 500, +0.01 at 2000, -0.03 at 3000', said=-.03,
+@study.claim('RG2', 'Multiplying the stream costs loss where it blows up.', source='8-timesplus against 7-test-2: -0.18 at 500, +0.01 at 2000, -0.03 at 3000',
              rule='r*A minus r+A, both shared all, held-out nats at the last step: supported above +0.02, refuted below (95 % interval), provided the gain of r*A is > 1.5')
 def growth_costs(runs, records) -> Evidence:
     trained(runs, records, GROWING, ADDITIVE)
@@ -344,7 +345,7 @@ def straightness(table: pd.DataFrame) -> pd.Series:
     line, total = np.outer(slopes(table), x - x.mean()), (centred ** 2).sum(axis=1)
     return (1 - ((centred - line) ** 2).sum(axis=1) / total.where(total > 0)).fillna(0.)
 
-@study.claim('RG5', 'With a shared block the additive stream grows linearly under all-layer loss, and does not under single loss.', source='vanilla all-layer: +0.57 to +0.9 a layer; 10-resmlp-single: U-shape', said=.57,
+@study.claim('RG5', 'With a shared block the additive stream grows linearly under all-layer loss, and does not under single loss.', source='vanilla all-layer: +0.57 to +0.9 a layer; 10-resmlp-single: U-shape',
              rule='r+A shared: rms = a + b l with b(all) > 0, b(all) > 3 b(single) and R² > 0.98 for all-layer loss at the last step (95 % intervals)')
 def linear_growth(runs, records) -> Evidence:
     arms = ADDITIVE, 'r+A shared single'
@@ -353,7 +354,7 @@ def linear_growth(runs, records) -> Evidence:
     return every(grows=exceeds(slopes(everywhere), 0), steeper=exceeds(slopes(everywhere) - 3 * slopes(single), 0), straight=exceeds(straightness(everywhere), .98))
 
 # %% ../../nbs/studies/residual_growth.ipynb #25186b82
-@study.claim('RG6', 'A stream multiplied by both branches collapses.', source='8-timestimes, 8-experiment: std to 0, loss 7.66', said=0.,
+@study.claim('RG6', 'A stream multiplied by both branches collapses.', source='8-timestimes, 8-experiment: std to 0, loss 7.66',
              rule='log10 rms of the last stream < log10 sqrt(eps) = -2.5 after the short run (95 % interval); if branches that start at one bring the loss within 0.1 nat of r+A, the start is to blame, not the architecture')
 def double_product(runs, records) -> Evidence:
     arm, repaired, base = 'r*A*M shared', 'r*A*M shared from one', 'vanilla shared'
@@ -367,18 +368,18 @@ def double_product(runs, records) -> Evidence:
 # %% ../../nbs/studies/residual_growth.ipynb #6744a681
 BOTH = dict(shared=' shared', unshared='')
 
-@study.claim('RG7', 'The skip connection must not pass through the norm.', source='8-reswithln, 8-xplusnotres: +0.8 to +1.6 nat', said=.8,
+@study.claim('RG7', 'The skip connection must not pass through the norm.', source='8-reswithln, 8-xplusnotres: +0.8 to +1.6 nat',
              rule='normed skip minus vanilla, shared and unshared: > max(0.02, 3 SE) in both')
 def skip_is_raw(runs, records) -> Evidence:
     e = every(**{s: compare(loss_gap(runs, records, f'normed skip{x}', f'vanilla{x}'), .02, +1) for s, x in BOTH.items()})
     return replace(e, note=f'{e.note}; scaled by sqrt(L): ' + aside(runs, records, **{s: (f'normed skip x sqrt(L){x}', f'vanilla{x}') for s, x in BOTH.items()}))
 
-@study.claim('RG8', 'The learned gain and bias of the norm make no difference.', source='9-unlearnableLN: +0.10 at 2000, +0.06 at 3000 without', said=.06,
+@study.claim('RG8', 'The learned gain and bias of the norm make no difference.', source='9-unlearnableLN: +0.10 at 2000, +0.06 at 3000 without',
              rule='affine minus none, shared all, for r+A and r*A: 90 % interval inside ±0.02 nat in both')
 def affine_is_idle(runs, records) -> Evidence:
     return every(**{s: equivalent(loss_gap(runs, records, f'{s} shared all affine', f'{s} shared all')) for s in ('r+A', 'r*A')})
 
-@study.claim('RG9', 'It makes no difference whether attention and MLP run in parallel or one after the other.', source='10-resmlp: 4.157 against 4.147', said=.01,
+@study.claim('RG9', 'It makes no difference whether attention and MLP run in parallel or one after the other.', source='10-resmlp: 4.157 against 4.147',
              rule='parallel minus vanilla, shared and unshared: 90 % interval inside ±0.02 nat in both')
 def parallel_is_fine(runs, records) -> Evidence:
     return every(**{s: equivalent(loss_gap(runs, records, f'parallel{x}', f'vanilla{x}')) for s, x in BOTH.items()})
@@ -393,7 +394,7 @@ def at_equal_time(runs, records, arm, base) -> str:
     gap = by_seed(records, 'val_loss', arm, int(reached)) - by_seed(records, 'val_loss', base, 'last')
     return f'{ratio:.1f} times as long; at equal time (its step {reached}) {gap.mean():+.3f}'
 
-@study.claim('RG10', 'A loss at every layer makes no difference to the last one.', source='10-resmlp-single, 7-test-2, 14-alltrain-deep: +0.06, -0.015, +0.065 nat at 3.9 times the time', said=.06,
+@study.claim('RG10', 'A loss at every layer makes no difference to the last one.', source='10-resmlp-single, 7-test-2, 14-alltrain-deep: +0.06, -0.015, +0.065 nat at 3.9 times the time',
              rule='r+A, all-layer minus single loss, shared and unshared, at equal steps: 90 % interval inside ±0.02 nat in both')
 def all_layer_is_useless(runs, records) -> Evidence:
     pairs = {s: (f'r+A {s} all', f'r+A {s} single') for s in BOTH}
@@ -401,7 +402,7 @@ def all_layer_is_useless(runs, records) -> Evidence:
     return replace(e, note='; '.join([e.note, *(f'{s}: {at_equal_time(runs, records, *pair)}' for s, pair in pairs.items())]))
 
 # %% ../../nbs/studies/residual_growth.ipynb #09ef9d0c
-@study.claim('RG11', 'Doubled attention hurts early, halved attention changes nothing, and attention brings no early gain.', source='10-resmlp-single-2x, -halfx, -noattn: +0.18 at 500, +0.003 at 2000, +0.04 at 250', said=.18,
+@study.claim('RG11', 'Doubled attention hurts early, halved attention changes nothing, and attention brings no early gain.', source='10-resmlp-single-2x, -halfx, -noattn: +0.18 at 500, +0.003 at 2000, +0.04 at 250',
              rule='parallel shared: 2A minus A > max(0.02, 3 SE) at a third of the run; A/2 minus A inside ±0.02 (90 %) at the end; no A minus A < 0.05 (95 %) at the last mark where the loss exceeds the bigram floor by 1 nat')
 def early_attention(runs, records) -> Evidence:
     base = 'parallel shared'
@@ -413,7 +414,7 @@ def early_attention(runs, records) -> Evidence:
     return every(**{'2A': compare(gap('2A', last_step(records, base) // 3), .02, +1), 'A/2': equivalent(gap('A/2', 'last')), f'no A at step {above[-1]}': below(gap('no A', above[-1]), .05)})
 
 # %% ../../nbs/studies/residual_growth.ipynb #189283ea
-@study.claim('RG12', 'The product of attention and MLP trains faster and ends level.', source='attnxmlp: -0.27 at 500, -0.009 at 4000', said=-.27,
+@study.claim('RG12', 'The product of attention and MLP trains faster and ends level.', source='attnxmlp: -0.27 at 500, -0.009 at 4000',
              rule='axm minus vanilla, shared: < -max(0.02, 3 SE) at a third of the run under the longest warmup; 90 % interval inside ±0.02 nat at the end under the usual one')
 def product_is_faster(runs, records) -> Evidence:
     require(runs, 'vanilla shared')
@@ -423,14 +424,14 @@ def product_is_faster(runs, records) -> Evidence:
     early = compare(loss_gap(runs, records, f'axm {slow}', f'vanilla {slow}', last_step(records, 'vanilla shared') // 3), .02, -1)
     return every(early=early, level=equivalent(loss_gap(runs, records, 'axm shared', 'vanilla shared')))
 
-@study.claim('RG13', 'It makes no difference whether attention has value and output matrices.', source='axm-novalue: -0.48 at 500, +0.03 at 4000', said=.03,
+@study.claim('RG13', 'It makes no difference whether attention has value and output matrices.', source='axm-novalue: -0.48 at 500, +0.03 at 4000',
              rule='A° (heads summed) minus A at equal parameters, unshared: 90 % interval inside ±0.02 nat')
 def no_value_matrix(runs, records) -> Evidence:
     e = equivalent(loss_gap(runs, records, 'novalue sum', 'vanilla'))
     return replace(e, note='; '.join(filter(None, [e.note, aside(runs, records, **{'A°/H': ('novalue mean', 'vanilla'), 'A°/sqrt(H)': ('novalue sqrt', 'vanilla')})])))
 
 # %% ../../nbs/studies/residual_growth.ipynb #8a8b3f09
-@study.claim('RG17', 'Deleting a token\'s own value after the softmax helps the plain block.', source='14-nodiagonal-baseline: -0.022 to -0.047 at every mark', said=-.03,
+@study.claim('RG17', 'Deleting a token\'s own value after the softmax helps the plain block.', source='14-nodiagonal-baseline: -0.022 to -0.047 at every mark',
              rule='own deleted minus vanilla, at both lengths: < -max(0.01, 3 SE); all four arms must have beaten the bigram floor by 0.1 nat')
 def own_value_hurts(runs, records) -> Evidence:
     lengths = dict(short='', long=' long')

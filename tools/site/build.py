@@ -22,6 +22,12 @@ NBS, SOURCE, OUT = ROOT / "nbs", ROOT / "build" / "site", ROOT / "build" / "html
 PRESETS = ["full", "gpu", "cpu", "quick"]
 SECTIONS = {"Studies": "studies", "Data": "data", "Layers and models": "nn", "Training": "train", "Evaluation": "eval",
             "Laboratory": "lab", "Command line": "."}
+READING = {  # the order of pages, where it is not that of the alphabet; pages not named come last
+    "data": "corpus tokens recall",
+    "nn": "state init attention blocks variants lm mixer checks softmax linear delta titans ttt baseconv mixer_lm",
+    "train": "losses checkpoint loop",
+    "lab": "code records runs cost study claims report explore runner",
+}
 syms = __import__("memlab._modidx", fromlist=["d"]).d["syms"]
 FULL_NAME = {name.removeprefix(module + "."): name for module, names in syms.items() for name in names}
 OFF_SITE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>|@import\s+url\([\"']?(?:https?:)?//[^)]*\)")
@@ -80,6 +86,13 @@ def page(nb: nbformat.NotebookNode, path: Path):
     nbformat.write(nb, target)
 
 
+def pages(folder: str) -> list[Path]:
+    "The notebooks in a folder of nbs/, in reading order."
+    order = READING.get(folder, "").split()
+    found = [path for path in sorted((NBS / folder).glob("[!_.]*.ipynb")) if path != INDEX]
+    return sorted(found, key=lambda path: order.index(path.stem) if path.stem in order else len(order))
+
+
 def toctree(caption: str, entries: list[str]) -> str:
     return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *entries, "```"])
 
@@ -91,7 +104,7 @@ def sources():
     if (ROOT / "figures").exists(): shutil.copytree(ROOT / "figures", SOURCE / "figures")
     index, trees = executed(INDEX), []
     for caption, folder in SECTIONS.items():
-        paths = [path for path in sorted((NBS / folder).glob("[!_.]*.ipynb")) if path != INDEX]
+        paths = pages(folder)
         for path in paths: page(executed_study(path.stem) if folder == "studies" else nbformat.read(path, 4), path)
         if paths: trees.append(toctree(caption, [path.relative_to(NBS).with_suffix("").as_posix() for path in paths]))
     for module in syms: (SOURCE / "api" / f"{module}.md").write_text(f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n")

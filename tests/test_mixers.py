@@ -1,0 +1,186 @@
+"""Every mixer by name and under its options: forms, cuts, causality, rows, sizes, gradients through the state, and what is refused."""
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from memlab.nn.checks import check_mixer, error_ratio
+from memlab.nn.delta import DeltaNetConfig, GatedDeltaNetConfig, delta_recurrent
+from memlab.nn.init import init_parameters
+from memlab.nn.linear import BasedConfig, GLAConfig, LinearAttentionConfig, Mamba2Config, linear_recurrent
+from memlab.nn.mixer import KERNELS, NORMS, precise
+from memlab.nn.mixer_lm import MIXERS, mixer_config
+from memlab.nn.softmax import AttentionConfig, UnifiedKVConfig
+from memlab.nn.titans import titans_chunked, titans_recurrent
+
+WIDE = dict(d_model=8, n_heads=2, dk=4, dv=6, chunk=4)
+PLAIN = dict(d_model=8, n_heads=2, dk=4, chunk=4)
+OPTIONS = dict(
+    attention=AttentionConfig(**WIDE, conv=3, q_gated=True, out_norm='rms', out_gate='silu'), windowed=AttentionConfig(**WIDE, window=3, rope=True),
+    unified_kv=UnifiedKVConfig(**PLAIN, conv=4, rope=True, q_norm='l2'), linear=LinearAttentionConfig(**WIDE, conv=4, k_norm='sum', q_norm='sum'),
+    dpfp=LinearAttentionConfig(**WIDE, q_kernel='dpfp', k_kernel='dpfp'), relu=LinearAttentionConfig(**WIDE, q_kernel='relu', k_kernel='relu', denominator=False, v_kernel='silu'),
+    softmax_keys=DeltaNetConfig(**WIDE, q_norm='softmax', k_norm='softmax', conv=0), rms_keys=GatedDeltaNetConfig(**WIDE, k_kernel='silu', q_kernel='silu', k_gated=True),
+    rope=DeltaNetConfig(**WIDE, rope=True, negative=True), retention=mixer_config('retention', **WIDE), gla=GLAConfig(**WIDE, rank=3, conv=4), based=BasedConfig(**WIDE),
+    mamba2=Mamba2Config(d_model=8, dk=5, dv=4, chunk=4), delta=DeltaNetConfig(**WIDE), gated_delta=GatedDeltaNetConfig(**WIDE), titans=mixer_config('titans', **WIDE),
+    titans_plain=mixer_config('titans', **WIDE, momentum=False, decay=False), ttt=mixer_config('ttt', **PLAIN), baseconv=mixer_config('baseconv', d_model=8))
+
+
+def built(config, seed=0):
+    "A float64 layer with weights large enough to matter."
+    return init_parameters(config.build(), seed, std=.5).double()
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_every_mixer_has_an_options_row():
+    assert {type(c) for c in OPTIONS.values()} == set(MIXERS.values())
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_a_mixer_passes_every_check(name):
+    check_mixer(built(OPTIONS[name]), normal(3, 19, 8))
+
+
+@pytest.mark.parametrize('name', [n for n, c in OPTIONS.items() if hasattr(c, 'form')])
+def test_forms_agree_in_outputs_states_and_every_gradient(name):
+    "Through the whole layer, from a state that is not empty, with gradients of inputs, weights and state."
+    config = OPTIONS[name]
+    forms = config.build().FORMS
+    def everything(form, dtype=torch.float64):
+        layer = built(replace(config, form=form)).to(dtype)
+        with torch.no_grad(): state = layer(normal(2, 5, 8, seed=1).to(dtype))[1]
+        leaves = {n: s.clone().requires_grad_() for n, s in state.tensors().items() if s.is_floating_point()}
+        x = normal(2, 9, 8, seed=2).to(dtype).requires_grad_()
+        y, end = layer(x, replace(state, **leaves))
+        value = sum((u.double() * normal(*u.shape, seed=3)).sum() for u in (y, *(s for s in end.tensors().values() if s.is_floating_point())))
+        wanted = [x, *leaves.values(), *layer.parameters()]
+        slopes = torch.autograd.grad(value, wanted, allow_unused=True)
+        return [y, *end.tensors().values(), *(g if g is not None else torch.zeros_like(w) for g, w in zip(slopes, wanted))]
+    loop = everything('recurrent')
+    for form in forms:
+        for got, want in zip(everything(form), loop): assert error_ratio(got, want) < 1e-9, form
+        for got, want in zip(everything(form, torch.float32)[:2], loop): assert error_ratio(got, want) < 1e-4, form
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_rows_with_different_histories_go_on_together(name):
+    layer = built(OPTIONS[name])
+    x = normal(2, 30, 8)
+    with torch.no_grad():
+        (_, a), (_, b) = layer(x[:1, :20]), layer(x[1:, :3])
+        both, end = layer(x[:, 20:], type(a).cat([a, b]))
+        alone = torch.cat([layer(x[:1, 20:], a)[0], layer(x[1:, 20:], b)[0]])
+    assert error_ratio(both, alone) < 1e-10
+    assert end.seen.tolist() == [30, 13]
+
+
+@pytest.mark.parametrize('name', MIXERS)
+def test_a_model_in_bfloat16_stays_near_the_loop_in_float64(name):
+    "Autocast rounds the layers around a memory, not the memory."
+    fields = dict(d_model=32) | (dict(n_heads=2, conv=4) if name not in ('baseconv', 'mamba2') else {})
+    layer = init_parameters(mixer_config(name, **fields).build(), 0, std=.2)
+    exact = init_parameters(mixer_config(name, **fields | (dict(form='recurrent') if 'form' in MIXERS[name].__dataclass_fields__ else {})).build(), 0, std=.2).double()
+    x = normal(2, 512, 32)
+    with torch.no_grad():
+        with torch.autocast('cpu', torch.bfloat16): y, state = layer(x.float())
+        want = exact(x)[0]
+    assert error_ratio(y, want) < .05
+    assert all(s.dtype in (torch.float32, torch.int64, torch.bfloat16) for s in state.tensors().values())
+    assert state.numel() == layer.state_size(512)
+
+
+# -- equivalences -----------------------------------------------------------------------------------------------------
+
+def test_titans_without_momentum_and_decay_is_the_delta_rule():
+    b, t, h, k, v = 2, 37, 2, 3, 4
+    q, key, value, rate = normal(b, t, h, k), torch.nn.functional.normalize(normal(b, t, h, k, seed=1), dim=-1), normal(b, t, h, v, seed=2), normal(b, t, h, seed=3).sigmoid()
+    M, zero = normal(b, h, k, v, seed=4), torch.zeros(b, t, h, dtype=torch.float64)
+    want, S = delta_recurrent(q, key, value, rate, None, M)
+    for form in (titans_recurrent, titans_chunked):
+        o, got, _ = form(q, key, value, zero, rate, zero, M, torch.zeros_like(M), 16)
+        assert error_ratio(o, want) < 1e-10 and error_ratio(got, S) < 1e-10
+
+
+def test_linear_attention_is_the_delta_rule_on_orthogonal_keys():
+    eye = torch.eye(6, dtype=torch.float64)[None, :, None]
+    v, S = normal(1, 6, 1, 4), torch.zeros(1, 1, 6, 4, dtype=torch.float64)
+    for a, b in zip(delta_recurrent(eye, eye, v, torch.ones(1, 6, 1, dtype=torch.float64), None, S), linear_recurrent(eye, eye, v, None, S)): assert error_ratio(a, b) < 1e-12
+
+
+def test_orthonormal_keys_are_recalled():
+    eye = torch.eye(4, dtype=torch.float64)[None, :, None]
+    v, ones, zero = normal(1, 4, 1, 3), torch.ones(1, 4, 1, dtype=torch.float64), torch.zeros(1, 1, 4, 3, dtype=torch.float64)
+    memories = [linear_recurrent(eye, eye, v, None, zero)[1], delta_recurrent(eye, eye, v, ones, None, zero)[1], titans_recurrent(eye, eye, v, 0 * ones, ones, 0 * ones, zero, zero, 4)[1]]
+    for S in memories: torch.testing.assert_close(torch.einsum('bthk,bhkv->bthv', eye, S), v, rtol=1e-12, atol=1e-12)
+
+
+# -- numbers that were published --------------------------------------------------------------------------------------
+
+BYTES = {  # mixers, published bytes at 1,024 tokens: the mixers' memories and the inputs of the convolution layer below, 3 a channel
+    'attention 64': (AttentionConfig(d_model=64), 525), 'attention 128': (AttentionConfig(d_model=128), 1050),
+    'delta 64': (DeltaNetConfig(d_model=64), 9.0), 'delta 128': (DeltaNetConfig(d_model=128), 34), 'delta 256': (DeltaNetConfig(d_model=256), 134),
+    'gated 64': (GatedDeltaNetConfig(d_model=64, dv=64), 17), 'gated 128': (GatedDeltaNetConfig(d_model=128, dv=128), 67), 'gated 256': (GatedDeltaNetConfig(d_model=256, dv=256), 265),
+    'gla 64': (GLAConfig(d_model=64), 4.9), 'gla 128': (GLAConfig(d_model=128), 18), 'gla 256': (GLAConfig(d_model=256), 69),
+    'based 48': (BasedConfig(d_model=48, n_heads=1), 9.4), 'based 64 wide': (BasedConfig(d_model=64, n_heads=1, dk=16), 41), 'based 128 wide': (BasedConfig(d_model=128, n_heads=1, dk=16), 80),
+}
+
+
+@pytest.mark.parametrize('name', BYTES)
+def test_published_bytes_of_state(name):
+    config, kilobytes = BYTES[name]
+    got = 4 * (config.build().memory_size(1024) + 3 * config.d_model) / 1000
+    assert got == pytest.approx(kilobytes, rel=.02)
+
+
+@pytest.mark.parametrize('width, state, kilobytes', [(64, 8, 8.2), (128, 16, 33), (256, 24, 98)])
+def test_published_bytes_of_mamba2(width, state, kilobytes):
+    layer = Mamba2Config(d_model=width, dk=state, dv=64).build()
+    assert 4 * 2 * layer.memory_size(1024) / 1000 == pytest.approx(kilobytes, rel=.02)     # two such layers
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+def test_a_state_of_another_layer_width_or_batch_is_refused():
+    layer, x = built(OPTIONS['delta']), normal(2, 3, 8)
+    _, state = layer(x)
+    with pytest.raises(ValueError, match='this layer needs a MatrixState'): layer(x, built(OPTIONS['attention'])(x)[1])
+    with pytest.raises(ValueError, match='belongs to another layer or batch'): layer(x, state[:1])
+    with pytest.raises(ValueError, match='belongs to another layer or batch'): layer(x, built(replace(OPTIONS['delta'], dv=4))(x)[1])
+    with pytest.raises(ValueError, match='state.S is not finite'): layer(x, replace(state, S=state.S / 0))
+    with pytest.raises(ValueError, match=r'pass \(batch, time, 8\)'): layer(normal(2, 3, 9))
+
+
+@pytest.mark.parametrize('field, word, known', [('k_kernel', 'gelu', KERNELS), ('q_norm', 'batch', NORMS), ('form', 'fast', ('recurrent',))])
+def test_an_unknown_word_is_refused_with_the_known_ones(field, word, known):
+    with pytest.raises(ValueError, match=f'{field}={word!r}') as error: DeltaNetConfig(**WIDE, **{field: word}).build()
+    assert all(repr(k) in str(error.value) for k in known)
+
+
+# -- scale ------------------------------------------------------------------------------------------------------------
+
+def test_what_a_step_costs_does_not_depend_on_what_came_before():
+    "The state after many tokens has the shapes of the state after one, for every memory that is not softmax attention."
+    for name in MIXERS:
+        if name in ('attention', 'unified_kv'): continue
+        layer = built(OPTIONS[name])
+        with torch.no_grad(): early, late = layer(normal(1, 1, 8))[1], layer(normal(1, 400, 8))[1]
+        assert [s.shape for s in early.tensors().values()] == [s.shape for s in late.tensors().values()]
+
+
+def test_memories_keep_at_least_float32():
+    seen = []
+    def form(q, k, v, S, chunk): seen.append((q.dtype, S.dtype)); return v, S
+    low = torch.ones(1, 1, 1, 2, dtype=torch.bfloat16)
+    with torch.autocast('cpu', torch.bfloat16): o, S = precise(form, low, low, low, torch.zeros(1, 1, 2, 2))
+    assert seen == [(torch.float32, torch.float32)] and o.dtype == torch.bfloat16 and S.dtype == torch.float32
+    precise(form, low.double(), low.double(), low.double(), torch.zeros(1, 1, 2, 2).double())
+    assert seen[1] == (torch.float64, torch.float64)
+
+
+def test_mixers_import_no_plotting_and_no_kernels():
+    code = 'import sys, json, memlab.nn.mixer_lm; print(json.dumps([m for m in sys.modules if m.split(".")[0] in ("matplotlib", "pandas", "datasets", "IPython", "nbdev", "triton", "fla")]))'
+    assert json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) == []
