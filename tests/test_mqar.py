@@ -57,6 +57,9 @@ def rates(**by): return {f'{m} rate {i}': Ran(solved=500 if i < n else None, end
 def holds(**by): return {f'{m} holds {f}': Ran(end=e, also={('state_bytes', None): 4 * f}) for m, ends in by.items() for f, e in zip((64, 128, 256, 512, 1024), ends)}
 
 
+def widths(**by): return {f'{m} T {t} d {d}': Ran(end=1. if least and d >= least else .5) for m, each in by.items() for (t, _), least in zip(mqar.LENGTHS, each) for d in mqar.WIDTHS}
+
+
 SHIFTED = {f'attention conv {n}': Ran(solved=300) for n in (1, 2)} | {f'attention learned {n}': Ran(end=.2) for n in (1, 2)}
 BARE = {'attention bare': Ran(solved=1500, seeds=5), 'unified bare': Ran(solved=1500, seeds=5)}
 def some(n): return Ran(solved=[1500 if s < n else None for s in range(5)], end=[1. if s < n else .2 for s in range(5)], seeds=5)
@@ -104,6 +107,11 @@ SCENES = {
         ('refuted', holds(gla=(.55, .65, .66, .7, .8))),
         ('refuted', holds(window=(.1, .3, .2, .05, .06))),                                # bytes do not predict
         ('inconclusive', holds(window=(.2,) * 5))]),                                      # one accuracy at every size
+    'MQ8': (widths(baseconv=(64, 128, 256), attention=(32, 32, 32)), [
+        ('supported', widths(baseconv=(64, 128, None))),                                  # no width is enough
+        ('refuted', widths(baseconv=(64, 64, 128))),
+        ('refuted', widths(attention=(32, 64, 128))),
+        ('inconclusive', {'baseconv T 256 d 128': Ran(end=[1., .5, .5])})]),
     'MQ9': (rates(attention=4, delta=2), [
         ('refuted', rates(delta=4)),
         ('refuted', rates(attention=2, delta=1)),
@@ -170,7 +178,13 @@ def plan(preset):
 
 def test_the_arms_of_every_claim_are_in_the_plan():
     renamed = {f'{m} rate {i}': f'{m} rate {r:g}' for m in ('attention', 'delta') for i, r in enumerate(mqar.FIVE_RATES)}
-    for base, _ in SCENES.values(): assert {renamed.get(a, a) for a in base} <= plan('cpu').keys()
+    for claim, (base, _) in SCENES.items(): assert {renamed.get(a, a) for a in base} <= plan('gpu' if claim == 'MQ8' else 'cpu').keys()
+
+
+def test_the_source_is_planned_at_its_own_size():
+    counts = {n: count_block_parameters(plan('full')[f'{n} of the source'][0].model.build()) for n in ('attention', 'unified_kv', 'delta')}
+    assert counts['attention'] == counts['unified_kv'] == 98_560 and counts['delta'] == pytest.approx(98_560, rel=.02)
+    assert plan('full')['delta of the source'][0].tokens == 100 * 40_000 * 128
 
 
 def test_matched_arms_are_matched():

@@ -78,6 +78,7 @@ def delta_chunked(
         S = k[:, :, i].mT @ new + (S if kept is None else S * kept[:, :, i])
     return unfold(torch.stack(o, 2), t), S
 
+# %% ../../nbs/nn/delta.ipynb #4c84abda
 def delta_parallel(q, k, v, beta, g, S, chunk=64):
     "One triangular solve for the whole sequence."
     return delta_chunked(q, k, v, beta, g, S, max(1, q.shape[1]))
@@ -103,6 +104,7 @@ class DeltaNetConfig(MixerConfig):
 
     def build(self) -> 'DeltaNet': return DeltaNet(self)
 
+# %% ../../nbs/nn/delta.ipynb #167c7343
 @dataclass(frozen=True, kw_only=True)
 class GatedDeltaNetConfig(DeltaNetConfig):
     "Gated DeltaNet (Yang et al. 2024b)."
@@ -131,6 +133,7 @@ class DeltaNet(Mixer):
         "Nothing fades."
         return None
 
+# %% ../../nbs/nn/delta.ipynb #01b4d85c
 class GatedDeltaNet(DeltaNet):
     "The same with a decay a head that depends on the input."
 

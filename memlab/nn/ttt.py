@@ -28,6 +28,7 @@ def standardised(
     scale = (z.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
     return z * scale, scale
 
+# %% ../../nbs/nn/ttt.ipynb #bb4ab48e
 def layer_norm(
     z: Float[Tensor, '... d'],
     gain: Float[Tensor, '... d'],
@@ -36,6 +37,7 @@ def layer_norm(
     "Layer norm with a gain and a bias a head."
     return gain * standardised(z)[0] + bias
 
+# %% ../../nbs/nn/ttt.ipynb #27358884
 def regression_gradient(
     z: Float[Tensor, '... d'],      # what the linear map gives
     y: Float[Tensor, '... d'],      # the target
@@ -139,6 +141,7 @@ class TTTState(MixerState):
     W: Tensor  # b h n d, weights that opened the mini-batch; the last row is the bias
     G: Tensor  # b h n d, step times gradient, summed since
 
+# %% ../../nbs/nn/ttt.ipynb #0ea93214
 @dataclass(frozen=True, kw_only=True)
 class TTTConfig(MixerConfig):
     "TTT-Linear (Sun et al. 2024)."
