@@ -26,8 +26,8 @@ def drawn(
     law: Callable[[torch.Size, torch.Generator], Tensor],  # (shape, generator) -> values
     *shape: int,
 ) -> nn.Parameter:
-    "A parameter whose initial values follow a law of their own."
-    p = nn.Parameter(torch.zeros(shape))
+    "A parameter whose initial values follow a law of their own; until `init_parameters` draws it, those of seed 0."
+    with torch.device('cpu'): p = nn.Parameter(law(torch.Size(shape), torch.Generator().manual_seed(0)))
     p.law = law
     return p
 
