@@ -153,8 +153,8 @@ def beta(self: DeltaNet, x: Float[Tensor, 'b t c']) -> Float[Tensor, 'b t h']:
     return (self.rate(x) / c.temperature).sigmoid() * (1 + c.negative)
 
 @patch
-def mix(self: DeltaNet, x, q, k, v, state):
+def mix(self: DeltaNet, x, q, k, v, past):
     "Correct what the keys hold, read with the queries."
-    c, S = self.config, (self.init_memory(len(x)) if state is None else dict(S=state.S))['S']
-    o, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, self.beta(x), self.log_decay(x), S, chunk=c.chunk)
+    c = self.config
+    o, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, self.beta(x), self.log_decay(x), past.S, chunk=c.chunk)
     return o, dict(S=S)

@@ -27,7 +27,9 @@ def drawn(
     *shape: int,
 ) -> nn.Parameter:
     "A parameter whose initial values follow a law of their own; until `init_parameters` draws it, those of seed 0."
-    with torch.device('cpu'): p = nn.Parameter(law(torch.Size(shape), torch.Generator().manual_seed(0)))
+    with torch.device('cpu'): values = law(torch.Size(shape), torch.Generator().manual_seed(0))
+    p = nn.Parameter(torch.zeros(shape))
+    p.data.copy_(values)
     p.law = law
     return p
 

@@ -140,12 +140,12 @@ class LinearAttention(Mixer):
 
 # %% ../../nbs/nn/linear.ipynb #e715a2bc
 @patch
-def mix(self: LinearAttention, x, q, k, v, state):
+def mix(self: LinearAttention, x, q, k, v, past):
     "Add what is new, read with the queries."
-    c, S = self.config, (self.init_memory(len(x)) if state is None else dict(S=state.S))['S']
+    c = self.config
     if self.divides: v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
     else: q = q * c.features ** -.5
-    o, S = precise(self.FORMS[c.form], q, k, v, self.log_decay(x), S, chunk=c.chunk)
+    o, S = precise(self.FORMS[c.form], q, k, v, self.log_decay(x), past.S, chunk=c.chunk)
     if self.divides: o = o[..., :-1] / (o[..., -1:] + 1e-6)
     return o, dict(S=S)
 
@@ -240,11 +240,10 @@ class Mamba2(LinearAttention):
         c = self.config
         return dict(q=c.key, k=c.key, v=c.n_heads * c.value)
 
-    def mix(self, x, q, k, v, state):
+    def mix(self, x, q, k, v, past):
         c, (step, g) = self.config, self.decay(x)
-        S = (self.init_memory(len(x)) if state is None else dict(S=state.S))['S']
         q, k = (u.expand(-1, -1, c.n_heads, -1) for u in (q, k))
-        o, S = precise(self.FORMS[c.form], q, k, v * step[..., None].to(v.dtype), g[..., None], S, chunk=c.chunk)
+        o, S = precise(self.FORMS[c.form], q, k, v * step[..., None].to(v.dtype), g[..., None], past.S, chunk=c.chunk)
         return o + self.direct[:, None].to(v.dtype) * v, dict(S=S)
 
     def write(self, x, o):

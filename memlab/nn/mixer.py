@@ -165,7 +165,7 @@ class Mixer(nn.Module):
 
     def init_memory(self, batch: int) -> dict[str, Tensor]: raise NotImplementedError
     def memory_size(self, t: int) -> int: raise NotImplementedError
-    def mix(self, x, q, k, v, state): raise NotImplementedError
+    def mix(self, x, q, k, v, past): raise NotImplementedError
 
 # %% ../../nbs/nn/mixer.ipynb #a3d63f27
 @patch
@@ -221,7 +221,7 @@ def forward(self: Mixer,
     if c.rope:
         at = token_positions(x.shape[1], None if state is None else past.seen, x.device)
         q, k = rotate(q, at), rotate(k, at)
-    o, memory = self.mix(x, q, k, v, state)
+    o, memory = self.mix(x, q, k, v, past)
     return self.write(x, o), self.State(conv=conv, seen=past.seen + x.shape[1], **memory)
 
 @patch

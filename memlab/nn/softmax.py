@@ -125,16 +125,16 @@ def keep(self: Attention, u: Float[Tensor, 'b s h d']) -> Float[Tensor, 'b n h d
     return u[:, u.shape[1] - self.held(u.shape[1]):]
 
 @patch
-def read(self: Attention, q: Tensor, k: Tensor, v: Tensor, state: HeldState | None) -> Float[Tensor, 'b t h v']:
-    "Attend with the configured form."
-    c, seen = self.config, torch.zeros(1, dtype=torch.long, device=q.device) if state is None else state.seen
-    return self.FORMS[c.form](q * c.features ** -.5, k, v, readable(q.shape[1], k.shape[1], seen, c.window))
+def read(self: Attention, q: Tensor, k: Tensor, v: Tensor, past: HeldState) -> Float[Tensor, 'b t h v']:
+    "Attend with the configured form; where nothing is held all rows may read alike."
+    c, (t, s) = self.config, (q.shape[1], k.shape[1])
+    return self.FORMS[c.form](q * c.features ** -.5, k, v, readable(t, s, past.seen if s > t else past.seen[:1] * 0, c.window))
 
 @patch
-def mix(self: Attention, x, q, k, v, state):
+def mix(self: Attention, x, q, k, v, past):
     "Hold the new keys and values, read with the queries."
-    if state is not None: k, v = append(state.k, k), append(state.v, v)
-    return self.read(q, k, v, state), dict(k=self.keep(k), v=self.keep(v))
+    k, v = append(past.k, k), append(past.v, v)
+    return self.read(q, k, v, past), dict(k=self.keep(k), v=self.keep(v))
 
 # %% ../../nbs/nn/softmax.ipynb #78f01266
 @dataclass(frozen=True)
@@ -172,9 +172,7 @@ class UnifiedKV(Attention):
         u = rearrange(streams[1], 'b t (h k) -> b t h k', k=self.config.key)
         return self.address('q', x, streams[0]), u, u
 
-    def mix(self, x, q, k, v, state):
-        u = v if state is None else append(state.u, v)
-        if self.config.rope:
-            last = torch.full((len(u),), u.shape[1], device=u.device) if state is None else state.seen + v.shape[1]
-            k = rotate(u, last[:, None] + torch.arange(-u.shape[1], 0, device=u.device))
-        return self.read(q, k if self.config.rope else u, u, state), dict(u=self.keep(u))
+    def mix(self, x, q, k, v, past):
+        u, end = append(past.u, v), past.seen[:, None] + v.shape[1]
+        k = rotate(u, end + torch.arange(-u.shape[1], 0, device=u.device)) if self.config.rope else u
+        return self.read(q, k, u, past), dict(u=self.keep(u))

@@ -138,10 +138,10 @@ class TitansMemory(Mixer):
 
 # %% ../../nbs/nn/titans.ipynb #5384f390
 @patch
-def mix(self: TitansMemory, x, q, k, v, state):
+def mix(self: TitansMemory, x, q, k, v, past):
     "Learn every token, read after it."
-    c, memory = self.config, self.init_memory(len(x)) if state is None else dict(M=state.M, S=state.S)
+    c = self.config
     off = x.new_zeros(*x.shape[:2], c.n_heads)
     rates = (self.rates[n](x).sigmoid() if n in self.rates else off for n in RATES)
-    o, M, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, *rates, memory['M'], memory['S'], chunk=c.chunk)
+    o, M, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, *rates, past.M, past.S, chunk=c.chunk)
     return o, dict(M=M, S=S)

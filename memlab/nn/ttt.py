@@ -188,11 +188,10 @@ class TTTLinear(Mixer):
 
 # %% ../../nbs/nn/ttt.ipynb #ba27d2a5
 @patch
-def mix(self: TTTLinear, x, q, k, v, state):
+def mix(self: TTTLinear, x, q, k, v, past):
     "Train on every token, read after it."
-    c, memory = self.config, self.init_memory(len(x)) if state is None else dict(W=state.W, G=state.G)
+    c = self.config
     lr = c.base_lr / c.value * self.rate(x).sigmoid()
     gain, bias = (rearrange(u, '(h d) -> h d', d=c.value) for u in (self.gain, self.bias))
-    phase = None if state is None else state.seen % c.mini_batch
-    o, W, G = precise(self.FORMS[c.form], q, k, v, lr, gain, bias, self.pos.clamp(min=0), phase, memory['W'], memory['G'], chunk=c.mini_batch)
+    o, W, G = precise(self.FORMS[c.form], q, k, v, lr, gain, bias, self.pos.clamp(min=0), past.seen % c.mini_batch, past.W, past.G, chunk=c.mini_batch)
     return o, dict(W=W, G=G)

@@ -504,7 +504,7 @@ def delta_overwrites(runs, records) -> Evidence:
         parts |= {f'{m}, updated': at_most(recalled(records, arms[m], 'updated'), .7), f'{m}, stale': at_least(recalled(records, arms[m], 'stale'), .2)}
     return every(**parts, **{f'{m}, untouched': at_least(recalled(records, a, 'untouched'), .9) for m, a in arms.items()})
 
-# %% ../../nbs/studies/mqar.ipynb #88c762c1
+# %% ../../nbs/studies/mqar.ipynb #556f9880
 FAMILIES = ('delta', 'gla', 'mamba2', 'window')
 
 def held(records: pd.DataFrame) -> pd.DataFrame:
@@ -521,7 +521,7 @@ def bytes_predict(runs, records) -> Evidence:
     require(runs, *table.arm)
     counts = table.groupby('family').size()
     if set(counts.index) != set(FAMILIES) or counts.min() < 5: raise Missing('families (five sizes each)')
-    rho = {f: round(t.bytes.corr(t.accuracy, method='spearman'), 6) for f, t in table.groupby('family')}
+    rho = {f: round(t.bytes.rank().corr(t.accuracy.rank()), 6) for f, t in table.groupby('family')}
     by_size = table.pivot(index='floats', columns='family', values='accuracy')[list(FAMILIES)]
     ordered = int(sum(all(a >= b - .01 for a, b in zip(row, row[1:])) for row in by_size.to_numpy()))
     seeds = int(runs[runs.arm.isin(table.arm)].groupby('arm').size().min())
