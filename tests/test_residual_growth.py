@@ -272,7 +272,17 @@ def test_a_diverged_run_is_named(claim, arm):
 def test_an_untrained_arm_is_named(claim, arm):
     "A run that does not beat the frequencies of tokens has not learned to use its stream."
     worst = replace(SCENES[claim][0][arm], gap=lambda seed, step: UNIGRAM - curve(arm, seed, step) + (.01 if seed == 1 else -.01))
-    assert undecided(decide(claim, {arm: worst}), f'{arm} (has not beaten the unigram floor)')
+    found, told = decide(claim, {arm: worst}), f'{arm} (has not beaten the unigram floor)'
+    assert undecided(found, told) if claim != 'RG3' else found.verdict == 'inconclusive' and told in found.note
+
+
+def test_an_untrained_arm_does_not_hide_what_the_others_show():
+    "Nothing is read off the arm that did not learn; another that grows without both conditions still refutes."
+    worst = Arm(rms=grows(9.), cos=settles(.5), gap=lambda seed, step: 9. if seed == 1 else 0.)
+    grown = Arm(rms=grows(7.), cos=settles(.999))
+    found = decide('RG3', {'r*A shared single': worst, 'r*A unshared all': grown})
+    assert found.verdict == 'refuted' and 'grows without both conditions: r*A unshared all;' in found.note and found.n_seeds == 5
+    assert undecided(decide('RG3', {a: worst for a in rg.GRID}), 'r+A unshared single (has not beaten the unigram floor)')
 
 
 @pytest.mark.parametrize('arm', ['vanilla', 'vanilla long', 'own deleted', 'own deleted long'])

@@ -6,9 +6,9 @@
 __all__ = ['COUNTED', 'OWN_ARMS', 'EARLY', 'study', 'GROWING', 'ADDITIVE', 'CELLS', 'GRID', 'BOTH', 'Arm', 'fingerprint',
            'stores', 'held_out_loss', 'instruments', 'floors', 'execute', 'grid', 'substitutions', 'warmups',
            'collapses', 'own_values', 'sizes', 'everything', 'quick', 'cpu', 'gpu', 'full', 'per_layer', 'slopes',
-           'last_half', 'log_gain', 'last_step', 'floor_of', 'trained', 'loss_gap', 'aside', 'geometric_growth',
-           'growth_costs', 'halting', 'growth_is_halting', 'single_explodes', 'straightness', 'linear_growth',
-           'double_product', 'skip_is_raw', 'affine_is_idle', 'parallel_is_fine', 'at_equal_time',
+           'last_half', 'log_gain', 'last_step', 'floor_of', 'untrained', 'trained', 'loss_gap', 'aside',
+           'geometric_growth', 'growth_costs', 'halting', 'growth_is_halting', 'single_explodes', 'straightness',
+           'linear_growth', 'double_product', 'skip_is_raw', 'affine_is_idle', 'parallel_is_fine', 'at_equal_time',
            'all_layer_is_useless', 'early_attention', 'product_is_faster', 'no_value_matrix', 'own_value_hurts']
 
 # %% ../../nbs/studies/residual_growth.ipynb #a99bdf7d
@@ -187,7 +187,7 @@ def everything(
 ) -> Preset:
     "All arms of this study."
     rows = [(a, many) for a in grid(grid_sizes, **grid_shape)]
-    rows += [(a, many if a.name == 'vanilla' else few) for a in substitutions(plain, **shape)]
+    rows += [(a, many if a.name == 'vanilla' or a.name.startswith('parallel shared') else few) for a in substitutions(plain, **shape)]
     rows += [(a, few) for a in warmups(plain, spans, **shape) + collapses(short, **shape)]
     rows += [(a, many) for a in own_values(plain, OWN_ARMS, **shape) + own_values(long, ('vanilla', 'own_deleted'), ' long', **(shape | dict(positions='rope')))]
     return Preset(tuple(rows))
@@ -261,12 +261,15 @@ def floor_of(records, arm, kind) -> float:
     if rows.empty: raise Missing(f'{arm} (no {kind} floor was measured)')
     return rows.value.max()
 
-def trained(runs, records, *arms, floor='unigram', margin=0.) -> None:
-    "Raise unless every arm has finished and every seed of it has beaten a floor by more than a margin (nats)."
+def untrained(runs, records, *arms, floor='unigram', margin=0.) -> dict[str, str]:
+    "Arms of which some seed has not beaten a floor by more than a margin (nats), with that reason; all must have finished."
     require(runs, *arms)
-    for arm in arms:
-        if by_seed(records, 'val_loss', arm, 'last').max() >= floor_of(records, arm, floor) - margin:
-            raise Missing(f'{arm} (has not beaten the {floor} floor' + f' by {margin:g} nat)' * bool(margin) + ')' * (not margin))
+    weak = [a for a in arms if by_seed(records, 'val_loss', a, 'last').max() >= floor_of(records, a, floor) - margin]
+    return {a: f'{a} (has not beaten the {floor} floor' + f' by {margin:g} nat' * bool(margin) + ')' for a in weak}
+
+def trained(runs, records, *arms, **bar) -> None:
+    "Raise if one of the arms is untrained."
+    if weak := untrained(runs, records, *arms, **bar): raise Missing(*weak.values())
 
 def loss_gap(runs, records, arm, base, step='last') -> pd.Series:
     "Held-out loss of an arm minus that of its base, paired by seed."
@@ -312,18 +315,19 @@ def halting(records) -> pd.DataFrame:
     return pd.concat(rows)
 
 @study.claim('RG3', 'The stream grows where its layers have stopped turning it, and nowhere else: growth is learned halting, and needs one shared block with a loss at every layer.', source='a reading of 9-unlearnableLN',
-             rule='grid of eight: in every arm, cos(x_l, x_l+1) > 0.99 over the last half of layers exactly when the gain is > 1.5; and gain < 1.2 for r*A with single loss or unshared (95 % intervals); undecided if nothing grows')
+             rule='grid of eight: in every arm, cos(x_l, x_l+1) > 0.99 over the last half of layers exactly when the gain is > 1.5; and gain < 1.2 for r*A with single loss or unshared (95 % intervals); undecided if nothing grows; an arm that has not beaten the unigram floor is not read')
 def growth_is_halting(runs, records) -> Evidence:
-    trained(runs, records, *GRID)
-    by = dict(iter(halting(records).groupby('arm')))
+    weak = untrained(runs, records, *GRID)
+    by = {arm: rows for arm, rows in halting(records).groupby('arm') if arm not in weak}
+    if not by: raise Missing(*weak.values())
     grows = {arm: exceeds(rows.log_gain, log(1.5)) for arm, rows in by.items()}
     frozen = {arm: exceeds(rows.cos, .99) for arm, rows in by.items()}
     share = np.mean([(rows.cos.to_numpy() > .99) == (rows.log_gain.to_numpy() > log(1.5)) for rows in by.values()], axis=0)
-    steady = {arm: below(by[arm].log_gain, log(1.2)) for arm in GRID if arm.startswith('r*A') and arm != GROWING}
-    apart = [a for a in GRID if {grows[a].verdict, frozen[a].verdict} == {'supported', 'refuted'}]
+    steady = {arm: below(by[arm].log_gain, log(1.2)) for arm in by if arm.startswith('r*A') and arm != GROWING}
+    apart = [a for a in by if {grows[a].verdict, frozen[a].verdict} == {'supported', 'refuted'}]
     loose = [a for a, e in steady.items() if e.verdict == 'refuted']
-    unclear = [a for a in GRID if 'inconclusive' in (grows[a].verdict, frozen[a].verdict)] + [a for a, e in steady.items() if e.verdict == 'inconclusive']
-    growing = [a for a in GRID if grows[a].verdict == 'supported']
+    unclear = [a for a in by if 'inconclusive' in (grows[a].verdict, frozen[a].verdict)] + [a for a, e in steady.items() if e.verdict == 'inconclusive'] + list(weak.values())
+    growing = [a for a in by if grows[a].verdict == 'supported']
     verdict = 'inconclusive' if not growing else 'refuted' if apart or loose else 'inconclusive' if unclear else 'supported'
     told = dict(growing=growing, **{'growth and freezing apart in': apart, 'grows without both conditions': loose, 'undecided in': unclear})
     mean, low, high = interval(share)
