@@ -113,9 +113,9 @@ def delta_rule():
 
 
 def peak_memory(t):
-    "Megabytes that forward and backward at a length add, in a process of its own."
-    code = f"import resource, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import run; x = run.delta_inputs(64, batch=1); run.both_ways(run.delta_chunked, x); " \
-           f"rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024; before = rss(); run.both_ways(run.delta_chunked, run.delta_inputs({t}, batch=1)); print(rss() - before)"
+    "Megabytes that forward and backward at a length add to the peak of a process of its own (Linux)."
+    code = f"import re, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import run; peak = lambda: int(re.search('VmHWM: *(.*) kB', open('/proc/self/status').read())[1]) / 1024; " \
+           f"run.both_ways(run.delta_chunked, run.delta_inputs(64, batch=1)); before = peak(); run.both_ways(run.delta_chunked, run.delta_inputs({t}, batch=1)); print(peak() - before)"
     return float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
 
 

@@ -71,11 +71,11 @@ def delta_chunked(
         read, q = read * left, q * reach
     U, W = writes(k, v, beta, left, reach)
     if g is not None: k = k * (gamma[..., -1:, :] - gamma).exp()
-    o = []
-    for i in range(q.shape[2]):
-        new = U[:, :, i] - W[:, :, i] @ S
-        o.append(q[:, :, i] @ S + read[:, :, i] @ new)
-        S = k[:, :, i].mT @ new + (S if kept is None else S * kept[:, :, i])
+    o, chunks = [], zip(*(u.unbind(2) for u in (q, k, U, W, read, torch.ones_like(q[..., :1, :1]) if kept is None else kept)))
+    for q_, k_, U_, W_, read_, kept_ in chunks:
+        new = U_ - W_ @ S
+        o.append(q_ @ S + read_ @ new)
+        S = k_.mT @ new + S * kept_
     return unfold(torch.stack(o, 2), t), S
 
 # %% ../../nbs/nn/delta.ipynb #4c84abda

@@ -89,9 +89,9 @@ def linear_chunked(
         q, kept = q * gamma.exp(), gamma[..., -1, :, None].exp()
         fresh = (k * (gamma[..., -1:, :] - gamma).exp()).mT @ v
     before = []
-    for i in range(fresh.shape[2]):
+    for fresh_, kept_ in zip(fresh.unbind(2), (torch.ones_like(fresh[..., :1, :1]) if kept is None else kept).unbind(2)):
         before.append(S)
-        S = fresh[:, :, i] + (S if kept is None else S * kept[:, :, i])
+        S = fresh_ + S * kept_
     return unfold(within + q @ torch.stack(before, 2), t), S
 
 def linear_parallel(q, k, v, g, S, chunk=64):
