@@ -8,7 +8,7 @@ __all__ = ['FORMS', 'readable', 'attention_recurrent', 'attention_parallel', 'at
 
 # %% ../../nbs/nn/softmax.ipynb #5cbc3a0f
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Sequence
 
 import torch
