@@ -19,7 +19,7 @@ from memlab.train.loop import FitResult
 
 CLAIMS = {c.id: c for c in rg.study.claims}
 UNIGRAM, BIGRAM = 5., 1.6
-DEVIATION = 0., 1., -1., .5, -.5   # of a seed, in units of the noise; none on average over 2 (nearly), 3 or 5 of them
+DEVIATION = 0., 1., -1., .5, -.5, .7, -.7, .3, -.3, 0.   # of a seed, in units of the noise; none on average over 2 (nearly), 3, 5 or 10 of them
 
 
 # -- invented numbers -------------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def said(value, *where): return value(*where) if callable(value) else value
 
 def curve(arm, seed, step):
     "Seeds and families of arms differ more than any effect below: only pairs with the right base tell."
-    return 2 + 2*exp(-step/100) + seed/10 + .3*(' shared' in arm) + .4*(' long' in arm) + .2*(' warmup' in arm)
+    return 2 + 2*exp(-step/100) + seed%5/10 + .3*(' shared' in arm) + .4*(' long' in arm) + .2*(' warmup' in arm)
 
 
 @cache
@@ -104,7 +104,7 @@ SCENES = {
     'RG2': ({ALL: blown(noise(.06, .01)), ADD: Arm()}, .06, [
         ('refuted', {ALL: blown(noise(0, .01))}),
         ('refuted', {ALL: blown(noise(-.5, .01))}),
-        ('inconclusive', {ALL: blown(noise(.06, .1))}),
+        ('inconclusive', {ALL: blown(noise(.06, .2))}),
         ('inconclusive', {ALL: blown(noise(.02, .01))}),
         ('inconclusive', {ALL: Arm(gap=noise(.06, .01))})]),               # it costs, and has not blown up
     'RG3': (arms(GRID, Arm(rms=grows(1.05), cos=settles(.5))) | {ALL: Arm(rms=grows(2., size=.05), cos=settles(.999))}, 1., [
@@ -145,7 +145,7 @@ SCENES = {
         ('supported', {f'{ALL} affine': Arm(gap=noise(.51, .004))}),       # real, and too small to matter
         ('refuted', {f'{ALL} affine': Arm(gap=noise(.44, .01))}),
         ('refuted', {f'{ADD} affine': Arm(gap=.03)}),
-        ('inconclusive', {f'{ADD} affine': Arm(gap=noise(0, .05))})]),
+        ('inconclusive', {f'{ADD} affine': Arm(gap=noise(0, .1))})]),
     'RG9': (arms('parallel, parallel shared') | arms(PLAIN), 0, [
         ('refuted', {'parallel': Arm(gap=.03)}),
         ('refuted', {'parallel shared': Arm(gap=-.03)}),
@@ -161,7 +161,7 @@ SCENES = {
         ('refuted', {'parallel shared A/2': Arm(gap=.05)}),
         ('refuted', {'parallel shared no A': Arm(gap=.06)}),
         ('inconclusive', {'parallel shared 2A': Arm(gap=at(1000, .1))}),   # too late
-        ('inconclusive', {'parallel shared A/2': Arm(gap=noise(0, .05))}),
+        ('inconclusive', {'parallel shared A/2': Arm(gap=noise(0, .1))}),
         ('inconclusive', {'parallel shared no A': Arm(gap=noise(.05, .05))})]),
     'RG12': (arms('vanilla shared, axm shared, vanilla shared warmup 10, vanilla shared warmup 400')
              | {'axm shared warmup 400': Arm(gap=at(500, -.1, then=.5)), 'axm shared warmup 10': Arm(gap=.3)}, -.1, [
@@ -177,7 +177,7 @@ SCENES = {
         ('refuted', {'own deleted': read(.05)}),
         ('refuted', {'own deleted long': read(.02)}),
         ('inconclusive', {'own deleted long': read(-.008)}),
-        ('inconclusive', {'own deleted': read(noise(-.05, .06))})]),
+        ('inconclusive', {'own deleted': read(noise(-.05, .12))})]),
 }
 CASES = [(claim, verdict, changes) for claim, (base, _, cases) in SCENES.items() for verdict, changes in [('supported', {}), *cases]]
 
@@ -203,7 +203,7 @@ def test_verdict(claim, verdict, changes):
     runs, records = tables(SCENES[claim][0] | changes)
     found = judge(CLAIMS[claim], runs, records, 'cpu')
     assert found.verdict == verdict, found
-    assert found.n_seeds == min(len(plan('cpu')[arm][1]) for arm in SCENES[claim][0]) and found.ci_low <= found.effect <= found.ci_high
+    assert found.n_seeds == min(len(plan('cpu')[arm][1]) for arm in SCENES[claim][0] if arm not in BESIDE) and found.ci_low <= found.effect <= found.ci_high
     toy = judge(CLAIMS[claim], runs, records, 'quick')
     assert toy.verdict == 'inconclusive' and toy.effect == found.effect
     assert toy.note == (found.note if verdict == 'inconclusive' else f'preset quick decides nothing; the numbers alone would read: {verdict}')
