@@ -47,7 +47,7 @@ def writes(
     "What the chunk writes into an empty memory, and what it takes back of each thing that was in it."
     mixed = k @ k.mT if left is None else (k @ k.mT) * left
     old = k if reach is None else k * reach
-    both = torch.linalg.solve_triangular((beta * mixed).tril(-1), beta * torch.cat([v, old], -1), upper=False, unitriangular=True)
+    both = torch.linalg.solve_triangular(beta * mixed, beta * torch.cat([v, old], -1), upper=False, unitriangular=True)
     return both.split([v.shape[-1], k.shape[-1]], -1)
 
 # %% ../../nbs/nn/delta.ipynb #8de441cb

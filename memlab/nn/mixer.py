@@ -75,10 +75,10 @@ def forward(self: ShortConv,
             past: Float[Tensor, 'b w c'],  # the inputs before them
             ) -> tuple[Tensor, Tensor]:    # b t c, and the inputs to hold now
     "y_t = act(Σ_i w_i x_{t-i})"
-    if not self.taps: return x, past
-    t, seen = x.shape[1], torch.cat([past.to(x.dtype), x], 1)
-    y = sum(seen[:, i:i + t] * self.weight[:, i].to(x.dtype) for i in range(self.taps))
-    return ACTS[self.act](y), seen[:, seen.shape[1] - self.past:]
+    if not self.taps or not x.shape[1]: return x, past
+    seen = torch.cat([past.to(x.dtype), x], 1)
+    y = F.conv2d(seen[:, None].permute(0, 3, 1, 2), self.weight[:, None, None].to(x.dtype), groups=self.channels)  # channels last as they lie
+    return ACTS[self.act](y.permute(0, 2, 3, 1)[:, 0]), seen[:, seen.shape[1] - self.past:]
 
 # %% ../../nbs/nn/mixer.ipynb #dc8f3177
 @dataclass(frozen=True, kw_only=True)
