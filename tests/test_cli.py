@@ -16,7 +16,7 @@ from memlab.cli import main
 from memlab.lab import runner
 from memlab.lab.runner import NotebookFailed
 
-HEAVY = ('matplotlib', 'seaborn', 'papermill', 'nbformat', 'IPython', 'ipywidgets', 'nbdev', 'datasets')
+HEAVY = ('matplotlib', 'papermill', 'nbformat', 'IPython', 'ipywidgets', 'nbdev', 'datasets')
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,13 @@ def test_bad_arguments_exit_2_and_say_what_was_wanted(words, want):
     assert code == 2 and want in text
 
 
-@pytest.mark.parametrize('command', [[], ['list'], ['run'], ['scoreboard']])
+def commands(group, *words):
+    "Every command, as it is typed."
+    yield list(words)
+    for name, command in getattr(group, 'commands', {}).items(): yield from commands(command, *words, name)
+
+
+@pytest.mark.parametrize('command', commands(main), ids=' '.join)
 def test_every_command_explains_itself(command):
     code, text = memlab(*command, '--help')
     assert code == 0 and 'Example:' in text

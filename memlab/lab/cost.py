@@ -18,8 +18,8 @@ from .runs import Run, one_thread
 def measure(
     execute: Callable,  # (arm, seed, folder, progress, stop) -> Outcome
     run: Run,           # arm and seed to try
-    few: int = 2,       # steps of the shorter run
-    many: int = 6,      # steps of the longer run
+    few: int = 1,       # steps of the shorter run
+    many: int = 4,      # steps of the longer run; evaluations between the two would count
 ) -> tuple[float, int]: # tokens a second, bytes its folder holds
     "Speed and disk of a run, from a few of its steps."
     _timed(execute, run, 1)

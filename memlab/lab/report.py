@@ -259,12 +259,11 @@ def _marks(folder, here):
     "What a reader must know about the results in a folder."
     from memlab.lab.study import find_study, study_names
     if folder.parent.name not in study_names(): return ['study is gone']
-    study = find_study(folder.parent.name)
-    if size_of(folder.name) not in study.presets: return ['preset is gone']
+    study, preset = find_study(folder.parent.name), read_claims(folder/'claims.json')[0]['preset']
+    if size_of(preset) not in study.presets: return ['preset is gone']
     if not (folder/'runs.parquet').exists(): return ['no runs']
-    runs = pd.read_parquet(folder/'runs.parquet', columns=['arm', 'code', 'corpus'])
-    now = study.codes(arm for arm, _ in study.preset(size_of(folder.name)).plan)
-    return ['stale']*any(now.get(arm) != code for arm, code in zip(runs.arm, runs.code)) + (_text_marks(study, folder.name, runs) if here else [])
+    runs = pd.read_parquet(folder/'runs.parquet', columns=['run_id', 'arm', 'seed', 'code', 'corpus'])
+    return ['stale']*bool(study.stale(preset, runs)) + (_text_marks(study, preset, runs) if here else [])
 
 # %% ../../nbs/lab/report.ipynb #1d56e1aa
 def _text_marks(study, preset, runs):

@@ -25,6 +25,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from ..data.corpus import write_atomic
+from .claims import Claim, claim_row, judge, write_claims
 from .code import code_hash, config_classes
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, read_table, results_folder, run_id, runs_folder, size_of, write_table
@@ -52,13 +53,15 @@ class Study:
 # %% ../../nbs/lab/study.ipynb #7ccca1c0
 @patch
 def preset(self:Study,
-    name: str, # 'quick', 'cpu', ...; 'gpu@hub:wikitext' has the arms of gpu read another corpus
+    name: str,           # 'quick', 'cpu', ...; 'gpu@hub:wikitext' has the arms of gpu read another corpus
+    known: bool = True,  # continue it by what the tables tell
 ) -> Preset:
     "A preset by name, on the corpus of its arms or on the one named behind @."
     size, _, corpus = name.partition('@')
     if size not in self.presets: raise ValueError(f'study {self.name} has no preset {size!r}: choose from {", ".join(self.presets)}')
     preset = self.presets[size]()
-    if preset.then is not None: preset = self._continued(name, preset)
+    if corpus and not all(hasattr(arm, 'corpus') for arm, _ in preset.plan): raise ValueError(f'{self.name} reads no corpus: leave @{corpus} out')
+    if known and preset.then is not None: preset = self._continued(name, preset)
     return replace(preset, plan=tuple((replace(arm, corpus=corpus), seeds) for arm, seeds in preset.plan)) if corpus else preset
 
 @patch
@@ -70,10 +73,11 @@ def _continued(self:Study, name, preset):
 
 @patch
 def runs(self:Study,
-    preset: str,   # its name
-) -> list[Run]:    # every run of the plan, seed by seed
+    preset: str,         # its name
+    known: bool = True,  # with those that the tables decide
+) -> list[Run]:          # every run of the plan, seed by seed
     "The runs of a preset, finished or not."
-    plan = self.preset(preset).plan
+    plan = self.preset(preset, known).plan
     if twice := [n for n, k in Counter(arm.name for arm, _ in plan).items() if k > 1]:
         raise ValueError(f'{self.name} {preset} has several arms named {", ".join(twice)}: tables tell arms apart by name')
     texts, seeds = {arm.name: self.corpus(arm) for arm, _ in plan}, dict.fromkeys(s for _, mine in plan for s in mine)
@@ -120,13 +124,21 @@ def collect(self:Study,
     plan, here = self.runs(preset), self.folder(preset)
     here.mkdir(parents=True, exist_ok=True)
     with FileLock(here/'collect.lock'):
-        local = [r.run_id for r in plan if is_finished(here, r.run_id)]
+        local = self._newest(preset, [r for r in plan if is_finished(here, r.run_id)])
         keep = pa.array(sorted({r.run_id for r in plan}.difference(local)), pa.string())
         old = [t.filter(pc.is_in(t['run_id'], value_set=keep)) for t in self._tables(preset)]
         runs, records = (pa.concat_tables(pair) for pair in zip(old, read_runs(here, local)))
         if not len(runs): return frame(runs), frame(records)
         self._write(preset, runs, records)
         return tuple(map(frame, self._tables(preset)))
+
+@patch
+def _newest(self:Study, preset, runs):
+    "Ids of the runs whose folder tells more than the tables: not those that other code made when the row there is of today's."
+    rows, now = self._tables(preset)[0], self.codes(r.arm for r in runs)
+    tabled = dict(zip(rows['run_id'].to_pylist(), rows['code'].to_pylist()))
+    made_by = lambda r: json.loads((self.folder(preset)/r.run_id/'done.json').read_text())['code']
+    return [r.run_id for r in runs if tabled.get(r.run_id) != now[r.arm.name] or made_by(r) == now[r.arm.name]]
 
 @patch
 def _write(self:Study, preset, runs, records):
@@ -189,12 +201,12 @@ def run(self:Study,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, records
     "Compute the runs that are not finished and collect the tables. Stop it whenever you like and call it again."
     if jobs < 1: raise ValueError(f'jobs={jobs}: pass 1 or more')
-    computed = set()
+    computed, known = set(), not fresh
     while True:
-        runs, more = self.runs(preset), self.preset(preset).then is not None
+        runs, more = self.runs(preset, known), self.preset(preset, known).then is not None
         tables = self._stage(preset, runs, computed if fresh else self.finished(preset), jobs, fresh, progress)
         if not more: return tables
-        computed = {r.run_id for r in runs}
+        computed, known = {r.run_id for r in runs}, True
 
 @patch
 def _stage(self:Study, preset, runs, done, jobs, fresh, progress):
@@ -244,12 +256,14 @@ def tally(self:Study,
 @patch
 def stale(self:Study,
     preset: str,   # its name
+    runs: pd.DataFrame | None = None,  # what to look through; by default the table of the preset
 ) -> list[str]:    # run ids
     "Runs in the tables that were computed by other code, or for another arm of that name, than today's."
     arms = {arm.name: arm for arm, _ in self.preset(preset).plan}
     now = self.codes(arms.values())
     same = lambda r: r['arm'] in arms and r['code'] == now[r['arm']] and r['run_id'] == run_id(self.name, arms[r['arm']], r['seed'], r['corpus'])
-    return [r['run_id'] for r in self._tables(preset)[0].to_pylist() if not same(r)]
+    rows = self._tables(preset)[0].to_pylist() if runs is None else runs.to_dict('records')
+    return [r['run_id'] for r in rows if not same(r)]
 
 @patch
 def replay(self:Study,
@@ -299,7 +313,6 @@ def claim(self:Study,
     rule: str,         # the decision rule in words
 ):
     "Decorator: a function `(runs, records) -> Evidence` decides this claim."
-    from memlab.lab.claims import Claim
     if id in {c.id for c in self.claims}: raise ValueError(f'study {self.name} has two claims {id!r}: give each its own id')
     def add(decide): self.claims.append(Claim(id, statement, source, rule, decide)); return decide
     return add
@@ -309,7 +322,6 @@ def verdicts(self:Study,
     preset: str,     # its name
 ) -> pd.DataFrame:   # one row a claim, in the order of declaration
     "Decide every claim and write claims.json beside the tables."
-    from memlab.lab.claims import claim_row, judge, write_claims
     runs, records = self.load(preset)
     rows = [claim_row(c, judge(c, runs, records, preset), preset) for c in self.claims]
     planned = sum(len(seeds) for _, seeds in self.preset(preset).plan)

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .mixer import DecayGate, Mixer, MixerConfig, MixerState, precise
+from .mixer import ACTS, DecayGate, Mixer, MixerConfig, MixerState, precise
 
 # %% ../../nbs/nn/linear.ipynb #2c7f2ac8
 def linear_recurrent(
@@ -221,7 +221,11 @@ class Mamba2Config(MixerConfig):
     form: str = 'chunked'
 
     def __post_init__(self):
-        if self.n_heads is None: object.__setattr__(self, 'n_heads', self.expand * self.d_model // self.dv)
+        if self.out_norm != 'none': raise ValueError(f"out_norm={self.out_norm!r}: all heads are normalised together here, leave it at 'none'")
+        if not self.dv: raise ValueError(f'dv={self.dv}: expected the width of a head')
+        if self.n_heads is None:
+            if self.expand * self.d_model % self.dv: raise ValueError(f'expand * d_model = {self.expand * self.d_model} does not divide into heads of dv={self.dv}: choose another dv')
+            object.__setattr__(self, 'n_heads', self.expand * self.d_model // self.dv)
         self.check()
 
     def build(self) -> 'Mamba2': return Mamba2(self)
@@ -248,4 +252,4 @@ class Mamba2(LinearAttention):
 
     def write(self, x, o):
         y = rearrange(o, 'b t h v -> b t (h v)')
-        return self.out(self.inner_norm((y if self.gate is None else y * F.silu(self.gate(x))).to(self.inner_norm.weight.dtype)))
+        return self.out(self.inner_norm((y if self.gate is None else y * ACTS[self.config.out_gate](self.gate(x))).to(self.inner_norm.weight.dtype)))

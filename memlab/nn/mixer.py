@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['same', 'KERNELS', 'NORMS', 'ACTS', 'dpfp', 'taylor', 'FeatureMap', 'ShortConv', 'MixerConfig', 'MixerState', 'Mixer',
-           'log_rates', 'step_biases', 'DecayGate', 'precise']
+           'log_rates', 'step_biases', 'DecayGate', 'check_input', 'precise']
 
 # %% ../../nbs/nn/mixer.ipynb #597ff7ca
 import math
@@ -74,7 +74,7 @@ def forward(self: ShortConv,
             x: Float[Tensor, 'b t c'],     # inputs
             past: Float[Tensor, 'b w c'],  # the inputs before them
             ) -> tuple[Tensor, Tensor]:    # b t c, and the inputs to hold now
-    "y_t = act(Σ_i w_i x_{t-i})"
+    "y_t = act(Σ_i w_i x_{t-taps+1+i}), the oldest of `taps` tokens first"
     if not self.taps or not x.shape[1]: return x, past
     seen = torch.cat([past.to(x.dtype), x], 1)
     y = F.conv2d(seen[:, None].permute(0, 3, 1, 2), self.weight[:, None, None].to(x.dtype), groups=self.channels)  # channels last as they lie
@@ -214,7 +214,7 @@ def forward(self: Mixer,
             state: MixerState | None = None,     # None: a fresh sequence
             ) -> tuple[Tensor, MixerState]:      # b t c, and the state after these tokens
     "Project, convolve, use the memory, write."
-    self.check(x, state)
+    check_input(self, x, state, self.fits)
     c, past = self.config, self.init_state(len(x)) if state is None else state
     streams, conv = self.conv(torch.cat([p(x) for p in self.proj.values()], -1), past.conv)
     q, k, v = self.heads(x, streams.split(list(self.widths().values()), -1))
@@ -256,16 +256,20 @@ class DecayGate(nn.Module):
         return step, -self.rate.exp() * step
 
 # %% ../../nbs/nn/mixer.ipynb #fe5cc821
-@patch
-def check(self: Mixer, x: Tensor, state: MixerState | None):
-    "Refuse inputs and states that are not this layer's."
-    c = self.config
-    if x.dim() != 3 or x.shape[-1] != c.d_model: raise ValueError(f'x has shape {tuple(x.shape)}, this layer has d_model={c.d_model}: pass (batch, time, {c.d_model})')
+def check_input(
+    layer: nn.Module,          # with `config.d_model`, `State` and `init_state`
+    x: Tensor,                 # its input
+    state: State | None,       # its memory
+    fits: Callable = lambda name, got, want: got == want,  # (name, torch.Size, torch.Size) -> may a field have this shape?
+):
+    "Refuse inputs and states that are not a layer's."
+    d = layer.config.d_model
+    if x.dim() != 3 or x.shape[-1] != d: raise ValueError(f'x has shape {tuple(x.shape)}, this layer has d_model={d}: pass (batch, time, {d})')
     if state is None: return
-    if type(state) is not self.State: raise ValueError(f'state is a {type(state).__name__}, this layer needs a {self.State.__name__}: call init_state({len(x)})')
-    for name, want in self.init_state(len(x)).tensors().items():
+    if type(state) is not layer.State: raise ValueError(f'state is a {type(state).__name__}, this layer needs a {layer.State.__name__}: call init_state({len(x)})')
+    for name, want in layer.init_state(len(x)).tensors().items():
         got = getattr(state, name)
-        if self.fits(name, got.shape, want.shape): continue
+        if fits(name, got.shape, want.shape): continue
         raise ValueError(f'state.{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}: it belongs to another layer or batch')
     if bad := [n for n, s in state.tensors().items() if not torch.isfinite(s).all()]: raise ValueError(f'state.{bad[0]} is not finite: start again from init_state({len(x)}), or from a state saved before')
 

@@ -78,6 +78,7 @@ class MixerLMConfig:
     scale_out: bool = False      # output matrices start smaller by sqrt(2 × layers)
 
     def __post_init__(self):
+        if self.act not in ACTS: raise ValueError(f'act={self.act!r}: expected one of {sorted(ACTS)}')
         if self.positions not in ('none', 'learned'): raise ValueError(f"positions={self.positions!r}: expected 'none' or 'learned'")
         if self.positions == 'learned' and self.max_len < 1: raise ValueError(f'max_len={self.max_len}: learned positions need the length of the longest sequence')
         if not self.mixers: raise ValueError('mixers is empty: give at least one layer')

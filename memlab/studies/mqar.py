@@ -8,7 +8,7 @@ __all__ = ['SOLVED', 'ENOUGH', 'NANO', 'OVERWRITE', 'SHIFT', 'RAW', 'FIVE_RATES'
            'parity', 'equivalences', 'execute', 'load', 'lm', 'Sizes', 'shifts', 'unified', 'count_of', 'loads',
            'overwrites', 'carries', 'holdings', 'everyone', 'windows_of_rates', 'extrapolations', 'feedforwards',
            'Planned', 'trials', 'best_rate', 'staged', 'everything', 'quick', 'cpu', 'lengths', 'gpu', 'full',
-           'own_arm', 'recalled', 'steps_to', 'floors', 'stuck', 'unanimous', 'at_least', 'at_most', 'parity_holds',
+           'own_arm', 'recalled', 'steps_to', 'floors', 'unanimous', 'at_least', 'at_most', 'parity_holds',
            'rests_at_ceiling', 'resting', 'shift_is_bottleneck', 'unified_is_free', 'unified_without_shift',
            'delta_beats_additive', 'delta_overwrites', 'held', 'bytes_predict', 'width_follows_length', 'narrow_window',
            'forms_agree', 'extrapolates', 'carries_over', 'writable_feedforward']
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..data.recall import RecallBatch, RecallConfig, RecallSource, generator_of, recall_batch
 from ..eval.recall import RecallScore, recall_answers, recall_floors, score_recall
-from ..lab.claims import Evidence, Missing, every, interval, require
+from ..lab.claims import Evidence, Missing, every, in_common, interval, require
 from ..lab.runs import Outcome
 from ..lab.study import Preset, Study
 from ..nn.baseconv import BaseConvConfig
@@ -404,21 +404,17 @@ def floors(records: pd.DataFrame, arm: str) -> dict[str, float]:
     if rows.empty: raise Missing(f'{arm} (no floors)')
     return rows.groupby('item').value.max().to_dict()
 
-def stuck(records: pd.DataFrame, arm: str) -> pd.Series:
-    "Did each seed end within .03 of the positional ceiling or of 1/n, or below?"
-    return recalled(records, arm) <= max(floors(records, arm)[f] for f in ('position', 'row')) + .03
-
 # %% ../../nbs/studies/mqar.ipynb #7a359125
 def unanimous(values, holds: Callable[[float], bool], note: str = '') -> Evidence:
-    "Supported when every seed's value passes, refuted when none does; the effect is the median."
+    "Supported when every seed's value passes, refuted when none does; the effect is the mean, or the median where some value is infinite."
     v = np.asarray(values, float)
     if not len(v): raise Missing('any seed')
     passed = [bool(holds(x)) for x in v]
-    _, low, high = interval(v) if np.isfinite(v).all() else (0, float('nan'), float('nan'))
-    if len(v) < 2: return Evidence(float(np.median(v)), low, high, len(v), 'inconclusive', '1 seed: agreement needs at least 2')
+    effect, low, high = interval(v) if np.isfinite(v).all() else (float(np.median(v)), float('nan'), float('nan'))
+    if len(v) < 2: return Evidence(effect, low, high, len(v), 'inconclusive', '1 seed: agreement needs at least 2')
     verdict = 'supported' if all(passed) else 'refuted' if not any(passed) else 'inconclusive'
     told = note if verdict != 'inconclusive' else '; '.join(filter(None, [note, f'{sum(passed)} of {len(v)} seeds pass: more seeds would tell how often']))
-    return Evidence(float(np.median(v)), low, high, len(v), verdict, told)
+    return Evidence(effect, low, high, len(v), verdict, told)
 
 def at_least(values, bar: float, note: str = '') -> Evidence: return unanimous(values, lambda x: x >= bar, note)
 def at_most(values, bar: float, note: str = '') -> Evidence: return unanimous(values, lambda x: x <= bar, note)
@@ -454,7 +450,8 @@ def resting(records: pd.DataFrame, arm: str, low: float, high: float) -> pd.Seri
              rule='one and two layers: with a convolution solved (.99) and, without, never or at five times the steps, on every seed')
 def shift_is_bottleneck(runs, records) -> Evidence:
     pairs = {f'{n} layers': (f'attention conv {n}', f'attention learned {n}') for n in (1, 2)}
-    require(runs, *(a for p in pairs.values() for a in p))
+    require(runs, *(used := [a for p in pairs.values() for a in p]))
+    records = in_common(records, *used)
     def gain(with_, without):
         a, b = steps_to(records, with_), steps_to(records, without)
         return pd.Series(np.where(np.isfinite(a), np.minimum(b, 1e6) / a, 0.), a.index)
@@ -465,6 +462,7 @@ def shift_is_bottleneck(runs, records) -> Evidence:
 def unified_is_free(runs, records) -> Evidence:
     arms = 'unified conv', 'attention conv'
     require(runs, *arms)
+    records = in_common(records, *arms)
     level = at_least(recalled(records, arms[0]) - recalled(records, arms[1]), -.01)
     ours, theirs = (steps_to(records, a).median() for a in arms)
     ratio = ours / theirs if isfinite(theirs) else inf
@@ -476,6 +474,7 @@ def unified_is_free(runs, records) -> Evidence:
 def unified_without_shift(runs, records) -> Evidence:
     arms = 'unified bare', 'attention bare'
     require(runs, *arms)
+    records = in_common(records, *arms)
     solved = [np.isfinite(steps_to(records, a)).to_numpy() for a in arms]
     gap = int(solved[0].sum()) - int(solved[1].sum())
     verdict = 'inconclusive' if len(solved[0]) < 2 else 'refuted' if gap <= -2 else 'supported' if gap >= 0 and solved[1].any() else 'inconclusive'
@@ -488,7 +487,8 @@ def unified_without_shift(runs, records) -> Evidence:
 def delta_beats_additive(runs, records) -> Evidence:
     sizes = sorted({int(a.rsplit(' ', 1)[1]) for a in runs.arm.unique() if ' load ' in a and ' trial ' not in a})
     if len(sizes) < 2: raise Missing('delta load (several numbers of pairs)')
-    require(runs, *(f'{m} load {n}' for m in ('delta', 'additive', 'elu+1') for n in sizes))
+    require(runs, *(used := [f'{m} load {n}' for m in ('delta', 'additive', 'elu+1') for n in sizes]))
+    records = in_common(records, *used)
     got = lambda m, n: recalled(records, f'{m} load {n}')
     gap = {n: got('delta', n) - np.maximum(got('additive', n), got('elu+1', n)) for n in sizes}
     parts = {f'{n} pairs': at_least(gap[n], .02) for n in sizes[1:]}
@@ -534,7 +534,8 @@ def bytes_predict(runs, records) -> Evidence:
              rule='smallest width that reaches .9: for the convolution larger at each length than at the one before, for attention the same at all; every seed')
 def width_follows_length(runs, records) -> Evidence:
     arm = '{} T {} d {}'.format
-    require(runs, *(arm(m, t, d) for m in ('baseconv', 'attention') for t, _ in LENGTHS for d in WIDTHS))
+    require(runs, *(used := [arm(m, t, d) for m in ('baseconv', 'attention') for t, _ in LENGTHS for d in WIDTHS]))
+    records = in_common(records, *used)
     def smallest(mixer, length):
         wide = pd.DataFrame({d: recalled(records, arm(mixer, length, d)) >= .9 for d in WIDTHS})
         return wide.idxmax(axis=1).where(wide.any(axis=1), 2 * WIDTHS[-1])
@@ -547,6 +548,7 @@ def narrow_window(runs, records) -> Evidence:
     arms = {m: [a for a in runs.arm.unique() if a.startswith(f'{m} rate ')] for m in ('attention', 'delta')}
     if min(map(len, arms.values())) < 5: raise Missing('attention rate, delta rate (five rates each)')
     require(runs, *arms['attention'], *arms['delta'])
+    records = in_common(records, *arms['attention'], *arms['delta'])
     count = {m: sum(np.isfinite(steps_to(records, a)).astype(int) for a in found) for m, found in arms.items()}
     return every(fewer=unanimous(count['attention'] - count['delta'], lambda x: x > 0, f"delta solves at {count['delta'].median():g} rates"), attention=at_least(count['attention'], 3))
 
@@ -563,6 +565,7 @@ def extrapolates(runs, records) -> Evidence:
     sizes = (8, 16, 32)
     arms = ['attention extrapolates', *(f'delta {k} extrapolates' for k in sizes)]
     require(runs, *arms)
+    records = in_common(records, *arms)
     asked = sorted({i for i in records[records.arm == arms[0]].item.dropna().unique() if i.endswith(' pairs')}, key=lambda i: int(i.split(' ')[0]))
     got = {(a, i): recalled(records, a, item=i) for a in arms for i in asked}
     parts = {f'attention, {i}': at_least(got[arms[0], i], .9) for i in asked}

@@ -25,7 +25,7 @@ from ..data.corpus import load_corpus, split
 from ..data.tokens import TokenStore, held_out_windows, load_tokenizer, shift, windows
 from ..eval.floors import bigram_floor, unigram_floor
 from ..eval.stream import branch_records, stream_records
-from ..lab.claims import Evidence, Missing, below, by_seed, compare, equivalent, every, exceeds, interval, paired, require
+from ..lab.claims import Evidence, Missing, below, by_seed, compare, equivalent, every, exceeds, in_common, interval, paired, require
 from ..lab.runs import Outcome
 from ..lab.study import Preset, Study
 from ..nn.blocks import BlockConfig
@@ -341,8 +341,9 @@ def growth_is_halting(runs, records) -> Evidence:
 def single_explodes(runs, records) -> Evidence:
     arms = 'r*A shared single', GROWING
     trained(runs, records, *arms)
+    records = in_common(records, *arms)
     single, everywhere = (log_gain(records, a, last_step(records, a)) for a in arms)
-    return every(difference=exceeds((single - everywhere).dropna(), 0), explodes=exceeds(single, log(1.5)))
+    return every(difference=exceeds(single - everywhere, 0), explodes=exceeds(single, log(1.5)))
 
 # %% ../../nbs/studies/residual_growth.ipynb #f9da0e4f
 def straightness(table: pd.DataFrame) -> pd.Series:
@@ -356,8 +357,9 @@ def straightness(table: pd.DataFrame) -> pd.Series:
 def linear_growth(runs, records) -> Evidence:
     arms = ADDITIVE, 'r+A shared single'
     trained(runs, records, *arms)
+    records = in_common(records, *arms)
     everywhere, single = (per_layer(records, 'rms_stream', a, last_step(records, a)) for a in arms)
-    return every(grows=exceeds(slopes(everywhere), 0), steeper=exceeds((slopes(everywhere) - 3 * slopes(single)).dropna(), 0), straight=exceeds(straightness(everywhere), .98))
+    return every(grows=exceeds(slopes(everywhere), 0), steeper=exceeds(slopes(everywhere) - 3 * slopes(single), 0), straight=exceeds(straightness(everywhere), .98))
 
 # %% ../../nbs/studies/residual_growth.ipynb #25186b82
 @study.claim('RG6', 'A stream multiplied by both branches collapses.', source='8-timestimes, 8-experiment: std to 0, loss 7.66',
