@@ -61,9 +61,10 @@ readme: setup ## write README.md from nbs/index.ipynb
 lab: setup ## JupyterLab [ARGS]
 	$(BIN)/jupyter lab $(ARGS)
 
-docs: setup ## the site, in build/html; executes studies that are not [STUDY PRESET JOBS]
+docs: setup ## the site, in build/html: studies as their committed runs show them, others at preset quick [STUDY JOBS]
 	@set -e; for study in $(STUDY); do \
-	  test -e build/notebooks/$$study/$(PRESET).ipynb || $(BIN)/memlab run $$study --preset $(PRESET) --jobs $(JOBS); done
+	  if test -e data/results/$$study/cpu/runs.parquet; then $(BIN)/memlab run $$study --preset cpu --draw; \
+	  else $(BIN)/memlab run $$study --jobs $(JOBS); fi; done
 	$(BIN)/python tools/site/build.py
 
 bench: setup ## our speed beside other people's code [ARGS]

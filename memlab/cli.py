@@ -54,12 +54,14 @@ def _find(context, parameter, name):
     if name not in study_names(): raise click.BadParameter(f'no study {name!r}: choose from {", ".join(study_names()) or "(none yet)"}')
     return find_study(name)
 
-def _check(study, preset, no_notebook, store):
+def _check(study, preset, fresh, no_notebook, draw, store):
     "Complain about words that do not fit together."
     from memlab.lab.records import size_of
     if size_of(preset) not in study.presets:
         raise click.BadParameter(f'{study.name} has no preset {size_of(preset)!r}: choose from {", ".join(study.presets)}', param_hint="'--preset'")
     if store and no_notebook: raise click.UsageError('--store copies outputs of the executed notebook: leave --no-notebook out')
+    if draw and (fresh or no_notebook): raise click.UsageError('--draw executes the notebook and nothing else: leave --fresh and --no-notebook out')
+    if draw and not study.tally(preset)['finished']: raise click.UsageError(f'{study.name} has no runs at preset {preset} to draw: leave --draw out')
 
 # %% ../nbs/cli.ipynb #703935ad
 def _compute(study, preset, jobs, fresh):
@@ -84,8 +86,9 @@ def _notebook(study, preset, fresh, store):
 @click.option('--fresh', is_flag=True, help='Compute again what is finished.')
 @click.option('--dry-run', is_flag=True, help='Measure speed; show runs, tokens, time and disk; compute nothing.')
 @click.option('--no-notebook', is_flag=True, help='Runs, tables and verdicts only; needs the core dependencies alone.')
+@click.option('--draw', is_flag=True, help='Execute the notebook on the runs there are; compute none.')
 @click.option('--store', is_flag=True, help='Copy the outputs back into nbs/studies/STUDY.ipynb.')
-def run(study, preset, jobs, fresh, dry_run, no_notebook, store):
+def run(study, preset, jobs, fresh, dry_run, no_notebook, draw, store):
     """Compute the runs of STUDY, then execute its notebook.
 
     Finished runs are kept. Stop it whenever you like: the same command goes on where it was.
@@ -98,12 +101,12 @@ def run(study, preset, jobs, fresh, dry_run, no_notebook, store):
     """
     from memlab.lab.runner import NotebookFailed
     from memlab.lab.study import RunFailed
-    _check(study, preset, no_notebook, store)
+    _check(study, preset, fresh, no_notebook, draw, store)
     try:
         if dry_run:
             for line in study.dry_run(preset, jobs, fresh): click.echo(line)
             return
-        _compute(study, preset, jobs, fresh)
+        if not draw: _compute(study, preset, jobs, fresh)
         if no_notebook: _verdicts(study, preset)
         else: _notebook(study, preset, fresh, store)
     except (ValueError, RunFailed, NotebookFailed) as error: raise click.ClickException(str(error)) from error

@@ -1,6 +1,7 @@
 """The command line and the notebook runner, on a tree of their own with the toy study and notebooks of three cells."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -71,6 +72,8 @@ def test_list_and_dry_run_say_what_a_preset_is_for(monkeypatch):
     (['run', 'toy', '--preset', 'huge'], "toy has no preset 'huge': choose from quick, cpu, wide"),
     (['run', 'toy', '--jobs', '0'], '0 is not in the range x>=1'),
     (['run', 'toy', '--store', '--no-notebook'], 'leave --no-notebook out'),
+    (['run', 'toy', '--draw', '--fresh'], 'leave --fresh and --no-notebook out'),
+    (['run', 'toy', '--draw'], 'toy has no runs at preset quick to draw'),
     (['run', 'toy', '--speed'], 'No such option'),
     (['walk'], 'No such command')])
 def test_bad_arguments_exit_2_and_say_what_was_wanted(words, want):
@@ -84,7 +87,7 @@ def commands(group, *words):
     for name, command in getattr(group, 'commands', {}).items(): yield from commands(command, *words, name)
 
 
-@pytest.mark.parametrize('command', commands(main), ids=' '.join)
+@pytest.mark.parametrize('command', list(commands(main)), ids=' '.join)
 def test_every_command_explains_itself(command):
     code, text = memlab(*command, '--help')
     assert code == 0 and 'Example:' in text
@@ -115,6 +118,16 @@ def test_run_computes_then_executes_the_notebook(home):
     claims.write_text(claims.read_text() + ' ' if claims.exists() else '[]')          # something the notebook reads has changed
     memlab('run', 'toy')
     assert done.stat().st_mtime_ns > before
+
+
+def test_a_few_runs_can_be_drawn(home):
+    "The notebook is executed on what is there, and nothing is computed."
+    notebook('preset = "none"', 'print("drawn at", preset)')
+    memlab('run', 'toy', '--preset', 'cpu', '--no-notebook')
+    runs = sorted(toy.study.folder('cpu').glob('*/done.json'))
+    shutil.rmtree(runs[0].parent), shutil.rmtree(toy.study.results('cpu'))
+    code, _ = memlab('run', 'toy', '--preset', 'cpu', '--draw')
+    assert code == 0 and printed(home/'build'/'notebooks'/'toy'/'cpu.ipynb') == ['drawn at cpu'] and toy.study.tally('cpu')['finished'] == 3
 
 
 def test_failures_exit_1(home, monkeypatch):

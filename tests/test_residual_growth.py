@@ -225,7 +225,7 @@ def test_a_collapse_says_what_is_to_blame(repaired, told):
 
 def test_notes_carry_what_does_not_decide():
     assert decide('RG10').note.count('3.9 times as long; at equal time (its step 500)') == 2
-    assert 'where it does not: unshared all +0.200' in decide('RG2', arms('r+A unshared all') | arms('r*A unshared all', Arm(gap=.2))).note
+    assert 'elsewhere unshared all +0.200' in decide('RG2', arms('r+A unshared all') | arms('r*A unshared all', Arm(gap=.2))).note
     assert decide('RG13').note.endswith('A°/H +0.400, A°/sqrt(H) +0.400')
     assert decide('RG7').note.endswith('scaled by sqrt(L): shared +0.300, unshared +0.300')
     assert decide('RG17', {'own masked': read(.2)}).note.endswith('masked +0.200, projected +0.000, sink +0.000')

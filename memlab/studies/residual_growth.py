@@ -131,9 +131,7 @@ def grid(sizes: dict, **shape) -> list[Arm]:
 def substitutions(sizes: dict, **shape) -> list[Arm]:
     "One-respect changes of the additive block, shared and not, single loss."
     block = lambda variant, **kw: VARIANTS[variant](**(shape | kw))
-    both = dict(sequential=dict(), parallel=dict(), normed_skip=dict())
-    arms = {f'{v.replace("_", " ").replace("sequential", "vanilla")}{suffix}': block(v.replace('sequential', 'vanilla'), **kw, share=share)
-            for v, kw in both.items() for share, suffix in (('none', ''), ('all', ' shared'))}
+    arms = {f'{v.replace("_", " ")}{suffix}': block(v, share=share) for v in ('vanilla', 'parallel', 'normed_skip') for share, suffix in (('none', ''), ('all', ' shared'))}
     root = sqrt(shape['n_layers'])
     arms |= {f'normed skip x sqrt(L){suffix}': block('normed_skip', skip_scale=root, share=share) for share, suffix in (('none', ''), ('all', ' shared'))}
     arms |= {'parallel shared 2A': block('parallel', share='all', attn_scale=2.), 'parallel shared A/2': block('parallel', share='all', attn_scale=.5),
@@ -278,9 +276,9 @@ def loss_gap(runs, records, arm, base, step='last') -> pd.Series:
     return paired(records, 'val_loss', arm, base, step)
 
 def aside(runs, records, **pairs) -> str:
-    "Mean loss gaps of arms that a verdict does not rest on; those that have not run are left out."
+    "Mean loss gaps of arms that a verdict does not rest on; those that have not run, or learned nothing, are left out."
     done = set(runs.arm) - set(runs.arm[runs.status == 'diverged'])
-    return ', '.join(f'{label} {loss_gap(runs, records, *pair).mean():+.3f}' for label, pair in pairs.items() if set(pair) <= done)
+    return ', '.join(f'{label} {loss_gap(runs, records, *pair).mean():+.3f}' for label, pair in pairs.items() if set(pair) <= done and not untrained(runs, records, *pair))
 
 # %% ../../nbs/studies/residual_growth.ipynb #42a4971a
 GROWING, ADDITIVE = 'r*A shared all', 'r+A shared all'
@@ -301,8 +299,8 @@ def geometric_growth(runs, records) -> Evidence:
 def growth_costs(runs, records) -> Evidence:
     trained(runs, records, GROWING, ADDITIVE)
     gap, grows = exceeds(loss_gap(runs, records, GROWING, ADDITIVE), .02), exceeds(np.exp(log_gain(records, GROWING, last_step(records, GROWING))), 1.5)
-    others = 'where it does not: ' + aside(runs, records, **{c: (f'r*A {c}', f'r+A {c}') for c in CELLS if c != 'shared all'})
-    if grows.verdict == 'supported': return replace(gap, note='; '.join(filter(None, [gap.note, others])))
+    others = aside(runs, records, **{c: (f'r*A {c}', f'r+A {c}') for c in CELLS if c != 'shared all'})
+    if grows.verdict == 'supported': return replace(gap, note='; '.join(filter(None, [gap.note, others and f'elsewhere {others}'])))
     return replace(gap, verdict='inconclusive', note=f'the stream did not blow up: gain {grows.effect:.2f}')
 
 # %% ../../nbs/studies/residual_growth.ipynb #7dd7896e
@@ -368,10 +366,12 @@ def double_product(runs, records) -> Evidence:
     arm, repaired, base = 'r*A*M shared', 'r*A*M shared from one', 'vanilla shared'
     require(runs, arm, repaired, base)
     end = last_step(records, arm)
-    size = below(np.log10(per_layer(records, 'rms_stream', arm, end).iloc[:, -1].clip(lower=1e-30)), log10(1e-5) / 2)
+    last = per_layer(records, 'rms_stream', arm, end).iloc[:, -1]
+    size = below(np.log10(last.clip(lower=1e-30)), log10(1e-5) / 2)
     repair = below(loss_gap(runs, records, repaired, base, end), .1)
     blame = dict(supported='the start is to blame', refuted='the architecture is to blame', inconclusive='the repair is undecided')[repair.verdict]
-    return replace(size, note='; '.join(filter(None, [size.note, f'{blame}: from one, {repair.effect:+.3f} nat to r+A'])))
+    zero = 'the stream is zero, read as 1e-30' * bool((last < 1e-30).all())
+    return replace(size, note='; '.join(filter(None, [size.note, zero, f'{blame}: from one, {repair.effect:+.3f} nat to r+A'])))
 
 # %% ../../nbs/studies/residual_growth.ipynb #6744a681
 BOTH = dict(shared=' shared', unshared='')
