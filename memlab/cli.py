@@ -6,6 +6,8 @@
 __all__ = ['main', 'list_', 'run', 'train', 'mqar', 'scoreboard']
 
 # %% ../nbs/cli.ipynb #66a28b08
+import json
+
 import click
 
 from . import __version__
@@ -126,16 +128,17 @@ def train():
       memlab train mqar --mixer delta --dim 64 --dk 32 --dv 32 --n-heads 2 --n-layers 4 --batch-size 32
     """
 
-def _train(name, execute, arm, seed):
+def _train(name, execute, arm, seed, fresh):
     "Compute one run under build/; returns the folder that holds it."
     from memlab.lab.code import code_hash, config_classes
     from memlab.lab.records import run_id, runs_folder
     from memlab.lab.runs import Run, compute
-    run, folder = Run(arm, seed, run_id(name, arm, seed, 'generated'), 'generated'), runs_folder(name, 'train')
-    try: compute(execute, run, folder, code_hash(execute, config_classes(arm)), progress=True)
+    run, folder, code = Run(arm, seed, run_id(name, arm, seed, 'generated'), 'generated'), runs_folder(name, 'train'), code_hash(execute, config_classes(arm))
+    try: compute(execute, run, folder, code, fresh, progress=True)
     except KeyboardInterrupt:
         click.echo('stopped. The same command goes on from the last evaluation.', err=True)
         raise SystemExit(130) from None
+    if json.loads((folder/run.run_id/'done.json').read_text())['code'] != code: click.echo('This was computed earlier by other code than today\'s: --fresh computes it again.', err=True)
     return folder/run.run_id
 
 # %% ../nbs/cli.ipynb #1749bf9e
@@ -157,7 +160,8 @@ def _train(name, execute, arm, seed):
 @click.option('--lr', type=float)
 @click.option('--steps', type=int)
 @click.option('--seed', default=0, show_default=True)
-def mqar(mixer, seed, **given):
+@click.option('--fresh', is_flag=True, help='Compute it again if it is finished.')
+def mqar(mixer, seed, fresh, **given):
     """Train a model on multi-query recall.
 
     Options left out take the defaults of the mixer and of the source. Records are written under build/; interrupted, the same command goes on.
@@ -171,7 +175,7 @@ def mqar(mixer, seed, **given):
     from memlab.studies.mqar import execute, own_arm
     try: arm = own_arm(mixer, **{k: v for k, v in given.items() if v is not None})
     except ValueError as error: raise click.UsageError(str(error)) from error
-    done = _train('mqar', execute, arm, seed)
+    done = _train('mqar', execute, arm, seed, fresh)
     records = frame(read_table(done/'records.parquet', RECORDS))
     floors = records[records.metric == 'floor'].set_index('item').value
     last = records[(records.metric == 'accuracy') & records.item.isna()].sort_values('step').iloc[-1]

@@ -1,4 +1,5 @@
 """The claims of the recall study on invented numbers, its presets, and the one thing its control must not be able to do."""
+import json
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -250,10 +251,10 @@ def test_arms_of_a_seed_read_the_same_rows():
 COMMAND = 'train mqar --mixer delta --dim 16 --dk 8 --n-heads 1 --n-layers 1 --batch-size 4 --vocab-size 64 --input-seq-len 16 --num-kv-pairs 2 --steps 300'.split()
 
 
-def trained(home, monkeypatch):
+def trained(home, monkeypatch, *more):
     "Exit code, output and records of the command in a tree of its own."
     monkeypatch.setenv('MEMLAB_HOME', str(home))
-    done = CliRunner().invoke(main, COMMAND)
+    done = CliRunner().invoke(main, [*COMMAND, *more])
     return done.exit_code, done.output, [read_table(f, RECORDS).to_pylist() for f in home.glob('build/runs/mqar/train/*/records.parquet')]
 
 
@@ -272,6 +273,11 @@ def test_a_model_is_trained_interrupted_and_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(mqar, 'scored', lambda step, *rest: fresh.append(step) or scored(step, *rest))
     code, _, again = trained(tmp_path/'b', monkeypatch)
     assert code == 0 and again == whole and fresh == [200, 300]                 # from the checkpoint of step 100
+    done = next(tmp_path.joinpath('b').rglob('done.json'))
+    assert 'by other code' not in trained(tmp_path/'b', monkeypatch)[1]
+    done.write_text(done.read_text().replace(json.loads(done.read_text())['code'], 'of old'))
+    assert 'by other code' in trained(tmp_path/'b', monkeypatch)[1]
+    assert 'by other code' not in trained(tmp_path/'b', monkeypatch, '--fresh')[1] and fresh[-3:] == [100, 200, 300]
 
 
 @pytest.mark.parametrize('words, told', [(['--mixer', 'lstm'], "no mixer 'lstm': choose from attention"), (['--num-kv-pairs', '9'], 'is too short'), (['--vocab-size', '63'], 'does not divide into 2 equal parts'),
