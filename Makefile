@@ -28,10 +28,10 @@ $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	@echo "setting up .venv (about a minute; the download of torch is the long part)"
 	@export PYTHONWARNINGS=ignore; if command -v uv >/dev/null; then \
 	  test -x $(BIN)/python || uv venv --seed --python $(PYTHON) .venv; \
-	  UV_FIND_LINKS=$${PIP_FIND_LINKS-} uv pip install --python $(BIN)/python -c constraints.txt -e '$(EXTRAS)'; \
+	  UV_FIND_LINKS=$${PIP_FIND_LINKS-} uv pip install --python $(BIN)/python -c constraints.txt -C editable_mode=compat -e '$(EXTRAS)'; \
 	else \
 	  test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(EXTRAS)'; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -C editable_mode=compat -e '$(EXTRAS)'; \
 	fi
 	@mkdir -p .venv/etc/jupyter .venv/etc/ipython .venv/share/jupyter/lab/settings
 	@cp tools/jupyter/jupyter_server_config.py .venv/etc/jupyter/

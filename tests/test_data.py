@@ -60,7 +60,7 @@ def test_two_processes_build_one_store(folder):
     builders = [start(folder, 0.1, number) for number in (1, 2)]
     wait_for(lambda: len(list(folder.glob("ready.*"))) == 2)
     (folder / "go").touch()
-    told = [b.communicate(timeout=60)[0] for b in builders]
+    told = [b.communicate(timeout=300)[0] for b in builders]
     assert [b.returncode for b in builders] == [0, 0]
     assert told[0] == told[1] and told[0].split()[2] == str(6 * (7 * 50 + 1))
     assert len((folder / "encoded.log").read_text().splitlines()) == 6, "a document was encoded twice"
@@ -76,7 +76,7 @@ def test_killed_build_leaves_no_store(folder):
     left = [p.suffix for p in (folder / "build" / "tokens").iterdir() if p.is_dir()]
     assert left == [".part"], "the build was not interrupted, or a half store has its real name"
     second = start(folder, 0, 2)
-    told = second.communicate(timeout=60)[0]
+    told = second.communicate(timeout=300)[0]
     assert second.returncode == 0 and told.split()[2] == str(6 * (7 * 50 + 1))
     assert not list((folder / "build" / "tokens").glob("*.part"))
 

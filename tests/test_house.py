@@ -192,3 +192,10 @@ def test_notebook_reads_well(path):
     assert sum(c.cell_type == "markdown" for c in cells) >= 0.25 * len(cells), "a quarter of the cells is prose"
     lengths = [sum(map(bool, map(str.strip, source.splitlines()))) for source in exported(path)]
     assert statistics.median_low(lengths) <= 15, f"exported cells are small: {lengths}"
+
+
+def test_a_folder_of_that_name_does_not_hide_the_package(tmp_path):
+    "Scripts beside a checkout have such a folder in front of everything else."
+    (tmp_path / "memlab").mkdir()
+    done = subprocess.run([sys.executable, "-c", "import memlab.data.corpus"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

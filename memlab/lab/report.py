@@ -317,7 +317,7 @@ def scoreboard_text(
     width, gap, out = width or shutil.get_terminal_size((120, 24)).columns, rows.text.str.len().max(), []
     for (study, preset), some in rows.groupby(['study', 'preset'], sort=False):
         counts = ', '.join(f'{n} {v}' for v in SIGNS if (n := (some.verdict == v).sum()))
-        out.append(' · '.join([study, preset, counts, *some.marks.iloc[0]]))
+        out.append(' · '.join([study, preset, counts, *['decides nothing'] * (size_of(preset) == 'quick'), *some.marks.iloc[0]]))
         for r in some.itertuples():
             line = f'  {SIGNS[r.verdict]} {r.id:<6}{r.verdict:<14}{r.text:<{gap}}  {r.n_seeds:>2} {"seed " if r.n_seeds == 1 else "seeds"}  '
             out.append(line + textwrap.shorten(r.statement, max(20, width - len(line)), placeholder=' …'))

@@ -106,7 +106,7 @@ def _papermill(file, output, parameters, limit):
     import papermill as pm
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     with _environment(MEMLAB_HOME=str(home()), TQDM_DISABLE='1', OMP_NUM_THREADS='2'):
-        pm.execute_notebook(file, output, dict(parameters), kernel_name='python3', cwd=file.parent, progress_bar=False, start_timeout=min(limit, 120),
+        pm.execute_notebook(file, output, dict(parameters), kernel_name='python3', cwd=file.parent, progress_bar=False, start_timeout=120,
                             execution_timeout=limit, extra_arguments=['--Application.log_level=CRITICAL'])
 
 # %% ../../nbs/lab/runner.ipynb #29989646

@@ -60,6 +60,7 @@ def preset(self:Study,
     size, _, corpus = name.partition('@')
     if size not in self.presets: raise ValueError(f'study {self.name} has no preset {size!r}: choose from {", ".join(self.presets)}')
     preset = self.presets[size]()
+    if name.endswith('@'): raise ValueError(f'{name} names no corpus: write one behind @, or leave @ out')
     if corpus and not all(hasattr(arm, 'corpus') for arm, _ in preset.plan): raise ValueError(f'{self.name} reads no corpus: leave @{corpus} out')
     if known and preset.then is not None: preset = self._continued(name, preset)
     return replace(preset, plan=tuple((replace(arm, corpus=corpus), seeds) for arm, seeds in preset.plan)) if corpus else preset

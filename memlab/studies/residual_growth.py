@@ -334,7 +334,7 @@ def growth_is_halting(runs, records) -> Evidence:
     return Evidence(mean, low, high, len(share), verdict, '; '.join(f'{k}: {", ".join(v) or "none"}' for k, v in told.items()))
 
 # %% ../../nbs/studies/residual_growth.ipynb #b919fd39
-@study.claim('RG4', 'With a loss at the last layer only, the multiplied stream explodes; with a loss at every layer it stays reasonable.', source='a note in the source code',
+@study.claim('RG4', 'With a loss at the last layer only, the multiplied stream explodes, more than with a loss at every layer.', source='a note in the source code',
              rule='r*A shared: log gain with single loss minus log gain with all-layer loss > 0, and gain with single loss > 1.5 (95 % intervals)')
 def single_explodes(runs, records) -> Evidence:
     arms = 'r*A shared single', GROWING
