@@ -3,8 +3,10 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +14,13 @@ import torch.nn.functional as F
 from memlab.data.recall import RecallConfig, recall_batch
 from memlab.nn.checks import error_ratio
 from memlab.nn.delta import DeltaNetConfig, delta_chunked, delta_recurrent
+from memlab.nn.infini import InfiniConfig
 from memlab.nn.linear import linear_chunked, linear_recurrent
 from memlab.nn.lm import residual_lm
+from memlab.nn.memory import load_memory, memory_bytes, save_memory
 from memlab.nn.mixer import precise
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
+from memlab.nn.pythia import PythiaAttention, PythiaConfig, PythiaLayer
 from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
 from memlab.train.loop import FitConfig, make_optimizer, train_step
@@ -178,12 +183,52 @@ class Features(torch.nn.Module):
     def forward(self, ids): return self.model.features(ids)[0]
 
 
-BENCHES = dict(steps=steps, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked)
+def infini_layer():
+    "A training step of a layer with a compressive memory against one with attention."
+    x = torch.randn(4, 512, 512, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (PythiaLayer(m, 512, 2048) for m in (InfiniConfig(d_model=512, n_heads=8, segment=512).build(), PythiaAttention(512, 8)))
+    def step(layer): layer(x)[0].square().mean().backward()
+    a, b = interleaved(lambda: step(ours), lambda: step(theirs))
+    yield report('a layer, S 512, D 512, forward and backward: infini/pythia', a / b, 1.3, 'at most')
+
+
+def memories(layers, width, segment=64):
+    "A model of bytes whose every layer is a compressive memory."
+    return PythiaConfig(vocab_size=256, d_model=width, n_layers=layers, intermediate=4 * width).build([InfiniConfig(d_model=width, segment=segment).build() for _ in range(layers)])
+
+
+def long_text():
+    "A million bytes through two compressive memories of width 128, piece by piece."
+    model, memory = memories(2, 128, segment=200), None
+    ids = torch.randint(1, 256, (1, 1_000_000), generator=torch.Generator().manual_seed(0))
+    held, resident, clock = [], [], [time.perf_counter()]
+    with torch.no_grad():
+        for piece in ids.split(2000, 1):                        # ten segments
+            memory = model.features(piece, memory)[1]
+            held.append(memory_bytes(memory)); resident.append(getrusage(RUSAGE_SELF).ru_maxrss); clock.append(time.perf_counter())
+    seconds = [b - a for a, b in zip(clock, clock[1:])]
+    n = len(seconds) // 4
+    yield report('a million bytes: memory held at the end / after ten segments', held[-1] / held[0], 1.05, 'at most')
+    yield report('a million bytes: peak of the process at the end / after ten segments', resident[-1] / resident[0], 1.05, 'at most')
+    yield report('a million bytes: time a piece in the last quarter / in the first', statistics.median(seconds[-n:]) / statistics.median(seconds[:n]), 1.1, 'at most')
+
+
+def save_and_load():
+    "A memory to a file and back."
+    model, file = memories(6, 512), Path(tempfile.mkdtemp())/'memory.safetensors'
+    with torch.no_grad(): memory = model.features(torch.randint(1, 256, (1, 64)))[1]
+    (seconds,) = interleaved(lambda: (save_memory(file, model, memory), load_memory(file, model)))
+    yield report('saving and loading six memories of width 512, milliseconds', 1e3 * seconds, 50, 'at most')
+
+
+BENCHES = dict(steps=steps, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
+               infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load)
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('names', nargs='*', choices=[*BENCHES, []], help='which; default: all')
-    names = parser.parse_args().names or list(BENCHES)
+    parser.add_argument('names', nargs='*', default=list(BENCHES), metavar='NAME', help=f'which; default: all of {", ".join(BENCHES)}')
+    names = parser.parse_args().names
+    if unknown := set(names) - set(BENCHES): parser.error(f'no benchmark {", ".join(sorted(unknown))}: choose from {", ".join(BENCHES)}')
     print('matrix products, Gflop/s: ' + ', '.join(f'{str(d)[6:]} {peak(d):.0f}' for d in (torch.float32, torch.bfloat16)), flush=True)
     misses = sum(not ok for n in names for ok in BENCHES[n]())
     sys.exit(f'{misses} bound(s) missed' if misses else 0)

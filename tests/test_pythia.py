@@ -1,0 +1,154 @@
+"""Pythia against the model of transformers, files that lie, the tokenizer, and generation with every memory."""
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from memlab.data.tokens import load_tokenizer
+from memlab.nn.generate import generate
+from memlab.nn.lm import TransformerLM
+from memlab.nn.memory import fingerprint
+from memlab.nn.pythia import MEMORIES, PythiaConfig, create_model, neox_config, neox_name
+
+SMALL = PythiaConfig(vocab_size=67, d_model=32, n_layers=3, n_heads=4, intermediate=48, std=.2)
+KINDS = [('pythia', {}), *((name, dict(segment=4, use_delta_rule=rule)) for name in MEMORIES for rule in (False, True))]
+kinds = pytest.mark.parametrize('name, options', KINDS, ids=lambda v: v if isinstance(v, str) else 'delta' if v.get('use_delta_rule') else 'additive')
+
+
+def tokens(b, t, vocabulary=67, seed=0):
+    return torch.randint(vocabulary, (b, t), generator=torch.Generator().manual_seed(seed))
+
+
+# -- weights of others ------------------------------------------------------------------------------------------------
+
+SHAPES = [dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, rotary_pct=.25), dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40, rotary_pct=1.),
+          dict(hidden_size=40, num_hidden_layers=1, num_attention_heads=5, intermediate_size=64, rotary_pct=.5, rotary_emb_base=500, layer_norm_eps=1e-3, tie_word_embeddings=True)]
+
+
+def theirs(folder, shape, **saving):
+    "A GPT-NeoX of transformers with every number random, biases and norms included, saved to `folder`."
+    transformers = pytest.importorskip('transformers')
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(vocab_size=67, max_position_embeddings=64, **shape)).eval()
+    r = torch.Generator().manual_seed(1)
+    for p in model.parameters(): p.data = torch.randn(p.shape, generator=r) * .2
+    model.tie_weights()
+    model.save_pretrained(folder, **saving)
+    return model
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@torch.no_grad()
+def test_logits_are_those_of_transformers(tmp_path, shape):
+    want = theirs(tmp_path, shape)
+    got = TransformerLM.from_pretrained(tmp_path)
+    ids = tokens(2, 50)
+    assert (got(ids)[0] - want(ids).logits).abs().max() <= 1e-5
+    assert sum(p.numel() for p in got.parameters()) == sum(p.numel() for p in want.parameters())
+    written = generate(got, ids[:, :7], 12)[0]
+    assert torch.equal(written, want.generate(ids[:, :7], attention_mask=torch.ones(2, 7), max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None))
+
+
+@torch.no_grad()
+def test_older_config_shards_and_buffers_are_read(tmp_path):
+    want = theirs(tmp_path, SHAPES[0], max_shard_size='30KB')
+    assert (tmp_path/'model.safetensors.index.json').is_file()
+    said = json.loads((tmp_path/'config.json').read_text())
+    old = {n: v for n, v in said.items() if n != 'rope_parameters'} | dict(rotary_pct=.25, rotary_emb_base=10000)
+    (tmp_path/'config.json').write_text(json.dumps(old))
+    ids = tokens(2, 50)
+    assert (TransformerLM.from_pretrained(str(tmp_path))(ids)[0] - want(ids).logits).abs().max() <= 1e-5
+
+
+def test_a_model_of_the_hub_is_fetched_at_its_revision_without_pickles(tmp_path, monkeypatch):
+    hub = pytest.importorskip('huggingface_hub')
+    theirs(tmp_path, SHAPES[0])
+    asked = {}
+    monkeypatch.setattr(hub, 'snapshot_download', lambda name, **said: asked.update(said, name=name) or str(tmp_path))
+    TransformerLM.from_pretrained('EleutherAI/pythia-70m', revision='step3000')
+    assert (asked['name'], asked['revision']) == ('EleutherAI/pythia-70m', 'step3000')
+    assert not any(p.endswith('bin') for p in asked['allow_patterns'])
+
+
+def test_without_the_hub_the_error_says_what_to_do(monkeypatch):
+    hub = pytest.importorskip('huggingface_hub')
+    def fails(name, **said): raise OSError('no network')
+    monkeypatch.setattr(hub, 'snapshot_download', fails)
+    with pytest.raises(ValueError, match='could not be fetched from the hub: no network. Without a network, give a folder'): TransformerLM.from_pretrained('EleutherAI/pythia-70m')
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    with pytest.raises(ValueError, match='pip install huggingface_hub'): TransformerLM.from_pretrained('EleutherAI/pythia-70m')
+
+
+@pytest.mark.parametrize('said', [dict(use_parallel_residual=False), dict(hidden_act='gelu_new'), dict(attention_bias=False), dict(attention_dropout=.1), dict(hidden_dropout=.1), dict(model_type='gpt2'),
+                                  dict(rope_scaling=dict(type='linear', factor=2.)), dict(rope_parameters=dict(rope_type='dynamic', factor=2.))], ids=lambda v: ','.join(v))
+def test_a_config_that_would_be_computed_differently_is_refused(said):
+    sizes = dict(vocab_size=67, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    assert neox_config(sizes).n_heads == 4
+    with pytest.raises(ValueError, match='which is not Pythia'): neox_config(sizes | said)
+
+
+def test_every_parameter_has_a_name_of_its_own():
+    for norms, tied in ((2, False), (2, True)):
+        names = [neox_name(n) for n, _ in replace(SMALL, norms=norms, tied=tied).build().named_parameters()]
+        assert len(set(names)) == len(names)
+
+
+# -- the lessons ------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def test_14_evaluation_uses_the_loaded_weights_and_leaves_them(tmp_path):
+    theirs(tmp_path, SHAPES[0])
+    model = TransformerLM.from_pretrained(tmp_path)
+    before, ids = fingerprint(model)['weights'], tokens(2, 20)
+    generate(model, ids, 5, temperature=1.)
+    assert fingerprint(model)['weights'] == before
+    random = neox_config(json.loads((tmp_path/'config.json').read_text())).build()
+    assert fingerprint(random)['weights'] != before and (random(ids)[0] - model(ids)[0]).abs().max() > .1
+
+
+@kinds
+@torch.no_grad()
+def test_15_training_and_evaluation_compute_the_same(name, options):
+    model, ids = create_model(name, SMALL, **options), tokens(2, 20)
+    assert torch.equal(model.train()(ids)[0], model.eval()(ids)[0])
+
+
+@kinds
+@torch.no_grad()
+def test_new_tokens_with_a_carried_memory_equal_the_whole_again(name, options):
+    "Logits, token by token; then the tokens themselves, greedy and drawn."
+    model, ids = create_model(name, SMALL, **options), tokens(2, 23)
+    whole, memory = model(ids)[0], None
+    for t in range(ids.shape[1]):
+        step, memory = model(ids[:, t:t+1], memory)
+        assert (step[:, 0] - whole[:, t]).abs().max() <= 1e-5
+    written, end = generate(model, ids, 9, temperature=1., top=5, seed=3)
+    r, again = torch.Generator().manual_seed(3), ids
+    for _ in range(9):
+        logits = model(again)[0][:, -1]
+        kept = logits.masked_fill(logits < logits.topk(5).values[:, -1:], -torch.inf)
+        again = torch.cat([again, torch.multinomial(kept.softmax(-1), 1, generator=r)], 1)
+    assert torch.equal(written, again)
+    assert (model(ids[:, :1], end)[0] - model(torch.cat([written, ids[:, :1]], 1))[0][:, -1:]).abs().max() <= 1e-5
+
+
+@kinds
+def test_every_parameter_learns(name, options):
+    "Three segments in a call, the gradient reaching back over two."
+    options = options | (dict(credit=2) if options else {})
+    model, ids = create_model(name, SMALL, **options), tokens(2, 13)
+    logits, _ = model(ids[:, :-1])
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_text_goes_through_the_tokenizer_of_pythia(shared_data):
+    file = shared_data/'pythia-tokenizer'/'tokenizer.json'
+    if not file.is_file(): pytest.skip('no tokenizer of Pythia here')
+    tokenizer, text = load_tokenizer(file), 'Memory is a value: it goes in, and another comes out.'
+    model = create_model('infini', PythiaConfig(d_model=16, n_layers=2, n_heads=2, intermediate=24), segment=4)
+    assert tokenizer.vocab_size <= len(model.readout)
+    ids = torch.from_numpy(tokenizer.encode(text))[None]
+    assert tokenizer.decode(ids[0]) == text
+    written, _ = generate(model, ids, 5)
+    assert written.shape == (1, ids.shape[1] + 5) and tokenizer.decode(written[0]).startswith(text)
