@@ -195,7 +195,7 @@ def test_notebook_reads_well(path):
 
 
 def test_a_folder_of_that_name_does_not_hide_the_package(tmp_path):
-    "Scripts beside a checkout have such a folder in front of everything else."
-    (tmp_path / "memlab").mkdir()
+    "A script beside a checkout has such a folder, with another `data` in it, in front of everything else."
+    (tmp_path / "memlab" / "data").mkdir(parents=True)
     done = subprocess.run([sys.executable, "-c", "import memlab.data.corpus"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

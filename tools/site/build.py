@@ -23,8 +23,8 @@ PRESETS = ["full", "gpu", "cpu", "quick"]
 SECTIONS = {"Studies": "studies", "Data": "data", "Layers and models": "nn", "Training": "train", "Evaluation": "eval",
             "Laboratory": "lab", "Command line": "."}
 READING = {  # the order of pages, where it is not that of the alphabet; pages not named come last
-    "data": "corpus tokens recall",
-    "nn": "state init attention blocks variants lm mixer checks softmax linear delta titans ttt baseconv mixer_lm",
+    "data": "corpus tokens ordered recall facts",
+    "nn": "state init attention blocks variants lm mixer checks softmax linear delta titans ttt baseconv mixer_lm infini pythia generate memory",
     "train": "losses checkpoint loop",
     "lab": "code records runs cost study claims report explore runner",
 }
