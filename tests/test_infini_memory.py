@@ -1,0 +1,416 @@
+"""The memory study: its claims on invented numbers, its arms, and runs that go on where they stopped."""
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from memlab.data.facts import FactRows, count_exposures, facts
+from memlab.data.recall import IGNORE
+from memlab.eval.perplexity import shared_ngrams
+from memlab.data.tokens import Batch
+from memlab.lab.claims import check_twins, judge
+from memlab.lab.records import RECORDS, RUNS, frame, record_table, run_id
+from memlab.nn.infini import InfiniConfig
+from memlab.nn.linear import LinearAttentionConfig
+from memlab.studies import infini_memory as study
+
+CLAIMS = {c.id: c for c in study.study.claims}
+
+
+# -- invented numbers -------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Ran:
+    "What the runs of an arm measured: (metric, item, position) -> a number, or one for every seed."
+    found: dict = field(default_factory=dict)
+    seeds: int = 5
+
+
+def of(value, seed): return value[seed] if isinstance(value, (list, tuple)) else value
+
+
+def tables(arms):
+    "Runs and records of some arms."
+    todo = [(f'{name} {seed}', name, ran, seed) for name, ran in arms.items() for seed in range(ran.seeds)]
+    rows = lambda ran, seed: [dict(step=0 if metric == 'floor' else 100, metric=metric, value=of(v, seed), item=item, position=position) for (metric, item, position), v in ran.found.items()]
+    runs = [dict(run_id=i, arm=name, seed=seed, status='finished') for i, name, _, seed in todo]
+    records = pa.concat_tables([RECORDS.empty_table()] + [record_table(rows(ran, seed), i, name, seed) for i, name, ran, seed in todo])
+    return frame(pa.Table.from_pylist(runs, RUNS)), frame(records)
+
+
+SPREAD = np.array([-.02, -.01, 0, .01, .02])        # what seeds differ by
+
+
+def around(value, size=.1): return (value + size * SPREAD).tolist()
+
+
+LENGTHS = (16, 32, 64, 128, 256, 512)
+
+
+def speaks(slope): return Ran({(f'rms_{n}', 'last', str(s)): around(v, .1 * v) if n == 'memory' else v for s in LENGTHS for n, v in dict(memory=s ** slope, local=1.).items()})
+def writes(recall, scale=1.): return Ran({('recall', 'overwritten', '1.0'): around(recall, .01 * recall), ('scale', None, '1.0'): around(scale, .1)})
+def holds(**by): return Ran({(m, '64 pairs', str(d)): around(v, .1) for m in ('recall', 'similarity') for d, v in {16: by['narrow'], 64: by['narrow'], 256: by['wide'], 512: by['wide']}.items()})
+
+
+def reads(nll, later=None, **more):
+    "A reader: its loss, that of later segments, and losses asked otherwise."
+    found = {('nll', 'on', None): nll, ('floor', 'unigram', None): 6., ('floor', 'uniform', None): 7.6, ('nll_by_segment', 'on', '0'): nll}
+    found |= {('nll_by_segment', 'on', str(i)): nll if later is None else later for i in (1, 2)}
+    return Ran(found | {('nll', item.replace('_', ' ').replace('TWICE', ', shifted twice'), None): v for item, v in more.items()})
+
+
+def relays(accuracy): return Ran({('accuracy', None, None): accuracy, ('floor', 'segment', None): .25})
+def routes(cosine=.9, norm=.25, mean=.25): return Ran({('routing', n, size): v for n, v in dict(cosine=cosine, norm=norm, mean=mean, fitted=.9).items() for size in ('equal', 'unequal')} | {('floor', 'bank', None): .25, ('accuracy', None, None): .9})
+
+
+def told(backward=5., contaminated=None, forward=1., rank=.2, known=.9, text=4.):
+    "A learner of facts."
+    found = {('fact_nll', 'forward', None): forward, ('fact_mrr', 'forward', None): known, ('floor', 'rank, forward', None): .1, ('floor', 'rank, backward', None): .1}
+    found |= {('fact_nll', 'backward', None): backward, ('fact_mrr', 'backward', None): rank, ('nll', 'text', None): text}
+    return Ran(found | ({} if contaminated is None else {('fact_nll', 'backward, contaminated', None): contaminated}))
+
+
+def asked(reversed_, known=.9): return Ran({('fact_mrr', 'reversed', None): reversed_, ('fact_mrr', 'told', None): known, ('floor', 'rank', None): .09})
+def on_chunks(*losses): return Ran({('nll', 'test', None): around(losses[0], .1)})
+def carried(own=2., empty=3., foreign=3.): return Ran({('answer_nll', f'copy, {n}', None): around(v, .1) for n, v in dict(own=own, empty=empty, foreign=foreign).items()} | {('answer_nll', f'other, {n}', None): 3. for n in ('own', 'empty', 'foreign')})
+
+
+def mixed(a, b): return [a, b, a, b, a]
+def splits(documents, chunks, one, one_chunks): return {f'split by {by}, {label}': on_chunks(v) for (by, label), v in {('documents', 'many chunks'): documents, ('chunks', 'many chunks'): chunks, ('documents', 'one chunk'): one, ('chunks', 'one chunk'): one_chunks}.items()}
+def memories(**by): return {f'facts {n}': told(*v) for n, v in by.items()}
+
+
+FACT = dict(infini=(around(5.), around(4.)), multi=([4.9, 5.1, 5., 5.1, 4.9], around(3.)), hierarchical=([5.1, 4.9, 5., 4.9, 5.1], around(2.)))
+WRITES = {'overwrite delta as coded': writes(.2), 'overwrite additive as coded': writes(.2), 'overwrite delta with z': writes(.2, .5), 'overwrite delta': writes(.4), 'overwrite additive': writes(.2)}
+
+# claim: arms, the verdict they give, and what changes it to which
+SCENES = {
+    'IM1': ({'read-out as coded': speaks(-1), 'read-out corrected': speaks(0)}, 'artefact', [
+        ('supported', {'read-out corrected': speaks(-1)}),                                      # it shrinks without the defect too
+        ('refuted', {'read-out as coded': speaks(0)}),
+        ('refuted', {'read-out as coded': speaks(-.5)}),                                        # not as 1/S
+        ('inconclusive', {'read-out as coded': Ran({k: [v, v * (s := int(k[2]) / 64) ** .3, v, v, v / s ** .3] if k[0] == 'rms_memory' else v for k, v in ((k, of(v, 2)) for k, v in speaks(-1).found.items())}),
+                          'read-out corrected': Ran({k: [v, v * (s := int(k[2]) / 64) ** .3, v, v, v / s ** .3] if k[0] == 'rms_memory' else v for k, v in ((k, of(v, 2)) for k, v in speaks(0).found.items())})})]),
+    'IM2': (WRITES, 'artefact', [
+        ('supported', {'overwrite delta': writes(.21)}),                                        # inert without the defect
+        ('refuted', {'overwrite delta as coded': writes(.25)}),                                 # not inert with it
+        ('refuted', {'overwrite delta with z': writes(.2, .8)}),
+        ('inconclusive', {'overwrite delta': writes(.31)} | {'overwrite additive': Ran({('recall', 'overwritten', '1.0'): mixed(.1, .3)})})]),
+    'IM3': ({'capacity elu+1': holds(narrow=.2, wide=.3), 'capacity relu': holds(narrow=.2, wide=.2)}, 'supported', [
+        ('refuted', {'capacity elu+1': holds(narrow=.2, wide=.2)}),
+        ('refuted', {'capacity elu+1': holds(narrow=.3, wide=.2)}),                             # narrow heads are better
+        ('inconclusive', {'capacity elu+1': Ran({('recall', '64 pairs', '16'): .2, ('recall', '64 pairs', '256'): mixed(.15, .35), ('similarity', '64 pairs', '16'): .7})})]),
+    'IM4': ({'text infini': reads(around(4.5)), 'text local': reads(around(4.6)), 'text pythia': reads(around(4.55))}, 'supported', [
+        ('refuted', {'text infini': reads(around(4.7))}),
+        ('refuted', {'text infini': reads(around(4.5), around(4.7))}),                          # not from the second segment on
+        ('inconclusive', {'text infini': reads(mixed(4.3, 4.8))}),
+        ('inconclusive', {'text local': reads(around(6.5))})]),                                 # has learned nothing
+    'IM5': ({'text no attention first': reads(around(4.5, .05)), 'text pythia': reads(around(4.5, .1))}, 'supported', [
+        ('refuted', {'text no attention first': reads(around(4.6))}),
+        ('refuted', {'text no attention first': reads(around(4.505))}),                         # less than 1 %, but surely not nothing
+        ('inconclusive', {'text no attention first': reads(mixed(4.4, 4.6))})]),
+    'IM6': ({f'credit {k}': relays(around(.9 if k else .3)) for k in (0, 1, 2, 4)}, 'supported', [
+        ('refuted', {'credit 0': relays(around(.8))}),
+        ('inconclusive', {'credit 0': relays(mixed(.4, .9))}),
+        ('inconclusive', {f'credit {k}': relays(around(.25)) for k in (0, 1, 2, 4)})]),         # nobody learned to relay
+    'IM7': ({'topics': routes(around(.9)), 'topics as coded': routes(mean=around(.25))}, 'supported', [
+        ('refuted', {'topics as coded': routes(mean=around(.6))}),                              # the source's rule reads content after all
+        ('refuted', {'topics': routes(around(.9), mean=around(.6))}),
+        ('refuted', {'topics': routes(around(.4))}),
+        ('inconclusive', {'topics': routes(mixed(.4, .7))})]),
+    'IM8': (memories(**FACT), 'artefact', [
+        ('supported', memories(**FACT | dict(infini=(around(6.), around(4.))))),
+        ('refuted', memories(**FACT | dict(multi=(around(5.), around(4.)), hierarchical=(around(5.), around(4.))))),
+        ('inconclusive', {'facts multi': told(4.8, 3., known=.15)})]),                          # does not know what it was told
+    'IM9': ({'text hierarchical': reads(around(4.4))} | {f'text hierarchical e={e}': reads(around(4.5)) for e in ('0', '0.5', '1')}, 'supported', [
+        ('refuted', {'text hierarchical e=0.5': reads(around(4.3))}),                           # one constant is enough
+        ('inconclusive', {'text hierarchical': reads(mixed(4.3, 4.7))})]),
+    'IM10': ({f'banks {n}': relays(around(v)) for n, v in {1: .5, 2: .55, 4: .6}.items()}, 'supported', [
+        ('refuted', {'banks 4': relays(around(.5))}),
+        ('inconclusive', {'banks 4': relays(mixed(.3, .8))}),
+        ('inconclusive', {f'banks {n}': relays(around(.25)) for n in (1, 2, 4)})]),
+    'IM11': ({'text pythia': reads(around(4.5)), 'text softmax NoPE': reads(around(4.9)), 'text linear RoPE': reads(around(4.55)), 'text linear NoPE': reads(around(5.))}, 'supported', [
+        ('refuted', {'text softmax NoPE': reads(around(4.55)), 'text linear RoPE': reads(around(4.9))}),
+        ('refuted', {'text linear NoPE': reads(around(4.4))}),                                  # not worse at all
+        ('inconclusive', {'text softmax NoPE': reads(mixed(4.5, 5.3)), 'text linear RoPE': reads(mixed(5.3, 4.5))})]),
+    'IM12': (splits(5., 4., 5., 5.), 'artefact', [
+        ('supported', splits(5., 4., 5., 4.5)),                                                 # also where nothing can leak
+        ('refuted', splits(5., 4.9, 5., 5.)),
+        ('inconclusive', {'split by chunks, many chunks': Ran({('nll', 'test', None): mixed(4., 5.2)})})]),
+    'IM22': ({'text pythia': reads(4.5, sliding=around(4.5), segment_16=around(4.8), segment_64=around(4.6), segment_16TWICE=around(7.), segment_64TWICE=around(7.))}, 'artefact', [
+        ('supported', {'text pythia': reads(4.5, sliding=4.5, segment_16=around(6.), segment_16TWICE=around(7.))}),              # short segments alone do it
+        ('refuted', {'text pythia': reads(4.5, sliding=4.5, segment_16=around(4.8), segment_16TWICE=around(5.))}),               # the second shift does little
+        ('inconclusive', {'text pythia': reads(4.5, sliding=4.5, segment_16=mixed(4.8, 6.5), segment_16TWICE=around(7.))})]),
+    'IM25': ({'questions, mask none': asked(around(.1)), 'questions, mask statement': asked(around(.2)), 'questions, mask span': asked(around(.1))}, 'supported', [
+        ('refuted', {'questions, mask none': asked(around(.3))}),
+        ('refuted', {'questions, mask span': asked(around(.3))}),                               # any masking would do better
+        ('inconclusive', {'questions, mask span': asked(mixed(.1, .3))}),
+        ('inconclusive', {'questions, mask none': asked(around(.1), known=.1)})]),
+    'IM26': ({'packing padded': told(forward=around(.5)), 'packing packed': told(forward=around(.4)), 'packing padded masked': told(forward=around(.4))}, 'supported', [
+        ('refuted', {'packing padded': told(forward=around(.4))}),
+        ('inconclusive', {'packing padded': told(forward=mixed(.3, .6))})]),
+    'IM27': ({'facts NoPE': told(rank=around(.3)), 'facts pythia': told(rank=around(.2))}, 'supported', [
+        ('refuted', {'facts NoPE': told(rank=around(.1))}),
+        ('inconclusive', {'facts NoPE': told(rank=mixed(.1, .3))}),
+        ('inconclusive', {'facts NoPE': told(rank=around(.3), known=.15)})]),
+    'IM31': ({'codes': carried()}, 'supported', [
+        ('refuted', {'codes': carried(empty=2.)}),
+        ('refuted', {'codes': carried(foreign=2.)}),                                            # any memory would do
+        ('inconclusive', {'codes': Ran(carried().found | {('answer_nll', 'copy, own', None): mixed(2., 4.)})})]),
+}
+CASES = [(claim, verdict, changes) for claim, (_, first, cases) in SCENES.items() for verdict, changes in [(first, {}), *cases]]
+POSSIBLE = dict.fromkeys(CLAIMS, ('supported', 'refuted', 'inconclusive')) | dict.fromkeys(('IM1', 'IM2', 'IM8', 'IM12', 'IM22'), ('supported', 'refuted', 'inconclusive', 'artefact'))
+
+
+@cache
+def scene(claim):
+    "Tables that decide a claim, for tests that take some away."
+    return tables(SCENES[claim][0])
+
+
+def test_every_claim_has_every_verdict():
+    assert set(SCENES) == set(CLAIMS)
+    assert {(c, v) for c, v, _ in CASES} == {(c, v) for c in CLAIMS for v in POSSIBLE[c]}
+
+
+@pytest.mark.parametrize('claim, verdict, changes', CASES, ids=[f'{c}-{v}-{"+".join(x)}' for c, v, x in CASES])
+def test_verdict(claim, verdict, changes):
+    runs, records = tables(SCENES[claim][0] | changes)
+    found = judge(CLAIMS[claim], runs, records, 'cpu')
+    assert found.verdict == verdict, found
+    assert judge(CLAIMS[claim], runs, records, 'quick').verdict == 'inconclusive'
+
+
+@pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, *_) in SCENES.items() for a in base])
+def test_an_arm_may_have_fewer_seeds(claim, arm):
+    "A table that is still being computed is read on the seeds that all arms have."
+    runs, records = scene(claim)
+    late = runs[(runs.arm == arm) & (runs.seed == 2)].run_id
+    found = judge(CLAIMS[claim], *(t[~t.run_id.isin(late)] for t in (runs, records)), 'cpu')
+    assert found.verdict == SCENES[claim][1] and found.effect == found.effect and found.n_seeds == 4, found
+
+
+@pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, *_) in SCENES.items() for a in base])
+def test_a_missing_or_diverged_arm_leaves_its_claim_undecided(claim, arm):
+    runs, records = scene(claim)
+    gone = judge(CLAIMS[claim], runs[runs.arm != arm], records[records.arm != arm], 'cpu')
+    if arm != 'capacity relu': assert gone.verdict == 'inconclusive' and gone.n_seeds == 0, gone
+    wild = runs.copy()
+    wild.loc[(wild.arm == arm) & (wild.seed == 1), ['status', 'diverged_at']] = 'diverged', 40
+    found = judge(CLAIMS[claim], wild, records, 'cpu')
+    assert found.verdict == 'inconclusive' and arm in found.note and 'seed 1' in found.note
+
+
+@pytest.mark.parametrize('claim', SCENES)
+def test_one_seed_decides_nothing(claim):
+    runs, records = scene(claim)
+    assert judge(CLAIMS[claim], runs[runs.seed == 1], records[records.seed == 1], 'cpu').verdict == 'inconclusive'
+
+
+# -- arms -------------------------------------------------------------------------------------------------------------
+
+@cache
+def plan(preset): return {arm.name: (arm, seeds) for arm, seeds in study.study.presets[preset]().plan}
+
+
+def test_the_arms_of_every_claim_are_in_every_plan():
+    for claim, (base, *_) in SCENES.items():
+        for preset in study.study.presets: assert set(base) <= plan(preset).keys(), (claim, preset)
+    assert {seeds for _, seeds in plan('cpu').values()} == {(0, 1, 2, 3, 4)}
+
+
+def test_every_arm_has_a_name_of_its_own_and_a_run_id():
+    for preset in study.study.presets:
+        arms = [arm for arm, _ in study.study.presets[preset]().plan]
+        assert len({a.name for a in arms}) == len(arms) == len({run_id('infini_memory', a, 0, '') for a in arms})
+        assert all(a.tokens > 0 for a in arms)
+
+
+@pytest.mark.parametrize('on, off, fields', [
+    ('read-out as coded', 'read-out corrected', ['layer.as_coded.readout_scale']), ('overwrite delta as coded', 'overwrite delta', ['layer.as_coded']),
+    ('overwrite additive as coded', 'overwrite additive', ['layer.as_coded']), ('overwrite delta with z', 'overwrite delta', ['layer.as_coded.normalised_delta']),
+    ('split by chunks, many chunks', 'split by documents, many chunks', ['by']), ('split by chunks, one chunk', 'split by documents, one chunk', ['by'])])
+def test_twins_differ_in_the_defect_alone(on, off, fields):
+    for preset in study.study.presets: check_twins(plan(preset)[on][0], plan(preset)[off][0], fields)
+
+
+def test_layers_as_coded_differ_in_what_is_coded():
+    for name, twin in (('text infini as coded', 'text infini delta'), ('topics as coded', 'topics')):
+        (a, _), (b, _) = (plan('cpu')[n] for n in (name, twin))
+        check_twins(a.stack.mixers[0], b.stack.mixers[0], ['as_coded'])
+        assert replace(a, name=b.name, stack=b.stack) == b
+
+
+def test_scorings_differ_in_the_defect_alone():
+    for name in ('facts infini', 'facts multi', 'facts hierarchical'): check_twins(plan('cpu')[name][0].asked[2], plan('cpu')[name][0].asked[1], ['contaminated'])
+    asked = dict(plan('cpu')['text pythia'][0].asked)
+    for n in (16, 64): check_twins(asked[f'segment {n}, shifted twice'], asked[f'segment {n}'], ['labels_by'])
+
+
+READERS = [n for n in plan('cpu') if n.startswith('text ')]
+
+
+def test_readers_differ_in_their_mixers_alone():
+    pythia = plan('cpu')['text pythia'][0]
+    for name in READERS:
+        arm = plan('cpu')[name][0]
+        same = dict(name='', asked=(), watched=False, stack=None)
+        assert replace(arm, **same) == replace(pythia, **same) and replace(arm.stack, mixers=()) == replace(pythia.stack, mixers=())
+
+
+def test_readers_are_of_one_size_and_start_alike():
+    "Within 2 % of Pythia's parameters, apart from the arm without attention and the net of the hierarchy; what they share starts equal."
+    models = {n: plan('cpu')[n][0].stack.build(2048, 3) for n in READERS}
+    pythia = dict(models['text pythia'].named_parameters())
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    for name, model in models.items():
+        ratio = count(model) / count(models['text pythia'])
+        assert abs(ratio - 1) < .02 or name == 'text no attention first' and .9 < ratio < 1 or name == 'text hierarchical' and 1 < ratio < 1.03, (name, ratio)
+        shared = [k for k, p in model.named_parameters() if k in pythia and p.shape == pythia[k].shape]
+        assert all(torch.equal(dict(model.named_parameters())[k], pythia[k]) for k in shared) and {'embed.weight', 'head.weight', 'layers.0.mlp.up.weight', 'layers.1.mlp.out.weight'} <= set(shared)
+
+
+def test_banks_hold_equal_floats():
+    held = {n: plan('cpu')[f'banks {n}'][0].stack.mixers[0] for n in (1, 2, 4)}
+    floats = {n: m.banks * m.n_heads * (m.features * m.value + m.features) for n, m in held.items()}
+    assert len(set(floats.values())) == 1 and [m.banks for m in held.values()] == [1, 2, 4], floats
+
+
+def test_heads_hold_equal_floats():
+    records = study.capacity(replace(plan('quick')['capacity elu+1'][0], sizes=(16, 32, 64), floats=2 ** 12), 0)
+    assert {r['position'] for r in records} == {'16', '32', '64'}           # 16, 4 and 1 head
+    assert not study.capacity(replace(plan('quick')['capacity elu+1'][0], sizes=(128,), floats=2 ** 12), 0)   # one head would hold too much
+
+
+# -- what is read -----------------------------------------------------------------------------------------------------
+
+TEXT = dict(corpus='stdlib-docs', tokenizer='bytes')
+
+
+def batches(arm, seed, steps, monkeypatch):
+    "What an arm's training reads."
+    seen = []
+    def read(model, batch, *_, **__):
+        seen.extend(batch(step) for step in range(steps))
+        raise StopIteration
+    with monkeypatch.context() as m, pytest.raises(StopIteration):
+        m.setattr(study, 'fit', read)
+        study.execute(arm, seed, None, progress=False)
+    return seen
+
+
+@pytest.mark.parametrize('a, b', [('text pythia', 'text hierarchical'), ('credit 0', 'credit 4'), ('banks 1', 'banks 4'), ('topics', 'topics as coded'), ('facts pythia', 'facts multi')])
+def test_arms_of_a_seed_read_the_same(a, b, monkeypatch):
+    one, two, other = (batches(plan('quick')[n][0], seed, 2, monkeypatch) for n, seed in ((a, 1), (b, 1), (a, 2)))
+    assert all(torch.equal(x, y) for p, q in zip(one, two) for x, y in zip(p, q))
+    assert not all(torch.equal(x, y) for p, q in zip(one, other) for x, y in zip(p, q))
+
+
+def test_a_mask_changes_labels_alone(monkeypatch):
+    none, statement, span = (batches(plan('quick')[f'questions, mask {m}'][0], 0, 3, monkeypatch) for m in ('none', 'statement', 'span'))
+    for n, s, r in zip(none, statement, span):
+        assert torch.equal(n[0], s[0]) and torch.equal(n[0], r[0])
+        hidden = [(x[1] == IGNORE).sum() - (n[1] == IGNORE).sum() for x in (s, r)]
+        assert hidden[0] == hidden[1] >= 0
+    assert any((s[1] != n[1]).any() for n, s in zip(none, statement))
+
+
+def test_every_packing_reads_the_same_sentences_at_every_step(monkeypatch):
+    arms = {how: plan('quick')[f'packing {how}'][0] for how in ('packed', 'padded', 'padded masked')}
+    tokenizer = study.library(**TEXT)[2]
+    told = [f.forward for f in facts(arms['packed'].facts, 0)]
+    for step, rows in enumerate(zip(*(batches(a, 0, 3, monkeypatch) for a in arms.values()))):
+        sentences = [count_exposures(FactRows(ids[:-arms['packed'].text_rows], labels[:-arms['packed'].text_rows], 0), told, tokenizer) for ids, labels in rows]
+        assert sentences[0] == sentences[1] == sentences[2] and sum(sentences[0]) == arms['packed'].told
+        counted = [(labels[:-arms['packed'].text_rows] != IGNORE).sum() for _, labels in rows]
+        assert counted[0] == counted[2] < counted[1]                            # padding counts in one of the three
+
+
+def test_every_sentence_is_told_once_an_epoch(monkeypatch):
+    arm = replace(plan('quick')['facts pythia'][0], facts=12, told=3)
+    tokenizer, told = study.library(**TEXT)[2], [f.forward for f in facts(12, 0)]
+    ids = torch.cat([x[0][:-arm.text_rows] for x in batches(arm, 0, 8, monkeypatch)])
+    assert count_exposures(FactRows(ids, ids, 0), told, tokenizer) == [2] * 12
+
+
+def test_splits_share_their_test_and_nothing_else():
+    store = study.library(**TEXT)[0]
+    arm = replace(plan('quick')['split by documents, many chunks'][0], chunks=32, each=8, **TEXT)
+    (train, test), (near, same) = (study.chunk_sides(replace(arm, by=by), store, 0) for by in ('documents', 'chunks'))
+    assert torch.equal(test, same) and train.shape == near.shape and len(test) == 4
+    rows = lambda x: {tuple(r) for r in x[:, 1:].tolist()}
+    assert not rows(train) & rows(test) and not rows(near) & rows(test) and len(rows(near) - rows(train)) == 4
+    batch = lambda x: Batch(x, torch.arange(len(x)))
+    assert not shared_ngrams(batch(train), batch(test), 50).any()
+    alone = study.chunk_sides(replace(arm, each=1, by='chunks'), store, 0)
+    assert len(alone[0]) == 24 and len(alone[1]) == 4
+
+
+def test_nothing_of_a_relay_is_told_and_asked_in_one_segment():
+    task = study.Relay(pairs=4, segments=5)
+    ids, at, answers = study.relay_batch(task, 8, seed=0)
+    for row, row_at, want in zip(ids.view(8, 5, 16).tolist(), at.tolist(), answers.tolist()):
+        for where, value in zip(row_at, want):
+            segment, key = where // 16, row[where // 16][where % 16]
+            assert value not in row[segment] and (key, value) in list(zip(row[segment - 1][:8:2], row[segment - 1][1:8:2]))
+    assert not torch.equal(ids, study.relay_batch(task, 8, seed=0, split='test')[0])
+
+
+def test_topics_share_no_key():
+    ids, at, answers, told = study.topic_batch(study.Topics(), 16, seed=0)
+    keys = ids[:, :64].view(16, 4, 8, 2)[..., 0]
+    assert all(len({(k - 1) // 31 for k in segment}) == 1 for row in keys.tolist() for segment in row) and ((keys - 1) // 31).sum() == 16 * 8 * 6
+    assert (told.bincount(minlength=4) > 0).all()
+
+
+# -- segments ---------------------------------------------------------------------------------------------------------
+
+def test_a_segment_is_all_that_is_seen_without_banks():
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(50, (2, 48), generator=g)
+    changed = torch.cat([(ids[:, :1] + 1) % 50, ids[:, 1:]], 1)
+    for name in READERS:
+        model = study.with_segment(plan('quick')[name][0].stack, 16).build(50, 0)
+        last = lambda x: model.features(x)[0][:, 16:]
+        assert torch.equal(last(ids), last(changed)) == (not study.remembers(model)), name
+
+
+def test_rows_at_different_places_are_refused():
+    model = study.Stack(mixers=('rope', 'rope'), d_model=16, segment=8).build(50, 0)
+    memories = [model.features(torch.zeros(1, n, dtype=torch.long))[1] for n in (3, 5)]
+    with pytest.raises(ValueError, match='stand at the same place'): model.features(torch.zeros(2, 1, dtype=torch.long), tuple(type(a).cat([a, b]) for a, b in zip(*memories)))
+
+
+def test_a_sentence_that_is_left_over_is_written_whole_and_alone():
+    stack = study.Stack(mixers=(InfiniConfig(d_model=16, n_heads=1, segment=64), 'rope'), d_model=16)
+    model, tokenizer = stack.build(256, 0), study.library(**TEXT)[2]
+    memory = study.left_over(model, stack, ['Balol wrote Dedax.', 'Two.'], tokenizer)
+    assert memory[0].writes.tolist() == [[1], [1]] and memory[0].filled.tolist() == [0, 0] and memory[1].seen.tolist() == [0, 0]
+    alone = study.left_over(model, stack, ['Two.'], tokenizer)
+    assert torch.equal(alone[0].M, memory[0].M[1:]) and memory[0].seen.tolist() == [19, 5]
+
+
+# -- runs that go on --------------------------------------------------------------------------------------------------
+
+TRAINED = ['text infini as coded', 'text multi', 'split by chunks, many chunks', 'credit 1', 'banks 2', 'topics', 'facts infini', 'packing padded', 'questions, mask span', 'codes']
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_an_interrupted_run_goes_on_to_the_bit(name, tmp_path):
+    arm = plan('quick')[name][0]
+    arm = replace(arm, fit=replace(arm.fit, steps=4, log_every=1))
+    (tmp_path/'a').mkdir(), (tmp_path/'b').mkdir()
+    whole = study.execute(arm, 1, tmp_path/'a', progress=False)
+    half = study.execute(arm, 1, tmp_path/'b', progress=False, stop=2)
+    assert half.status == 'stopped' and half.tokens == whole.tokens // 2
+    again = study.execute(arm, 1, tmp_path/'b', progress=False)
+    assert again.status == 'finished' and again.records == whole.records and again.params == whole.params
+
+
+def test_a_diverged_run_is_a_result(tmp_path):
+    arm = plan('quick')['credit 0'][0]
+    arm = replace(arm, fit=replace(arm.fit, steps=4, lr=1e30, clip=1e30, warmup=1, log_every=1))
+    found = study.execute(arm, 0, tmp_path, progress=False)
+    assert found.status == 'diverged' and found.diverged_at > 0 and not [r for r in found.records if r['metric'] == 'state_bytes']
