@@ -61,7 +61,7 @@ def reads(nll, later=None, **more):
     return Ran(found | {('nll', item.replace('_', ' ').replace('TWICE', ', shifted twice'), None): v for item, v in more.items()})
 
 
-def relays(accuracy): return Ran({('accuracy', None, None): accuracy, ('floor', 'segment', None): .25})
+def relays(accuracy): return Ran({('accuracy', None, None): accuracy, ('floor', 'guess', None): .25})
 def routes(cosine=.9, norm=.25, mean=.25): return Ran({('routing', n, size): v for n, v in dict(cosine=cosine, norm=norm, mean=mean, fitted=.9).items() for size in ('equal', 'unequal')} | {('floor', 'bank', None): .25, ('accuracy', None, None): .9})
 
 
@@ -315,6 +315,17 @@ def test_a_mask_changes_labels_alone(monkeypatch):
         hidden = [(x[1] == IGNORE).sum() - (n[1] == IGNORE).sum() for x in (s, r)]
         assert hidden[0] == hidden[1] >= 0
     assert any((s[1] != n[1]).any() for n, s in zip(none, statement))
+
+
+def test_what_is_held_out_is_never_asked_in_training():
+    arm = plan('cpu')['questions, mask statement'][0]
+    tokenizer = study.library(**TEXT)[2]
+    lines, held = study.study_lines(arm, 0, tokenizer)
+    text = '\n'.join(tokenizer.decode(line.ids) for line in lines)
+    assert len(held) == 50 and len(lines) == 450
+    for fact in held:
+        assert fact.backward in text and ''.join(fact.ask('backward')) in text
+        assert fact.forward not in text and fact.ask('forward')[0] not in text
 
 
 def test_every_packing_reads_the_same_sentences_at_every_step(monkeypatch):

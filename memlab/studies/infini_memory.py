@@ -7,18 +7,18 @@ __all__ = ['SPREADS', 'PAIRS', 'CODE', 'PROBES', 'KINDS', 'QUIET', 'HALF', 'INER
            'measured', 'zipf', 'readout', 'overwrite', 'capacity', 'Stack', 'SegmentLM', 'cuts', 'fingerprint',
            'library', 'whole_pieces', 'Reader', 'text_loss', 'device', 'learn', 'remembers', 'scores', 'inside',
            'watched', 'read_documents', 'ChunkReader', 'chunk_sides', 'read_chunks', 'Relay', 'relay_batch', 'Recaller',
-           'relay_right', 'recall_pairs', 'Topics', 'topic_batch', 'Router', 'choice', 'rules', 'fitted', 'routed',
-           'route', 'Scoring', 'with_segment', 'left_over', 'asked', 'Learner', 'lessons', 'learn_facts', 'Student',
-           'study_lines', 'learn_questions', 'Carrier', 'question_line', 'code_batch', 'transferred', 'carry',
-           'execute', 'probes', 'Sizes', 'firsts', 'protocols', 'readers', 'chunk_readers', 'recallers', 'routers',
-           'fact_arms', 'everything', 'quick', 'cpu', 'gpu', 'full', 'planned', 'twins', 'gap', 'near', 'reaches',
-           'gains', 'covers_zero', 'denied', 'floor_of', 'has_read', 'knows', 'usable', 'attenuation',
+           'pairs_batch', 'relay_right', 'recall_pairs', 'Topics', 'topic_batch', 'Router', 'choice', 'rules', 'fitted',
+           'routed', 'route', 'Scoring', 'with_segment', 'left_over', 'asked', 'Learner', 'lessons', 'learn_facts',
+           'Student', 'study_lines', 'learn_questions', 'Carrier', 'question_line', 'code_batch', 'transferred',
+           'carry', 'execute', 'probes', 'Sizes', 'firsts', 'protocols', 'readers', 'chunk_readers', 'recallers',
+           'routers', 'fact_arms', 'everything', 'quick', 'cpu', 'gpu', 'full', 'planned', 'twins', 'gap', 'near',
+           'reaches', 'gains', 'covers_zero', 'denied', 'floor_of', 'has_read', 'knows', 'usable', 'attenuation',
            'readout_shrinks', 'delta_is_inert', 'by_width', 'width_matters', 'often', 'later', 'percent',
            'memory_lowers_perplexity', 'first_attention_is_idle', 'credit_teaches', 'learned', 'chosen_by_size',
            'memories_reverse_facts', 'learned_share', 'banks_interfere_less', 'positions_are_fatal', 'split_flatters',
            'segments_inflate', 'masking_reverses', 'padding_ruins', 'no_positions_reverse', 'memory_travels']
 
-# %% ../../nbs/studies/infini_memory.ipynb #261a5087
+# %% ../../nbs/studies/infini_memory.ipynb #6eeca077
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -35,6 +35,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
+# %% ../../nbs/studies/infini_memory.ipynb #228dacf5
 from ..data.corpus import load_corpus, split
 from ..data.facts import PACKINGS, Fact, Line, codes, encode_split, facts, labelled, pack, text_line
 from ..data.ordered import OrderedStream, stream_labels
@@ -49,6 +50,8 @@ from ..lab.study import Preset, Study
 from ..nn.infini import AsCoded, HierarchicalConfig, InfiniConfig, InfiniState, MultiMemoryConfig, SegmentMemory, read, selection
 from ..nn.init import init_parameters
 from ..nn.linear import LinearAttentionConfig
+
+# %% ../../nbs/studies/infini_memory.ipynb #a5c79738
 from ..nn.lm import Memory, TransformerLM
 from ..nn.memory import freeze, keep_banks, load_memory, save_memory
 from ..nn.mixer import KERNELS, MixerConfig
@@ -70,7 +73,7 @@ class Probe:
     @property
     def tokens(self) -> int: return self.rows * sum(self.sizes)
 
-# %% ../../nbs/studies/infini_memory.ipynb #17c6fed3
+# %% ../../nbs/studies/infini_memory.ipynb #5397f335
 def measured(step: int, metric: str, value: float | Tensor, **where: str | None) -> dict:
     "One number as a record; `where` is its position and item."
     return record(step, metric, float(value), **where)
@@ -81,6 +84,7 @@ def zipf(rows: int, tokens: int, width: int, seed: int, vocab_size: int = 2048) 
     ids = torch.multinomial(law / law.sum(), rows * tokens, True, generator=generator_of(seed, 'zipf', rows, tokens)).view(rows, tokens)
     return F.layer_norm(torch.randn(vocab_size, width, generator=generator_of(seed, 'embedding')), (width,))[ids]
 
+# %% ../../nbs/studies/infini_memory.ipynb #9eb668fc
 def readout(probe: Probe, seed: int) -> list[dict]:
     "What the memory and the segment say in the second of two segments, at its last token and over all."
     out = []
@@ -91,9 +95,10 @@ def readout(probe: Probe, seed: int) -> list[dict]:
             out += [measured(0, f'rms_{n}', said[n][:, part].square().mean().sqrt(), position=str(s), item=item) for n in ('memory', 'local')]
     return out
 
-# %% ../../nbs/studies/infini_memory.ipynb #92198100
+# %% ../../nbs/studies/infini_memory.ipynb #33e9d31d
 SPREADS = (.45, 1., 2.)
 
+# %% ../../nbs/studies/infini_memory.ipynb #b0d86b3f
 def overwrite(probe: Probe, seed: int) -> list[dict]:
     "Recall of keys that were given new values and of the others, and the size of what is read when a segment is written twice."
     out, c = [], probe.layer
@@ -113,9 +118,10 @@ def overwrite(probe: Probe, seed: int) -> list[dict]:
         out += [measured(0, metric, value, position=str(spread), item=item) for metric, value, item in found]
     return out
 
-# %% ../../nbs/studies/infini_memory.ipynb #50940ef6
+# %% ../../nbs/studies/infini_memory.ipynb #c9b19da3
 PAIRS, CODE = (16, 64, 256), 512   # pairs stored; width of a key or value before it is projected
 
+# %% ../../nbs/studies/infini_memory.ipynb #305afff7
 def capacity(probe: Probe, seed: int) -> list[dict]:
     "Recall (cosine) and the similarity of different keys, by width of a head at equal floats."
     out, kernel = [], KERNELS[probe.layer.k_kernel]
@@ -136,7 +142,7 @@ def capacity(probe: Probe, seed: int) -> list[dict]:
 # %% ../../nbs/studies/infini_memory.ipynb #66f891ce
 PROBES = dict(readout=readout, overwrite=overwrite, capacity=capacity)
 
-# %% ../../nbs/studies/infini_memory.ipynb #8fa26ac4
+# %% ../../nbs/studies/infini_memory.ipynb #57f11ff6
 @dataclass(frozen=True, kw_only=True)
 class Stack:
     "Blocks of Pythia that read segment by segment."
@@ -152,6 +158,7 @@ class SegmentLM(TransformerLM):
         super().__init__(layers, tied=False, **sizes)
         self.segment = segment
 
+# %% ../../nbs/studies/infini_memory.ipynb #8f7b9a02
 @patch
 def build(self: Stack, vocab_size: int, seed: int) -> SegmentLM:
     "The model with its initial weights; layers of one kind start alike in every stack."
@@ -160,7 +167,7 @@ def build(self: Stack, vocab_size: int, seed: int) -> SegmentLM:
     layers = [PythiaLayer(make[m]() if isinstance(m, str) else m.build(), self.d_model, 4 * self.d_model) for m in self.mixers]
     return init_parameters(SegmentLM(layers, self.segment, vocab_size=vocab_size, d_model=self.d_model), seed, .02 * (512 / self.d_model) ** .5)
 
-# %% ../../nbs/studies/infini_memory.ipynb #20f6ef13
+# %% ../../nbs/studies/infini_memory.ipynb #621fc8e5
 @patch
 def place(self: SegmentLM, memory: Memory | None) -> int:
     "Tokens of the unfinished segment, the same in all rows."
@@ -170,6 +177,7 @@ def place(self: SegmentLM, memory: Memory | None) -> int:
     if len(held) > 1: raise ValueError(f'rows hold {sorted(held)} tokens of a segment: read rows together that stand at the same place')
     return held.pop() % self.segment
 
+# %% ../../nbs/studies/infini_memory.ipynb #ae8691d7
 @patch
 def features(self: SegmentLM,
              ids: Int[Tensor, 'b t'],       # tokens
@@ -187,6 +195,7 @@ def features(self: SegmentLM,
         at = (at + piece.shape[1]) % self.segment
     return self.norm(torch.cat(done, 1)), tuple(states)
 
+# %% ../../nbs/studies/infini_memory.ipynb #4e5a6fec
 def cuts(at: int, t: int, segment: int) -> list[int]:
     "Lengths of the pieces of `t` tokens that end where a segment ends; one piece of nothing for none."
     first = min(segment - at, t)
@@ -250,7 +259,7 @@ def learn(arm, model: TransformerLM, batch: Callable, loss: Callable, folder: Pa
     end = after(result.step) if result.status == 'finished' else []
     return Outcome(result.status, result.diverged_at, result.step * arm.tokens // arm.fit.steps, sum(p.numel() for p in model.parameters()), result.records + end)
 
-# %% ../../nbs/studies/infini_memory.ipynb #fdeb0a8c
+# %% ../../nbs/studies/infini_memory.ipynb #daef3125
 def remembers(model: SegmentLM) -> bool:
     "Has the first layer banks?"
     return isinstance(model.layers[0].mixer, SegmentMemory) and model.layers[0].mixer.config.banks > 0
@@ -264,6 +273,7 @@ def scores(model: SegmentLM, arm: Reader, text: Batch, train: TokenStore, step: 
         out += [measured(step, 'nll', score.nll, item=how)] + [measured(step, 'nll_by_segment', p.nll, position=str(p.start), item=how) for p in score.by_segment]
     return out + [measured(0, 'floor', score.unigram, item='unigram'), measured(0, 'floor', score.uniform, item='uniform')]
 
+# %% ../../nbs/studies/infini_memory.ipynb #020e60ee
 def inside(model: SegmentLM, ids: Int64[Tensor, 'b t'], step: int) -> list[dict]:
     "What the first layer does in the last segment."
     before, last = ids[:, :-model.segment], ids[:, -model.segment:]
@@ -330,7 +340,7 @@ class ChunkReader:
     @property
     def precision(self) -> str: return self.fit.precision
 
-# %% ../../nbs/studies/infini_memory.ipynb #f56c6cc4
+# %% ../../nbs/studies/infini_memory.ipynb #a0d10878
 def chunk_sides(arm: ChunkReader, store: TokenStore, seed: int) -> tuple[Tensor, Tensor]:
     "Chunks to train on and chunks to test, c t."
     g = generator_of(seed, 'chunks', arm.each, arm.chunks)
@@ -344,6 +354,7 @@ def chunk_sides(arm: ChunkReader, store: TokenStore, seed: int) -> tuple[Tensor,
     if arm.by == 'chunks': train = torch.cat([train[torch.randperm(len(train), generator=g)[len(near):]], near])
     return train, cut[test]
 
+# %% ../../nbs/studies/infini_memory.ipynb #2521ac92
 def read_chunks(arm: ChunkReader, seed: int, folder: Path, progress: bool, stop: int | None) -> Outcome:
     "Train on chunks, and score the test all along."
     store, _, _ = library(arm.corpus, arm.tokenizer)
@@ -355,7 +366,7 @@ def read_chunks(arm: ChunkReader, seed: int, folder: Path, progress: bool, stop:
         if step and step % arm.fit.log_every == 0: yield measured(step, 'nll', Perplexity(protocol='segment', length=arm.length, guard=arm.fit.steps >= 100).score(model, Batch(test, torch.arange(len(test)))).nll, item='test')
     return learn(arm, model, batch, text_loss, folder, progress, stop, lambda step: [], [score])
 
-# %% ../../nbs/studies/infini_memory.ipynb #c9653edf
+# %% ../../nbs/studies/infini_memory.ipynb #13f308ff
 @dataclass(frozen=True, kw_only=True)
 class Relay:
     "Pairs that are told in one segment and asked in the next."
@@ -366,6 +377,7 @@ class Relay:
     @property
     def length(self) -> int: return 4 * self.pairs * self.segments
 
+# %% ../../nbs/studies/infini_memory.ipynb #10d3513f
 def relay_batch(task: Relay, rows: int, *, seed: int, split: str = 'train', step: int = 0) -> tuple[Int64[Tensor, 'b t'], Int64[Tensor, 'b n'], Int64[Tensor, 'b n']]:
     "Tokens, positions that ask, values wanted; the pairs of a row share no key and no value."
     n, all_ = task.pairs, task.pairs * task.segments
@@ -377,14 +389,14 @@ def relay_batch(task: Relay, rows: int, *, seed: int, split: str = 'train', step
     at = (4 * n * torch.arange(1, task.segments)[:, None] + torch.arange(2 * n, 4 * n, 2)).flatten()
     return ids.flatten(1), at.repeat(rows, 1), value.gather(2, order)[:, :-1].flatten(1)
 
-# %% ../../nbs/studies/infini_memory.ipynb #96efba26
+# %% ../../nbs/studies/infini_memory.ipynb #592f95c4
 @dataclass(frozen=True, kw_only=True)
 class Recaller:
-    "A model that passes pairs on from segment to segment."
+    "A model that recalls pairs of earlier segments."
     name: str
     stack: Stack
     fit: FitConfig
-    task: Relay = Relay()
+    task: Relay | RecallConfig
     rows: int = 32
     test_rows: int = 256
 
@@ -394,21 +406,29 @@ class Recaller:
     @property
     def precision(self) -> str: return self.fit.precision
 
+# %% ../../nbs/studies/infini_memory.ipynb #08fe48b5
+def pairs_batch(task: Relay | RecallConfig, rows: int, **draw) -> tuple[Tensor, Tensor, Tensor]:
+    "Tokens, positions that ask, values wanted."
+    if isinstance(task, Relay): return relay_batch(task, rows, **draw)
+    b = recall_batch(task, rows, **draw)
+    return b.ids, b.at, b.answers
+
 def relay_right(model: SegmentLM, ids: Tensor, at: Tensor, answers: Tensor) -> Tensor:
     "Which answers are right, b n."
     with still(model): h = model.features(ids)[0]
     return (h.gather(1, at[..., None].expand(-1, -1, h.shape[-1])) @ model.readout.T).argmax(-1) == answers
 
+# %% ../../nbs/studies/infini_memory.ipynb #7f7c2a41
 def recall_pairs(arm: Recaller, seed: int, folder: Path, progress: bool, stop: int | None) -> Outcome:
-    "Train on relays, and ask all along."
+    "Train on pairs, and ask all along."
     model, to = arm.stack.build(arm.task.vocab_size, seed).to(device()), lambda batch: [u.to(device()) for u in batch]
-    test = to(relay_batch(arm.task, arm.test_rows, seed=seed, split='test'))
+    test = to(pairs_batch(arm.task, arm.test_rows, seed=seed, split='test'))
     def ask(model, step):
         if step % arm.fit.log_every == 0: yield measured(step, 'accuracy', relay_right(model, *test).double().mean())
-    after = lambda step: [measured(0, 'floor', 1 / arm.task.pairs, item='segment'), measured(0, 'state_bytes', 4 * model.state_size(arm.task.length))]
-    return learn(arm, model, lambda step: relay_batch(arm.task, arm.rows, seed=seed, step=step), recall_loss, folder, progress, stop, after, [ask])
+    after = lambda step: [measured(0, 'floor', 1 / arm.task.pairs, item='guess'), measured(0, 'state_bytes', 4 * model.state_size(arm.task.length))]
+    return learn(arm, model, lambda step: pairs_batch(arm.task, arm.rows, seed=seed, step=step), recall_loss, folder, progress, stop, after, [ask])
 
-# %% ../../nbs/studies/infini_memory.ipynb #57d6b4f1
+# %% ../../nbs/studies/infini_memory.ipynb #5181b4b4
 @dataclass(frozen=True, kw_only=True)
 class Topics:
     "Pairs of several topics, one a segment, then questions about one of them."
@@ -419,6 +439,7 @@ class Topics:
     @property
     def length(self) -> int: return 2 * self.pairs * (self.topics + 1)
 
+# %% ../../nbs/studies/infini_memory.ipynb #a463eea5
 def topic_batch(task: Topics, rows: int, *, seed: int, split: str = 'train', step: int = 0) -> tuple[Int64[Tensor, 'b t'], Int64[Tensor, 'b n'], Int64[Tensor, 'b n'], Int64[Tensor, 'b']]:
     "Tokens, positions that ask, values wanted, and the segment that told them."
     g, n, m, half = (lambda what: generator_of(seed, split, task, step, what)), task.pairs, task.topics, task.vocab_size // 2
@@ -430,7 +451,7 @@ def topic_batch(task: Topics, rows: int, *, seed: int, split: str = 'train', ste
     ids = torch.cat([rearrange(torch.stack([key, value], -1), 'b m n k -> b (m n k)'), rearrange(torch.stack([of(key), torch.zeros_like(of(key))], -1), 'b n k -> b (n k)')], 1)
     return ids, (2 * n * m + torch.arange(0, 2 * n, 2)).repeat(rows, 1), of(value), told
 
-# %% ../../nbs/studies/infini_memory.ipynb #7f9c1caa
+# %% ../../nbs/studies/infini_memory.ipynb #0f1340c7
 @dataclass(frozen=True, kw_only=True)
 class Router:
     "A model whose memories hold a topic each."
@@ -447,6 +468,7 @@ class Router:
     @property
     def precision(self) -> str: return self.fit.precision
 
+# %% ../../nbs/studies/infini_memory.ipynb #784bebc0
 def choice(model: SegmentLM, batch: tuple) -> tuple[Tensor, Tensor, Tensor]:
     "Mapped queries of a batch (b n h d), the landmarks of the banks (b m h d), and the bank each query is about (b)."
     ids, at, _, told = batch
@@ -458,7 +480,7 @@ def choice(model: SegmentLM, batch: tuple) -> tuple[Tensor, Tensor, Tensor]:
         q = layer.mixer.mapped('q', layer.mixer.heads(u, streams.split(list(layer.mixer.widths().values()), -1))[0])
     return q[:, at[0] - start], past.z, told
 
-# %% ../../nbs/studies/infini_memory.ipynb #ca0e7084
+# %% ../../nbs/studies/infini_memory.ipynb #2455201a
 def rules(q: Float[Tensor, 'b n h d'], z: Float[Tensor, 'b m h d'], form: Float[Tensor, 'h d e']) -> dict[str, Float[Tensor, 'b n h m']]:
     "Scores of every bank by four rules."
     dot, unit = lambda q, z: torch.einsum('bnhd,bmhd->bnhm', q, z), lambda u: F.normalize(u, dim=-1)
@@ -475,11 +497,12 @@ def fitted(q: Tensor, z: Tensor, told: Tensor, steps: int = 100) -> Tensor:
             optimizer.zero_grad(); loss.backward(); optimizer.step()
     return W.detach()
 
+# %% ../../nbs/studies/infini_memory.ipynb #a0a14922
 def routed(scores: Float[Tensor, 'b n h m'], told: Int64[Tensor, 'b']) -> float:
     "Share of queries and heads that choose the bank they are about."
     return (scores.argmax(-1) == told[:, None, None]).double().mean().item()
 
-# %% ../../nbs/studies/infini_memory.ipynb #b53b3967
+# %% ../../nbs/studies/infini_memory.ipynb #c1f34572
 def route(arm: Router, seed: int, folder: Path, progress: bool, stop: int | None) -> Outcome:
     "Train on topics, then see which bank is chosen."
     model, to = arm.stack.build(arm.task.vocab_size, seed).to(device()), lambda batch: [u.to(device()) for u in batch]
@@ -491,10 +514,10 @@ def route(arm: Router, seed: int, folder: Path, progress: bool, stop: int | None
         (q, z, told), form = choice(model, test), fitted(*choice(model, to(draw(arm.test_rows, step=arm.fit.steps))))
         often = 1 + torch.rand(z.shape[:2], generator=generator_of(seed, 'often')).argsort(1).to(z.device)[..., None, None]
         found = [measured(step, 'routing', routed(s, told), position=size, item=rule) for size, n in dict(equal=1, unequal=often).items() for rule, s in rules(q, z * n, form).items()]
-        return found + [measured(0, 'floor', 1 / arm.task.topics, item='bank'), measured(0, 'floor', 1 / arm.task.pairs, item='segment')]
+        return found + [measured(0, 'floor', 1 / arm.task.topics, item='bank'), measured(0, 'floor', 1 / arm.task.pairs, item='guess')]
     return learn(arm, model, lambda step: draw(arm.rows, step=step)[:3], recall_loss, folder, progress, stop, after, [ask])
 
-# %% ../../nbs/studies/infini_memory.ipynb #6ad26ca7
+# %% ../../nbs/studies/infini_memory.ipynb #78b7f529
 @dataclass(frozen=True)
 class Scoring:
     "How facts are asked for."
@@ -508,6 +531,7 @@ def with_segment(stack: Stack, n: int) -> Stack:
     "The same stack for segments of another length."
     return replace(stack, segment=n, mixers=tuple(replace(m, segment=n) if isinstance(m, InfiniConfig) else m for m in stack.mixers))
 
+# %% ../../nbs/studies/infini_memory.ipynb #9564ed15
 def left_over(model: SegmentLM, stack: Stack, texts: Sequence[str], tokenizer: Tokenizer) -> Memory:
     "The memory after one segment that holds a text and nothing else, a row for each."
     states = []
@@ -553,7 +577,7 @@ class Learner:
     @property
     def precision(self) -> str: return self.fit.precision
 
-# %% ../../nbs/studies/infini_memory.ipynb #c299bb26
+# %% ../../nbs/studies/infini_memory.ipynb #ac77ae4f
 def lessons(lines: Sequence, arm, seed: int, tokenizer: Tokenizer, text: TokenStore) -> Callable[[int], tuple[Tensor, Tensor]]:
     "Inputs and labels of a step: some of the lines, each once an epoch whatever the packing, and rows of text."
     def batch(step):
@@ -564,6 +588,7 @@ def lessons(lines: Sequence, arm, seed: int, tokenizer: Tokenizer, text: TokenSt
         return torch.cat([rows.ids[:, :-1], ids]), torch.cat([rows.labels, labels])
     return batch
 
+# %% ../../nbs/studies/infini_memory.ipynb #42eb8106
 def learn_facts(arm: Learner, seed: int, folder: Path, progress: bool, stop: int | None) -> Outcome:
     "Tell facts forward, then ask."
     train, held, tokenizer = library(arm.corpus, arm.tokenizer)
@@ -575,7 +600,7 @@ def learn_facts(arm: Learner, seed: int, folder: Path, progress: bool, stop: int
     lines = [text_line(f.forward, tokenizer) for f in told]
     return learn(arm, model, lessons(lines, arm, seed, tokenizer, train), text_loss, folder, progress, stop, after)
 
-# %% ../../nbs/studies/infini_memory.ipynb #de6393d2
+# %% ../../nbs/studies/infini_memory.ipynb #db6e10e3
 @dataclass(frozen=True, kw_only=True)
 class Student:
     "A model that is asked about statements it has just read."
@@ -598,6 +623,7 @@ class Student:
     @property
     def precision(self) -> str: return self.fit.precision
 
+# %% ../../nbs/studies/infini_memory.ipynb #57b389c0
 def study_lines(arm: Student, seed: int, tokenizer: Tokenizer) -> tuple[list, list[Fact]]:
     "What is read, and the facts whose other direction is held out."
     pairs = facts(arm.pattern + arm.held_pairs, seed, 'parent')
@@ -659,7 +685,7 @@ def code_batch(arm: Carrier, people: Sequence[Fact], tokenizer: Tokenizer, g: to
         out.append((torch.cat([told.ids[0, :-1], questions.ids[0, :-1]]), torch.cat([torch.full((size,), IGNORE), questions.labels[0]])))
     return tuple(map(torch.stack, zip(*out)))
 
-# %% ../../nbs/studies/infini_memory.ipynb #b527845c
+# %% ../../nbs/studies/infini_memory.ipynb #50eff410
 @torch.no_grad()
 def transferred(model: SegmentLM, other: SegmentLM, arm: Carrier, batch: tuple[Tensor, Tensor], path: Path, step: int) -> list[dict]:
     "Losses of the answers in a copy of a model and in another one, by the memory they begin with."
@@ -675,6 +701,7 @@ def transferred(model: SegmentLM, other: SegmentLM, arm: Carrier, batch: tuple[T
             out.append(measured(step, 'answer_nll', linear_cross_entropy(h, reader.readout, wanted)[0] / (wanted != IGNORE).sum(), item=f'{name}, {what}'))
     return out
 
+# %% ../../nbs/studies/infini_memory.ipynb #2629f122
 def carry(arm: Carrier, seed: int, folder: Path, progress: bool, stop: int | None) -> Outcome:
     "Train A and B′, then carry A's memory to its copy and to B′."
     vocab_size, tokenizer = (found := library(arm.corpus, arm.tokenizer))[0].vocab_size, found[2]
@@ -718,7 +745,7 @@ def probes(z: 'Sizes') -> list[Probe]:
     arms += [Probe(name=f'overwrite {n}', what='overwrite', layer=l, sizes=(l.segment,), rows=8) for n, l in writes.items()]
     return arms + [Probe(name=f'capacity {k}', what='capacity', layer=replace(add, q_kernel=k, k_kernel=k), sizes=z.widths, floats=z.floats, rows=1) for k in ('elu+1', 'relu', 'softmax', 'dpfp', 'taylor')]
 
-# %% ../../nbs/studies/infini_memory.ipynb #7121f7fe
+# %% ../../nbs/studies/infini_memory.ipynb #6fa8015e
 @dataclass(frozen=True)
 class Sizes:
     "How large the arms of a preset are, and how long they are trained."
@@ -750,19 +777,23 @@ class Sizes:
     chunks_of: tuple[tuple[str, str], ...] = (('corpus', 'stdlib-docs+stdlib-code'), ('tokenizer', 'bpe:2048'))
     precision: str = 'float32'
 
-    def fit(self, steps: int) -> FitConfig:
-        "How to train."
-        return FitConfig(steps=steps, lr=self.lr, warmup=max(1, min(100, steps // 10)), schedule='cosine', log_every=max(1, steps // 5), precision=self.precision)
+# %% ../../nbs/studies/infini_memory.ipynb #17b3bcfb
+@patch
+def training(self: Sizes, steps: int) -> FitConfig:
+    "How to train."
+    return FitConfig(steps=steps, lr=self.lr, warmup=max(1, min(100, steps // 10)), schedule='cosine', log_every=max(1, steps // 5), precision=self.precision)
 
-    def stack(self, *first, **options) -> Stack:
-        "Some mixers, then attention with positions."
-        return Stack(mixers=first + ('rope',) * (self.layers - len(first)), **dict(d_model=self.width, n_heads=self.heads, segment=self.segment) | options)
+@patch
+def blocks(self: Sizes, *first, **options) -> Stack:
+    "Some mixers, then attention with positions."
+    return Stack(mixers=first + ('rope',) * (self.layers - len(first)), **dict(d_model=self.width, n_heads=self.heads, segment=self.segment) | options)
 
-    def memory(self, kind: type = InfiniConfig, **options) -> InfiniConfig:
-        "The memory of a first layer."
-        return kind(**dict(d_model=self.width, n_heads=self.heads, segment=self.segment) | options)
+@patch
+def memory(self: Sizes, kind: type = InfiniConfig, **options) -> InfiniConfig:
+    "The memory of a first layer."
+    return kind(**dict(d_model=self.width, n_heads=self.heads, segment=self.segment) | options)
 
-# %% ../../nbs/studies/infini_memory.ipynb #88d6f3ef
+# %% ../../nbs/studies/infini_memory.ipynb #e240da0c
 def firsts(z: Sizes) -> dict[str, tuple]:
     "The mixers of readers, the rest being attention with positions."
     linear = {f'linear {n}': (LinearAttentionConfig(d_model=z.width, n_heads=z.heads, denominator=False, out_norm='rms', rope=r),) * z.layers for n, r in {'RoPE': True, 'NoPE': False}.items()}
@@ -777,49 +808,51 @@ def protocols(segment: int) -> dict[str, Perplexity]:
     sliding = {'sliding': Perplexity(protocol='sliding', length=segment, stride=segment // 4, guard=False)}
     return segments | sliding | {f'{name}, shifted twice': replace(p, labels_by=2) for name, p in segments.items()}
 
+# %% ../../nbs/studies/infini_memory.ipynb #288b2d52
 def readers(z: Sizes) -> list[Reader]:
     "Models that read documents."
     asked = lambda name: tuple(protocols(z.segment).items()) if name == 'pythia' else ()
-    return [Reader(name=f'text {n}', stack=z.stack(*m), fit=z.fit(z.text), rows=z.rows, held_out=z.held_out, asked=asked(n), watched=n in ('multi', 'hierarchical'), **dict(z.text_of)) for n, m in firsts(z).items()]
+    return [Reader(name=f'text {n}', stack=z.blocks(*m), fit=z.training(z.text), rows=z.rows, held_out=z.held_out, asked=asked(n), watched=n in ('multi', 'hierarchical'), **dict(z.text_of)) for n, m in firsts(z).items()]
 
 def chunk_readers(z: Sizes) -> list[ChunkReader]:
     "The two ways to split, where documents have many chunks and where they have one."
-    return [ChunkReader(name=f'split by {by}, {label}', stack=z.stack(segment=2 * z.segment), fit=replace(z.fit(z.split), log_every=max(1, z.split // 15)), by=by, each=each, chunks=z.chunks, **dict(z.chunks_of))
+    return [ChunkReader(name=f'split by {by}, {label}', stack=z.blocks(segment=2 * z.segment), fit=replace(z.training(z.split), log_every=max(1, z.split // 15)), by=by, each=each, chunks=z.chunks, **dict(z.chunks_of))
             for label, each in {'many chunks': z.each, 'one chunk': 1}.items() for by in ('documents', 'chunks')]
 
-# %% ../../nbs/studies/infini_memory.ipynb #e9d714db
+# %% ../../nbs/studies/infini_memory.ipynb #c7e5225a
 RELAY = dict(rule='delta', local='softmax', q_kernel='none', k_kernel='none')   # raw keys of unit length
 
 def recallers(z: Sizes) -> list[Recaller]:
-    "Relays with more or less credit, and fuller ones with more or fewer banks."
-    def arm(name, task, **options):
-        memory = z.memory(**dict(segment=4 * task.pairs, conv=4, credit=4, **RELAY) | options)
-        return Recaller(name=name, stack=z.stack(memory, segment=4 * task.pairs), fit=z.fit(z.relay), task=task, rows=z.batch)
-    banks = lambda n: dict(banks=n, segments_per_bank=1, n_heads=1, dk=z.width // 4 // n, dv=z.width // 2)
-    return [arm(f'credit {k}', Relay(), credit=k) for k in (0, 1, 2, 4)] + [arm(f'banks {n}', Relay(pairs=8), **banks(n)) for n in (1, 2, 4)]
+    "Relays with more or less credit, and recall from more or fewer banks, each of which is written once."
+    def arm(name, task, segment, **options):
+        memory = z.memory(segment=segment, conv=4, **RELAY, **options)
+        return Recaller(name=name, stack=z.blocks(memory, segment=segment), fit=z.training(z.relay if isinstance(task, Relay) else 2 * z.relay), task=task, rows=z.batch)
+    full = RecallConfig(vocab_size=128, length=64, pairs=16)
+    banks = lambda n: dict(banks=n, segments_per_bank=4 // n, dk=z.width // 4 // n, dv=z.width // 2, credit=7)
+    return [arm(f'credit {k}', Relay(), 16, n_heads=z.heads, credit=k) for k in (0, 1, 2, 4)] + [arm(f'banks {n}', full, 8, n_heads=1, **banks(n)) for n in (1, 2, 4)]
 
 def routers(z: Sizes) -> list[Router]:
     "A memory for each topic, chosen by the mean key or by the source's rule."
     task = Topics()
     memory = lambda **options: z.memory(MultiMemoryConfig, segment=2 * task.pairs, conv=4, credit=4, banks=task.topics, **options)
-    return [Router(name=n, stack=z.stack(m, segment=2 * task.pairs), fit=z.fit(z.topics), task=task, rows=z.batch)
+    return [Router(name=n, stack=z.blocks(m, segment=2 * task.pairs), fit=z.training(z.topics), task=task, rows=z.batch)
             for n, m in {'topics': memory(null=False), 'topics as coded': memory(null=False, as_coded=AsCoded(sequence_mean=True))}.items()]
 
-# %% ../../nbs/studies/infini_memory.ipynb #6153cc10
+# %% ../../nbs/studies/infini_memory.ipynb #35d623d8
 CLEAN = (Scoring('forward'), Scoring('backward'))
 
 def fact_arms(z: Sizes) -> list:
     "Models that are told facts, asked questions, or carry codes."
     firsts = {'pythia': ('rope',), 'NoPE': ('nope',) * z.layers, 'infini': (z.memory(),), 'multi': (z.memory(MultiMemoryConfig),), 'hierarchical': (z.memory(HierarchicalConfig),)}
-    common = dict(facts=z.told[0], told=z.told[1], length=2 * z.segment, held_out=z.held_out, fit=z.fit(z.facts), **dict(z.text_of))
-    arms = [Learner(name=f'facts {n}', stack=z.stack(*m), asked=CLEAN if isinstance(m[0], str) else CLEAN + (Scoring('backward', contaminated=True),), **common) for n, m in firsts.items()]
-    short = common | dict(told=z.told[1] - z.told[1] // 3, length=z.segment, text_rows=4, fit=z.fit(z.packing))
-    arms += [Learner(name=f'packing {how.replace("_", " ")}', stack=z.stack(), asked=CLEAN[:1], packing=how, **short) for how in PACKINGS]
-    arms += [Student(name=f'questions, mask {mask}', stack=z.stack(), fit=z.fit(z.questions), mask=mask, pattern=z.pairs[0], held_pairs=z.pairs[1], told=z.pairs[2], length=2 * z.segment, **dict(z.text_of)) for mask in ('none', 'statement', 'span')]
+    common = dict(facts=z.told[0], told=z.told[1], length=2 * z.segment, held_out=z.held_out, fit=z.training(z.facts), **dict(z.text_of))
+    arms = [Learner(name=f'facts {n}', stack=z.blocks(*m), asked=CLEAN if isinstance(m[0], str) else CLEAN + (Scoring('backward', contaminated=True),), **common) for n, m in firsts.items()]
+    short = common | dict(told=2 * z.told[1] // 3, length=z.segment, text_rows=4, fit=z.training(z.packing))
+    arms += [Learner(name=f'packing {how.replace("_", " ")}', stack=z.blocks(), asked=CLEAN[:1], packing=how, **short) for how in PACKINGS]
+    arms += [Student(name=f'questions, mask {mask}', stack=z.blocks(), fit=z.training(z.questions), mask=mask, pattern=z.pairs[0], held_pairs=z.pairs[1], told=z.pairs[2], length=2 * z.segment, **dict(z.text_of)) for mask in ('none', 'statement', 'span')]
     wide = 3 * z.segment // 2
-    return arms + [Carrier(name='codes', stack=z.stack(z.memory(segment=wide, conv=4, credit=1), segment=wide), fit=z.fit(z.codes), **dict(z.text_of))]
+    return arms + [Carrier(name='codes', stack=z.blocks(z.memory(segment=wide, conv=4, credit=1), segment=wide), fit=z.training(z.codes), **dict(z.text_of))]
 
-# %% ../../nbs/studies/infini_memory.ipynb #16ea107c
+# %% ../../nbs/studies/infini_memory.ipynb #d9ebec05
 def everything(z: Sizes, seeds: tuple[int, ...]) -> Preset:
     "All arms of this study."
     arms = probes(z) + readers(z) + chunk_readers(z) + recallers(z) + routers(z) + fact_arms(z)
@@ -833,9 +866,9 @@ def quick() -> Preset:
 
 def cpu() -> Preset:
     "Models of width 64 on a laptop."
-    return everything(Sizes(text=500, split=600, relay=300, topics=500, facts=1000, packing=500, questions=1500, codes=250), (0, 1, 2, 3, 4))
+    return everything(Sizes(text=800, split=600, relay=300, topics=500, facts=1000, packing=500, questions=1500, codes=250), (0, 1, 2, 3, 4))
 
-# %% ../../nbs/studies/infini_memory.ipynb #555e8e80
+# %% ../../nbs/studies/infini_memory.ipynb #53ede9d9
 def gpu() -> Preset:
     "Width 256, for one modern GPU."
     text = (('corpus', 'stdlib-docs+stdlib-code'), ('tokenizer', 'bpe:8192'))
@@ -846,7 +879,7 @@ def full() -> Preset:
     "The source's own size: six layers of 512, 5,000 segments of 256 and thirty epochs of them, on the Pile."
     text = (('corpus', 'hub:monology/pile-uncopyrighted'), ('tokenizer', 'bpe:50304'))
     z = Sizes(text=9000, split=9000, relay=10_000, topics=10_000, facts=10_000, packing=5000, questions=10_000, codes=10_000, width=512, segment=256, layers=6, heads=8, lr=1e-3, rows=8, batch=64, chunks=5000, each=40, held_out=500,
-              told=(2000, 40), pairs=(1600, 400, 40), text_of=text, chunks_of=text)
+              told=(2400, 60), pairs=(1600, 400, 40), text_of=text, chunks_of=text)
     return everything(z, (0, 1, 2))
 
 # %% ../../nbs/studies/infini_memory.ipynb #11ce2b18
@@ -865,7 +898,7 @@ def gap(records: pd.DataFrame, metric: str, arm: str, base: str, item: str | Non
     "Arm minus base at the end of training, by seed."
     return paired(records, metric, arm, base, item=item, position=position)
 
-# %% ../../nbs/studies/infini_memory.ipynb #18cd022e
+# %% ../../nbs/studies/infini_memory.ipynb #c80aadf5
 def near(values: pd.Series, target: float, margin: float) -> Evidence:
     "Do values lie within a margin of a target (90 % interval)?"
     e = equivalent(values - target, margin)
@@ -882,6 +915,7 @@ def gains(values: pd.Series, least: float) -> Evidence:
     e = exceeds(values, 0)
     return e if e.n_seeds < 2 or e.verdict == 'supported' else replace(exceeds(values, least), verdict='refuted' if e.ci_high < least else 'inconclusive')
 
+# %% ../../nbs/studies/infini_memory.ipynb #a78a236d
 def covers_zero(values: pd.Series) -> Evidence:
     "Is no difference within the interval?"
     m, low, high = interval(values)
@@ -936,12 +970,13 @@ def delta_is_inert(runs, records) -> Evidence:
     with_ = every(inert=equivalent(recall[arms[0]] / recall[arms[1]] - 1, .01), halved=near(by_seed(records, 'scale', arms[2], position='1.0', item=None), .5, .05))
     return artefact(with_, denied(reaches(recall[arms[3]] - recall[arms[4]], .1)), twins((arms[0], arms[3]), (arms[1], arms[4]), (arms[2], arms[3])), ['layer.as_coded'])
 
-# %% ../../nbs/studies/infini_memory.ipynb #0cbbe31a
+# %% ../../nbs/studies/infini_memory.ipynb #8206e66f
 def by_width(records: pd.DataFrame, arm: str, metric: str = 'recall') -> pd.DataFrame:
     "One row a seed, one column a width, the mean over numbers of pairs."
     rows = records[(records.arm == arm) & (records.metric == metric)]
     return rows.assign(d=rows.position.astype(int)).pivot_table(index='seed', columns='d', values='value')
 
+# %% ../../nbs/studies/infini_memory.ipynb #2607b467
 @study.claim('IM3', 'A linear memory needs heads of 256 or more, since narrow heads make keys orthogonal.', source='one head of 512 in place of eight of 64',
              rule='elu+1, equal floats in all heads: recall (cosine) at widths >= 256 minus that at widths <= 64 at least .05; other feature maps are shown beside it')
 def width_matters(runs, records) -> Evidence:
@@ -956,7 +991,7 @@ def width_matters(runs, records) -> Evidence:
     e, alike = reaches(gain('capacity elu+1'), .05), by_width(records, 'capacity elu+1', 'similarity').mean()
     return replace(e, note='; '.join(filter(None, [e.note, f'cosine of different keys {alike.iloc[0]:.2f} at {alike.index[0]}, {alike.iloc[-1]:.2f} at {alike.index[-1]}', f'other maps: {beside}' * bool(beside)])))
 
-# %% ../../nbs/studies/infini_memory.ipynb #114d3768
+# %% ../../nbs/studies/infini_memory.ipynb #23aeff47
 def often(values: pd.Series, share: float = .8) -> Evidence:
     "Do so many seeds lie above zero? Refuted where as many lie below."
     up, n = float((values > 0).mean()), len(values)
@@ -971,6 +1006,7 @@ def percent(gain: pd.Series) -> str:
     "Nats as a change of perplexity."
     return f'{100 * (np.exp(gain.mean()) - 1):+.1f} %'
 
+# %% ../../nbs/studies/infini_memory.ipynb #4f584deb
 @study.claim('IM4', 'A compressive memory in the first layer lowers perplexity.', source='103.9 against 106.0, -2.1 %',
              rule='additive memory, matched factors, carried through pieces of documents, minus the same layer without banks: lower loss on >= 4 of 5 seeds, interval below 0, and lower from the second segment on')
 def memory_lowers_perplexity(runs, records) -> Evidence:
@@ -981,7 +1017,7 @@ def memory_lowers_perplexity(runs, records) -> Evidence:
     e = every(lower=exceeds(gain, 0), often=often(gain), later=exceeds(-later(records, *arms[:2]), 0))
     return replace(e, note=f"{e.note}; perplexity {percent(-gain)}, against Pythia {percent(gap(records, 'nll', 'text infini', 'text pythia', 'on'))}")
 
-# %% ../../nbs/studies/infini_memory.ipynb #d42e435a
+# %% ../../nbs/studies/infini_memory.ipynb #c3e2193b
 @study.claim('IM5', 'Attention in the first layer costs nothing to leave out.', source='105.7 against 106.0',
              rule='no attention in the first layer minus Pythia: perplexity equal within 1 % (90 % interval), and 0 inside the 95 % interval; refuted if 0 is outside')
 def first_attention_is_idle(runs, records) -> Evidence:
@@ -991,6 +1027,7 @@ def first_attention_is_idle(runs, records) -> Evidence:
     cost = np.exp(gap(records, 'nll', *arms, 'on')) - 1
     return every(equal=equivalent(cost, .01), zero=covers_zero(cost))
 
+# %% ../../nbs/studies/infini_memory.ipynb #8acd8a2e
 @study.claim('IM6', 'Keys and values that are only written learn nothing, since memory is detached.', source='read from the code: no gradient reaches what is written',
              rule='relay: mean accuracy with credit of 1, 2 and 4 segments minus that without credit >= .2; undecided unless some credit beats a guess among the values told by .05')
 def credit_teaches(runs, records) -> Evidence:
@@ -1003,10 +1040,10 @@ def credit_teaches(runs, records) -> Evidence:
 
 def learned(records: pd.DataFrame, *accuracies: pd.Series) -> None:
     "Raise unless one of some arms can relay pairs."
-    guess = floor_of(records, records.arm.iloc[0], 'segment')
-    if max(a.mean() for a in accuracies) < guess + .05: raise Missing(f'relays (none beats a guess of {guess:g})')
+    guess = floor_of(records, records.arm.iloc[0], 'guess')
+    if max(a.mean() for a in accuracies) < guess + .05: raise Missing(f'{records.arm.iloc[0]} and others (none beats a guess of {guess:g})')
 
-# %% ../../nbs/studies/infini_memory.ipynb #61b36753
+# %% ../../nbs/studies/infini_memory.ipynb #3f554b83
 @study.claim('IM7', 'Memories are chosen by their size, not by their content.', source='20 % of 20 queries routed right, chance 25 %',
              rule='four topics, memories written one to four times, trained models: the source\'s rule at most chance + 5 points, in a model trained with it and on the weights of one trained with mean keys, and the cosine with the mean key at least chance + 25 points in the latter (intervals)')
 def chosen_by_size(runs, records) -> Evidence:
@@ -1014,8 +1051,9 @@ def chosen_by_size(runs, records) -> Evidence:
     records = usable(runs, records, *arms)
     chance, got = floor_of(records, arms[0], 'bank'), lambda arm, item, size='unequal': by_seed(records, 'routing', arm, item=item, position=size)
     e = every(trained_with_it=below(got(arms[1], 'mean'), chance + .05), same_weights=below(got(arms[0], 'mean'), chance + .05), cosine=exceeds(got(arms[0], 'cosine'), chance + .25))
-    return replace(e, note=e.note + f"; token by token {got(arms[0], 'norm').mean():.2f}, fitted {got(arms[0], 'fitted').mean():.2f}; written once each, the source's rule {got(arms[1], 'mean', 'equal').mean():.2f} and {got(arms[0], 'mean', 'equal').mean():.2f}")
+    return replace(e, note=e.note + f"; token by token {got(arms[0], 'norm').mean():.2f}, fitted {got(arms[0], 'fitted').mean():.2f}; written once each, the source's rule {got(arms[1], 'mean', 'equal').mean():.2f} and {got(arms[0], 'mean', 'equal').mean():.2f}; accuracy of answers {by_seed(records, 'accuracy', arms[1], item=None).mean():.2f} and {by_seed(records, 'accuracy', arms[0], item=None).mean():.2f}")
 
+# %% ../../nbs/studies/infini_memory.ipynb #aa698d59
 @study.claim('IM8', 'Several memories, and a hierarchy of them even more, lower the perplexity of reversed facts.', source='604.5 with one, 508.6 with four (-16 %), 437.8 with a hierarchy (-27.6 %)',
              rule='loss of the answer, backward, one memory minus several and minus a hierarchy: supported if both intervals lie above 0 with a fresh memory for every sentence, refuted if one does not; an artefact if refuted there and both lie above 0 with the forward sentence left in memory')
 def memories_reverse_facts(runs, records) -> Evidence:
@@ -1027,7 +1065,7 @@ def memories_reverse_facts(runs, records) -> Evidence:
         return e if e.n_seeds < 2 or e.verdict == 'supported' else replace(e, verdict='refuted')
     return artefact(both('backward, contaminated'), both('backward'), [(a.asked[2], a.asked[1]) for a in map(planned().get, arms)], ['contaminated'])
 
-# %% ../../nbs/studies/infini_memory.ipynb #5a3b56f2
+# %% ../../nbs/studies/infini_memory.ipynb #f0e3934c
 @study.claim('IM9', 'A learned share of coarse and fine memory is better than several memories alone.', source='105.6 against 105.8',
              rule='held-out loss of the best constant share (0, .5, 1) minus that of the learned one: interval above 0; refuted if it excludes a gain of .005 nats')
 def learned_share(runs, records) -> Evidence:
@@ -1038,8 +1076,9 @@ def learned_share(runs, records) -> Evidence:
     e = gains(-gap(records, 'nll', 'text hierarchical', best, 'on'), .005)
     return replace(e, note='; '.join(filter(None, [e.note, f"the best constant is {best.removeprefix('text hierarchical ')}"])))
 
+# %% ../../nbs/studies/infini_memory.ipynb #3da89d3c
 @study.claim('IM10', 'Several banks interfere less than one.', source='105.5 with two banks, 103.9 with one',
-             rule='relay, equal floats: accuracy with four banks minus that with one >= .05; undecided unless one of them beats a guess among the values told by .05')
+             rule='sixteen pairs in four segments, equal floats: accuracy with four banks minus that with one >= .05; undecided unless one of them beats a guess among the values told by .05')
 def banks_interfere_less(runs, records) -> Evidence:
     arms = 'banks 1', 'banks 2', 'banks 4'
     records = usable(runs, records, *arms)
@@ -1048,7 +1087,7 @@ def banks_interfere_less(runs, records) -> Evidence:
     e = reaches(got[2] - got[0], .05)
     return replace(e, note='; '.join(filter(None, [e.note, 'accuracy ' + ', '.join(f'{g.mean():.2f} with {n}' for n, g in zip((1, 2, 4), got))])))
 
-# %% ../../nbs/studies/infini_memory.ipynb #b3a1b7e6
+# %% ../../nbs/studies/infini_memory.ipynb #989dcf33
 @study.claim('IM11', 'All layers linear and without positions is far worse, and it is the positions that are missing.', source='107.6 against 73.3, +46.8 %',
              rule='softmax or linear, with or without positions: the corner without both is worse (interval), and of its loss leaving out positions explains more than leaving out softmax, as main effects (interval of their difference)')
 def positions_are_fatal(runs, records) -> Evidence:
@@ -1060,6 +1099,7 @@ def positions_are_fatal(runs, records) -> Evidence:
     e = every(positions=exceeds(position - linear, 0), worse=exceeds(ln - s, 0))
     return replace(e, note=f'{e.note}; perplexity {percent(ln - s)}, of the loss {(position.mean() / (ln - s).mean()):.0%} by positions')
 
+# %% ../../nbs/studies/infini_memory.ipynb #bcc9a980
 @study.claim('IM12', 'The same model reaches a fraction of the perplexity once chunks are split at random.', source='510.3 with the tail held out, 107.4 with random chunks',
              rule='best perplexity on the same chunks, their documents unread over the rest of them read: >= 1.5 where documents have many chunks, and larger there than where they have one; an artefact of the split if, where nothing can leak, it is below 1.5')
 def split_flatters(runs, records) -> Evidence:
@@ -1070,7 +1110,7 @@ def split_flatters(runs, records) -> Evidence:
     leak = every(ratio=reaches(np.exp(many) - 1, .5), shrinks=exceeds(many - one, 0))
     return leak if leak.verdict == 'inconclusive' else artefact(leak, reaches(np.exp(one) - 1, .5), twins((arms[1], arms[0])), ['by'])
 
-# %% ../../nbs/studies/infini_memory.ipynb #711931f3
+# %% ../../nbs/studies/infini_memory.ipynb #ea23c1ef
 @study.claim('IM22', 'Scored segment by segment a model looks hundreds of times worse.', source='14,204 in segments, 40.96 with a sliding window',
              rule='perplexity in segments of a quarter over that of a sliding window, with labels shifted once: refuted below 2.5; then an artefact of the second shift if labels shifted twice take the loss more than half of the way from the sliding window to a uniform guess (intervals)')
 def segments_inflate(runs, records) -> Evidence:
@@ -1085,6 +1125,7 @@ def segments_inflate(runs, records) -> Evidence:
     e = artefact(exceeds((twice - sliding) / (floor_of(records, arm, 'uniform') - sliding), .5), exceeds(np.exp(once - sliding), 2.5), pairs, ['labels_by'])
     return replace(e, note=f'{e.note}; perplexity {np.exp(twice - sliding).mean():.1f} times as high with labels shifted twice, {np.exp(once - sliding).mean():.2f} with labels shifted once')
 
+# %% ../../nbs/studies/infini_memory.ipynb #9fcba96e
 @study.claim('IM25', 'Leaving a statement out of the loss teaches to reverse it.', source='perplexity of reversed pairs 64.0 -> 44.4 and 142.3 -> 75.9',
              rule='mean reciprocal rank of held-out children, statement masked, minus nothing masked and minus a random span masked: both intervals above 0; refuted if one excludes a gain of .05')
 def masking_reverses(runs, records) -> Evidence:
@@ -1093,7 +1134,7 @@ def masking_reverses(runs, records) -> Evidence:
     knows(records, 'told', 'rank', *arms)
     return every(nothing=gains(gap(records, 'fact_mrr', *arms[:2], 'reversed'), .05), span=gains(gap(records, 'fact_mrr', arms[0], arms[2], 'reversed'), .05))
 
-# %% ../../nbs/studies/infini_memory.ipynb #4c128d1a
+# %% ../../nbs/studies/infini_memory.ipynb #9e5e53ca
 @study.claim('IM26', 'Sentences that are padded with separators are not learned.', source='forward perplexity 1.7 padded, thousands where it was not told',
              rule='equal readings of every sentence: forward loss of the answer, padding in the loss, over that of packed sentences, minus 1, >= .1')
 def padding_ruins(runs, records) -> Evidence:
@@ -1103,6 +1144,7 @@ def padding_ruins(runs, records) -> Evidence:
     e = reaches(loss[0] / loss[1] - 1, .1)
     return replace(e, note='; '.join(filter(None, [e.note, 'nats ' + ', '.join(f"{l.mean():.3f} {a.removeprefix('packing ')}" for a, l in zip(arms, loss))])))
 
+# %% ../../nbs/studies/infini_memory.ipynb #efbbb31c
 @study.claim('IM27', 'Without positions a model reverses facts better, at a price in perplexity.', source='backward 644.7 against 760.1; 559.9 against 510.3 on text',
              rule='backward mean reciprocal rank without positions minus with: interval above 0; refuted if it excludes a gain of .05')
 def no_positions_reverse(runs, records) -> Evidence:
@@ -1112,6 +1154,7 @@ def no_positions_reverse(runs, records) -> Evidence:
     e = gains(gap(records, 'fact_mrr', *arms, 'backward'), .05)
     return replace(e, note='; '.join(filter(None, [e.note, f"perplexity of text {percent(gap(records, 'nll', *arms, 'text'))}"])))
 
+# %% ../../nbs/studies/infini_memory.ipynb #d4b13af7
 @study.claim('IM31', 'A frozen memory carries what was read to another copy of the model.', source='an interface for export and import, never tried',
              rule='loss of answers in a copy, with an empty memory and with that of other documents, minus that with the memory of the right ones: both perplexities at least 2 % better, intervals above 0; a model of another seed is shown beside it')
 def memory_travels(runs, records) -> Evidence:
