@@ -731,7 +731,7 @@ def execute(
     if isinstance(arm, Probe): return Outcome('finished', None, arm.tokens, 0, PROBES[arm.what](arm, seed))
     return KINDS[type(arm)](arm, seed, folder, progress, stop)
 
-# %% ../../nbs/studies/infini_memory.ipynb #2bf3d739
+# %% ../../nbs/studies/infini_memory.ipynb #4ceb34a6
 QUIET, HALF = AsCoded(readout_scale=True, static_gate=True), AsCoded(normalised_delta=True)
 INERT = AsCoded(readout_scale=True, normalised_delta=True)
 SOURCE = AsCoded(readout_scale=True, shared=True, normalised_delta=True, static_gate=True)
@@ -742,7 +742,7 @@ def probes(z: 'Sizes') -> list[Probe]:
     loud, add, delta = InfiniConfig(**one, as_coded=AsCoded(static_gate=True)), InfiniConfig(**one), InfiniConfig(**one, rule='delta')
     arms = [Probe(name=f'read-out {n}', what='readout', layer=l, sizes=z.lengths, rows=z.probe_rows) for n, l in {'corrected': loud, 'as coded': replace(loud, as_coded=QUIET)}.items()]
     writes = {'additive as coded': replace(add, as_coded=AsCoded(readout_scale=True)), 'delta as coded': replace(delta, as_coded=INERT), 'additive': add, 'delta with z': replace(delta, as_coded=HALF), 'delta': delta}
-    arms += [Probe(name=f'overwrite {n}', what='overwrite', layer=l, sizes=(l.segment,), rows=8) for n, l in writes.items()]
+    arms += [Probe(name=f'overwrite {n}', what='overwrite', layer=replace(l, segment=256), sizes=(256,), rows=8) for n, l in writes.items()]   # the source's segments
     return arms + [Probe(name=f'capacity {k}', what='capacity', layer=replace(add, q_kernel=k, k_kernel=k), sizes=z.widths, floats=z.floats, rows=1) for k in ('elu+1', 'relu', 'softmax', 'dpfp', 'taylor')]
 
 # %% ../../nbs/studies/infini_memory.ipynb #6fa8015e
@@ -959,9 +959,9 @@ def readout_shrinks(runs, records) -> Evidence:
     records = usable(runs, records, *arms)
     return artefact(near(attenuation(records, arms[0]), -1, .05), denied(near(attenuation(records, arms[1]), 0, .05)), twins(arms), ['layer.as_coded.readout_scale'])
 
-# %% ../../nbs/studies/infini_memory.ipynb #d9c71cac
+# %% ../../nbs/studies/infini_memory.ipynb #439dbd9b
 @study.claim('IM2', 'The delta rule changes nothing, and where it does it halves what is read.', source='delta and additive writes gave the same results',
-             rule='keys of unit variance: as coded, recall of overwritten keys differs from additive by less than 1 %, and with matched factors what was written twice is read at .5 ± .05 of its size (90 % intervals); '
+             rule='segments of 256, keys of unit variance: as coded, recall of overwritten keys differs from additive by less than 1 %, and with matched factors what was written twice is read at .5 ± .05 of its size (90 % intervals); '
                   'an artefact if without these defects (unit keys, no z) the delta rule recalls overwritten keys better than additive writes by >= .1 (cosine)')
 def delta_is_inert(runs, records) -> Evidence:
     arms = [f'overwrite {n}' for n in ('delta as coded', 'additive as coded', 'delta with z', 'delta', 'additive')]
