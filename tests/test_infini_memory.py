@@ -3,15 +3,16 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
-import pyarrow as pa
+import invented
 import pytest
 import torch
+from invented import diverged, of, without
 from memlab.data.facts import FactRows, count_exposures, facts
 from memlab.data.recall import IGNORE
 from memlab.eval.perplexity import shared_ngrams
 from memlab.data.tokens import Batch
 from memlab.lab.claims import check_twins, judge
-from memlab.lab.records import RECORDS, RUNS, frame, record_table, run_id
+from memlab.lab.records import run_id
 from memlab.nn.infini import InfiniConfig
 from memlab.nn.linear import LinearAttentionConfig
 from memlab.studies import infini_memory as study
@@ -28,16 +29,12 @@ class Ran:
     seeds: int = 5
 
 
-def of(value, seed): return value[seed] if isinstance(value, (list, tuple)) else value
+def rows(ran, seed):
+    "Records of one run."
+    return [dict(step=0 if metric == 'floor' else 100, metric=metric, value=of(v, seed), item=item, position=position) for (metric, item, position), v in ran.found.items()]
 
 
-def tables(arms):
-    "Runs and records of some arms."
-    todo = [(f'{name} {seed}', name, ran, seed) for name, ran in arms.items() for seed in range(ran.seeds)]
-    rows = lambda ran, seed: [dict(step=0 if metric == 'floor' else 100, metric=metric, value=of(v, seed), item=item, position=position) for (metric, item, position), v in ran.found.items()]
-    runs = [dict(run_id=i, arm=name, seed=seed, status='finished') for i, name, _, seed in todo]
-    records = pa.concat_tables([RECORDS.empty_table()] + [record_table(rows(ran, seed), i, name, seed) for i, name, ran, seed in todo])
-    return frame(pa.Table.from_pylist(runs, RUNS)), frame(records)
+def tables(arms): return invented.tables(arms, rows)
 
 
 SPREAD = np.array([-.02, -.01, 0, .01, .02])        # what seeds differ by
@@ -186,20 +183,15 @@ def test_verdict(claim, verdict, changes):
 @pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, *_) in SCENES.items() for a in base])
 def test_an_arm_may_have_fewer_seeds(claim, arm):
     "A table that is still being computed is read on the seeds that all arms have."
-    runs, records = scene(claim)
-    late = runs[(runs.arm == arm) & (runs.seed == 2)].run_id
-    found = judge(CLAIMS[claim], *(t[~t.run_id.isin(late)] for t in (runs, records)), 'cpu')
+    found = judge(CLAIMS[claim], *without(*scene(claim), arm, seed=2), 'cpu')
     assert found.verdict == SCENES[claim][1] and found.effect == found.effect and found.n_seeds == 4, found
 
 
 @pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, *_) in SCENES.items() for a in base])
 def test_a_missing_or_diverged_arm_leaves_its_claim_undecided(claim, arm):
-    runs, records = scene(claim)
-    gone = judge(CLAIMS[claim], runs[runs.arm != arm], records[records.arm != arm], 'cpu')
+    gone = judge(CLAIMS[claim], *without(*scene(claim), arm), 'cpu')
     if arm != 'capacity relu': assert gone.verdict == 'inconclusive' and gone.n_seeds == 0, gone
-    wild = runs.copy()
-    wild.loc[(wild.arm == arm) & (wild.seed == 1), ['status', 'diverged_at']] = 'diverged', 40
-    found = judge(CLAIMS[claim], wild, records, 'cpu')
+    found = judge(CLAIMS[claim], *diverged(*scene(claim), arm, seed=1), 'cpu')
     assert found.verdict == 'inconclusive' and arm in found.note and 'seed 1' in found.note
 
 

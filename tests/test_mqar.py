@@ -3,13 +3,14 @@ import json
 from dataclasses import dataclass, field
 from functools import cache
 
-import pyarrow as pa
+import invented
 import pytest
 import torch
 from click.testing import CliRunner
+from invented import diverged, of, without
 from memlab.cli import main
 from memlab.lab.claims import judge
-from memlab.lab.records import RECORDS, RUNS, frame, read_table, record_table
+from memlab.lab.records import RECORDS, read_table
 from memlab.nn.mixer_lm import count_block_parameters
 from memlab.studies import mqar
 
@@ -30,9 +31,6 @@ class Ran:
     seeds: int = 3
 
 
-def of(value, seed): return value[seed] if isinstance(value, (list, tuple)) else value
-
-
 def rows(ran, seed):
     "Records of one run."
     row = lambda step, metric, value, item=None: dict(step=step, metric=metric, value=value, item=item)
@@ -42,12 +40,7 @@ def rows(ran, seed):
     for (metric, item), value in ran.also.items(): yield row(0 if metric in ('difference', 'error', 'error_float32', 'state_bytes') else 3000, metric, of(value, seed), item)
 
 
-def tables(arms):
-    "Runs and records of some arms."
-    todo = [(f'{name} {seed}', name, ran, seed) for name, ran in arms.items() for seed in range(ran.seeds)]
-    runs = [dict(run_id=i, arm=name, seed=seed, status='finished') for i, name, _, seed in todo]
-    records = pa.concat_tables(record_table(list(rows(ran, seed)), i, name, seed) for i, name, ran, seed in todo)
-    return frame(pa.Table.from_pylist(runs, RUNS)), frame(records)
+def tables(arms): return invented.tables(arms, rows)
 
 
 def changed(untouched, updated, stale): return Ran(also={('untouched', None): untouched, ('updated', None): updated, ('stale', None): stale})
@@ -159,21 +152,16 @@ def test_verdict(claim, verdict, changes):
 @pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, _) in SCENES.items() for a in base])
 def test_an_arm_may_have_fewer_seeds(claim, arm):
     "A table that is still being computed is read on the seeds that all arms have."
-    runs, records = scene(claim)
-    late = runs[(runs.arm == arm) & (runs.seed == 0)].run_id
-    found = judge(CLAIMS[claim], *(t[~t.run_id.isin(late)] for t in (runs, records)), 'cpu')
+    found = judge(CLAIMS[claim], *without(*scene(claim), arm, seed=0), 'cpu')
     assert found.verdict == 'supported' and found.effect == found.effect, found
     assert found.n_seeds == min(r.seeds for r in SCENES[claim][0].values()) - 1
 
 
 @pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, _) in SCENES.items() for a in base])
 def test_a_missing_or_diverged_arm_leaves_its_claim_undecided(claim, arm):
-    runs, records = scene(claim)
-    gone = judge(CLAIMS[claim], runs[runs.arm != arm], records[records.arm != arm], 'cpu')
+    gone = judge(CLAIMS[claim], *without(*scene(claim), arm), 'cpu')
     assert gone.verdict == 'inconclusive' and gone.n_seeds == 0, gone
-    wild = runs.copy()
-    wild.loc[(wild.arm == arm) & (wild.seed == 1), ['status', 'diverged_at']] = 'diverged', 40
-    found = judge(CLAIMS[claim], wild, records, 'cpu')
+    found = judge(CLAIMS[claim], *diverged(*scene(claim), arm, seed=1), 'cpu')
     assert found.verdict == 'inconclusive' and arm in found.note and 'seed 1' in found.note
 
 

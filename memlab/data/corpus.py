@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'EMBEDDED', 'RULES', 'READERS', 'OFFLINE', 'KNOWN', 'home', 'write_atomic', 'Document', 'Corpus',
-           'load_corpus', 'split']
+           'load_corpus', 'corpus_fingerprint', 'split']
 
 # %% ../../nbs/data/corpus.ipynb #75410805
 import ast,hashlib,json,os,platform,sys,sysconfig,tokenize,warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property,lru_cache
 from pathlib import Path
 
 # %% ../../nbs/data/corpus.ipynb #6461fe65
@@ -240,6 +240,14 @@ def load_corpus(
     if name.startswith('hub:'): return _hub(name)
     if path.suffix in READERS or len(path.parts)>1: raise ValueError(f'no file or folder {name!r} (looked from {Path.cwd()})')
     raise ValueError(f'unknown corpus {name!r}; there are {KNOWN}')
+
+# %% ../../nbs/data/corpus.ipynb #fd95f5e5
+@lru_cache(maxsize=4)
+def corpus_fingerprint(
+    name:str, # as in `load_corpus`
+) -> str:
+    "The fingerprint of the text that `name` stands for, read once."
+    return load_corpus(name).fingerprint
 
 # %% ../../nbs/data/corpus.ipynb #413d3aa6
 def _draw(seed, title): return int.from_bytes(hashlib.sha256(f'{seed}:{title}'.encode()).digest()[:8], 'big') / 2**64

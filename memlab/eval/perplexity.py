@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MEMORY', 'EDGES', 'LEAK', 'LOST', 'places', 'stretch', 'reading', 'Span', 'spans', 'vocabulary',
-           'device_of', 'check_output', 'call_losses', 'Perplexity', 'check_protocol', 'select', 'Scored', 'in_order',
-           'memory_of', 'Part', 'parts', 'recombined', 'PerplexityScore', 'unigram_loss', 'guard_loss',
-           'weights_checksum', 'counting_text', 'oracle', 'chunk_split', 'shares_document', 'ngram_hashes',
-           'shared_ngrams', 'parity', 'guard_gap']
+           'check_output', 'call_losses', 'Perplexity', 'check_protocol', 'select', 'Scored', 'in_order', 'memory_of',
+           'Part', 'parts', 'recombined', 'PerplexityScore', 'unigram_loss', 'guard_loss', 'weights_checksum',
+           'counting_text', 'oracle', 'chunk_split', 'shares_document', 'ngram_hashes', 'shared_ngrams', 'parity',
+           'guard_gap']
 
 # %% ../../nbs/eval/perplexity.ipynb #522e7011
 import hashlib
@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..data.tokens import Batch, TokenStore, shift
 from .floors import frequencies
-from .recall import is_lean, read, still
+from .recall import device_of, is_lean, read, still
 from ..train.losses import IGNORE, linear_cross_entropy
 
 # %% ../../nbs/eval/perplexity.ipynb #857737ff
@@ -83,10 +83,6 @@ def vocabulary(
 ) -> int:
     "How many tokens a model tells apart."
     return len(model.readout) if is_lean(model) else y.shape[-1]
-
-def device_of(model: Callable) -> torch.device:
-    "Where a model's tokens must be."
-    return next((p.device for p in model.parameters()), torch.device('cpu')) if isinstance(model, nn.Module) else torch.device('cpu')
 
 def check_output(model: Callable, y: Any, ids: Tensor, labels: Tensor):
     "Refuse what cannot be logits of these tokens."

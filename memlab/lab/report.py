@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'STYLE', 'SIGNS', 'NOTHING', 'style', 'use_style', 'summary', 'log_ticks', 'colours', 'curves',
-           'name_lines', 'layers', 'forest', 'caption', 'save_fig', 'Table', 'verdict_table', 'answer', 'board',
-           'scoreboard', 'scoreboard_text']
+           'name_lines', 'layers', 'forest', 'caption', 'finisher', 'save_fig', 'Table', 'verdict_table', 'answer',
+           'board', 'scoreboard', 'scoreboard_text']
 
 # %% ../../nbs/lab/report.ipynb #17c0e557
 import io
@@ -13,7 +13,7 @@ import math
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -212,11 +212,29 @@ def caption(
     fig.set_layout_engine('constrained', rect=(0, room/(height + room), 1, height/(height + room)))
     fig.text(.012, .06/(height + room), fig._caption, fontsize=size, color='#333333', va='bottom', linespacing=1.3)
 
+# %% ../../nbs/lab/report.ipynb #d30ded7a
+def finisher(
+    study,        # whose figures
+    preset: str,  # of which preset
+) -> Callable[[Figure, str, str], None]:  # (figure, the claim's id in lower case or what it shows, sentence)
+    "A function that gives a figure its caption, saves it among those of a study, and shows it."
+    stale = len(study.stale(preset))
+    def finish(fig, name, sentence):
+        caption(fig, sentence + f" Stale: {stale} runs were computed by other code than today's." * bool(stale))
+        save_fig(fig, study.figures(preset), name)
+        plt.show()
+    return finish
+
 # %% ../../nbs/lab/report.ipynb #a2180d35
 def _short_numbers(svg):
     "Coordinates of an SVG rounded to two decimals."
     short = lambda m: f'{float(m[0]):.2f}'.rstrip('0').rstrip('.')
     return re.sub(r' (?:d|x|y)="[^"]*"', lambda m: re.sub(r'-?\d+\.\d{3,}', short, m[0]).replace(' \n', '\n'), svg)
+
+def _numbered(svg):
+    "An SVG whose hashes (of markers and clips) are numbered in order of appearance."
+    names = {}
+    return re.sub(r'\b[mp][0-9a-f]{10}\b', lambda m: names.setdefault(m[0], f'{m[0][0]}{len(names)}'), svg)
 
 def save_fig(
     fig: Figure,        # what to save
@@ -227,7 +245,7 @@ def save_fig(
     "Write a byte-stable SVG."
     out = io.BytesIO()
     with style(): fig.savefig(out, format='svg', metadata=dict(Date=None, Creator=None))
-    data = _short_numbers(out.getvalue().decode()).encode()
+    data = _numbered(_short_numbers(out.getvalue().decode())).encode()
     if len(data) > most:
         raise ValueError(f'figure {name} has {len(data)/1e3:.0f} kB, at most {most/1e3:.0f} wanted: draw fewer points, or rasterise the densest artist')
     write_atomic(path := Path(folder)/f'{name}.svg', data)

@@ -11,9 +11,11 @@ import ast
 import importlib.util
 import logging
 import os
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from configparser import ConfigParser
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 from ..data.corpus import home, write_atomic
@@ -171,8 +173,21 @@ WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 def _clean(outputs):
     "Outputs worth keeping."
-    kept = [o for o in outputs if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
-    return [{**o, 'execution_count': None} if 'execution_count' in o else o for o in kept]
+    return [_stored(o) for o in outputs if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
+
+def _stored(output):
+    "An output without its counter, its picture in few colours."
+    out = dict(output)
+    if 'execution_count' in out: out['execution_count'] = None
+    if 'image/png' in out.get('data', {}): out['data'] = {**out['data'], 'image/png': _palette(out['data']['image/png'])}
+    return out
+
+def _palette(png):
+    "A picture (base64) in 256 colours that cover all it has: a figure loses nothing that is seen, and two thirds of its size."
+    from PIL import Image
+    out = BytesIO()
+    Image.open(BytesIO(b64decode(png))).convert('RGB').quantize(256, Image.Quantize.MAXCOVERAGE).save(out, 'PNG', optimize=True)
+    return b64encode(out.getvalue()).decode()
 
 # %% ../../nbs/lab/runner.ipynb #b1e76331
 def store(

@@ -240,6 +240,18 @@ def load(self:Study,
     runs, records = self._tables(preset)
     return frame(runs), frame(records)
 
+# %% ../../nbs/lab/study.ipynb #476a6cdc
+@patch
+def open(self:Study,
+    preset: str,          # its name
+    fresh: bool = False,  # compute everything again
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, records
+    "The tables to draw; says how complete they are, and computes them where there are none."
+    if fresh or not self.tally(preset)['finished']: self.run(preset, fresh=fresh)
+    runs, records = self.load(preset)
+    print(f"{len(runs)} of {self.tally(preset)['planned']} runs, {(runs.status == 'diverged').sum()} diverged, {runs.tokens.sum()/1e6:.1f} M tokens, {len(self.stale(preset))} computed by other code than today's")
+    return runs, records
+
 # %% ../../nbs/lab/study.ipynb #4d88cc06
 @patch
 def tally(self:Study,

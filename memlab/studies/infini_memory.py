@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPREADS', 'PAIRS', 'CODE', 'PROBES', 'KINDS', 'QUIET', 'HALF', 'INERT', 'SOURCE', 'RELAY', 'CLEAN', 'study', 'Probe',
-           'measured', 'zipf', 'readout', 'overwrite', 'capacity', 'Stack', 'SegmentLM', 'cuts', 'fingerprint',
-           'library', 'whole_pieces', 'Reader', 'text_loss', 'device', 'learn', 'remembers', 'scores', 'inside',
+           'measured', 'zipf', 'readout', 'overwrite', 'capacity', 'Stack', 'SegmentLM', 'cuts', 'library',
+           'whole_pieces', 'Trained', 'Reader', 'text_loss', 'device', 'learn', 'remembers', 'scores', 'inside',
            'watched', 'read_documents', 'ChunkReader', 'chunk_sides', 'read_chunks', 'Relay', 'relay_batch', 'Recaller',
            'pairs_batch', 'relay_right', 'recall_pairs', 'Topics', 'topic_batch', 'Router', 'choice', 'rules', 'fitted',
            'routed', 'route', 'Scoring', 'with_segment', 'left_over', 'asked', 'Learner', 'lessons', 'learn_facts',
@@ -36,7 +36,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 # %% ../../nbs/studies/infini_memory.ipynb #228dacf5
-from ..data.corpus import load_corpus, split
+from ..data.corpus import corpus_fingerprint, load_corpus, split
 from ..data.facts import PACKINGS, Fact, Line, codes, encode_split, facts, labelled, pack, text_line
 from ..data.ordered import OrderedStream, stream_labels
 from ..data.recall import IGNORE, RecallConfig, distinct, generator_of, recall_batch
@@ -203,11 +203,6 @@ def cuts(at: int, t: int, segment: int) -> list[int]:
 
 # %% ../../nbs/studies/infini_memory.ipynb #6a6bd31a
 @lru_cache(maxsize=4)
-def fingerprint(corpus: str) -> str:
-    "What text an arm reads."
-    return load_corpus(corpus).fingerprint
-
-@lru_cache(maxsize=4)
 def library(corpus: str, tokenizer: str) -> tuple[TokenStore, TokenStore, Tokenizer]:
     "Tokens to train on, tokens held out, and what made them."
     parts = split(load_corpus(corpus))
@@ -222,11 +217,21 @@ def whole_pieces(store: TokenStore, length: int, most: int) -> Batch:
 
 # %% ../../nbs/studies/infini_memory.ipynb #92a29a54
 @dataclass(frozen=True, kw_only=True)
-class Reader:
-    "A model that reads documents."
+class Trained:
+    "What all arms have that are trained."
     name: str
     stack: Stack
     fit: FitConfig
+
+    @property
+    def tokens(self) -> int: return self.fit.steps * self.rows * self.length
+
+    @property
+    def precision(self) -> str: return self.fit.precision
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(Trained):
+    "A model that reads documents."
     rows: int = 4                                        # documents read side by side
     pieces: int = 8                                      # segments of a piece
     held_out: int = 64                                   # pieces that are scored
@@ -237,12 +242,6 @@ class Reader:
 
     @property
     def length(self) -> int: return self.pieces * self.stack.segment
-
-    @property
-    def tokens(self) -> int: return self.fit.steps * self.rows * self.length
-
-    @property
-    def precision(self) -> str: return self.fit.precision
 
 # %% ../../nbs/studies/infini_memory.ipynb #0cfc2308
 def text_loss(model: TransformerLM, ids: Int64[Tensor, 'b t'], labels: Int64[Tensor, 'b t']) -> tuple[Tensor, Tensor]:
@@ -319,11 +318,8 @@ def read_documents(arm: Reader, seed: int, folder: Path, progress: bool, stop: i
 
 # %% ../../nbs/studies/infini_memory.ipynb #84634dbb
 @dataclass(frozen=True, kw_only=True)
-class ChunkReader:
+class ChunkReader(Trained):
     "A model that reads chunks of documents in random order."
-    name: str
-    stack: Stack
-    fit: FitConfig
     by: str                   # 'documents', or 'chunks', the defect: the neighbours of the test are trained on
     each: int = 16            # chunks of a document, one after another
     chunks: int = 800         # of all documents
@@ -333,12 +329,6 @@ class ChunkReader:
 
     @property
     def length(self) -> int: return self.stack.segment
-
-    @property
-    def tokens(self) -> int: return self.fit.steps * self.rows * self.length
-
-    @property
-    def precision(self) -> str: return self.fit.precision
 
 # %% ../../nbs/studies/infini_memory.ipynb #a0d10878
 def chunk_sides(arm: ChunkReader, store: TokenStore, seed: int) -> tuple[Tensor, Tensor]:
@@ -391,20 +381,14 @@ def relay_batch(task: Relay, rows: int, *, seed: int, split: str = 'train', step
 
 # %% ../../nbs/studies/infini_memory.ipynb #592f95c4
 @dataclass(frozen=True, kw_only=True)
-class Recaller:
+class Recaller(Trained):
     "A model that recalls pairs of earlier segments."
-    name: str
-    stack: Stack
-    fit: FitConfig
     task: Relay | RecallConfig
     rows: int = 32
     test_rows: int = 256
 
     @property
-    def tokens(self) -> int: return self.fit.steps * self.rows * self.task.length
-
-    @property
-    def precision(self) -> str: return self.fit.precision
+    def length(self) -> int: return self.task.length
 
 # %% ../../nbs/studies/infini_memory.ipynb #08fe48b5
 def pairs_batch(task: Relay | RecallConfig, rows: int, **draw) -> tuple[Tensor, Tensor, Tensor]:
@@ -453,20 +437,14 @@ def topic_batch(task: Topics, rows: int, *, seed: int, split: str = 'train', ste
 
 # %% ../../nbs/studies/infini_memory.ipynb #0f1340c7
 @dataclass(frozen=True, kw_only=True)
-class Router:
+class Router(Trained):
     "A model whose memories hold a topic each."
-    name: str
-    stack: Stack
-    fit: FitConfig
     task: Topics = Topics()
     rows: int = 32
     test_rows: int = 256
 
     @property
-    def tokens(self) -> int: return self.fit.steps * self.rows * self.task.length
-
-    @property
-    def precision(self) -> str: return self.fit.precision
+    def length(self) -> int: return self.task.length
 
 # %% ../../nbs/studies/infini_memory.ipynb #784bebc0
 def choice(model: SegmentLM, batch: tuple) -> tuple[Tensor, Tensor, Tensor]:
@@ -556,11 +534,8 @@ def asked(model: SegmentLM, stack: Stack, told: Sequence[Fact], tokenizer: Token
 
 # %% ../../nbs/studies/infini_memory.ipynb #d7b07d69
 @dataclass(frozen=True, kw_only=True)
-class Learner:
+class Learner(Trained):
     "A model that is told facts among other text."
-    name: str
-    stack: Stack
-    fit: FitConfig
     asked: tuple[Scoring, ...]
     facts: int = 240
     told: int = 24               # sentences of a step
@@ -573,9 +548,6 @@ class Learner:
 
     @property
     def tokens(self) -> int: return self.fit.steps * self.length * (self.text_rows + (self.told if self.packing != 'packed' else -(-24 * self.told // self.length)))   # a sentence has about 24
-
-    @property
-    def precision(self) -> str: return self.fit.precision
 
 # %% ../../nbs/studies/infini_memory.ipynb #ac77ae4f
 def lessons(lines: Sequence, arm, seed: int, tokenizer: Tokenizer, text: TokenStore) -> Callable[[int], tuple[Tensor, Tensor]]:
@@ -602,11 +574,8 @@ def learn_facts(arm: Learner, seed: int, folder: Path, progress: bool, stop: int
 
 # %% ../../nbs/studies/infini_memory.ipynb #db6e10e3
 @dataclass(frozen=True, kw_only=True)
-class Student:
+class Student(Trained):
     "A model that is asked about statements it has just read."
-    name: str
-    stack: Stack
-    fit: FitConfig
     mask: str = 'none'           # labels of the pattern pairs that do not count, one of `memlab.data.facts.MASKS`
     pattern: int = 200           # pairs stated and asked in both directions
     held_pairs: int = 50         # pairs stated and asked in one
@@ -619,9 +588,6 @@ class Student:
 
     @property
     def tokens(self) -> int: return self.fit.steps * self.length * (self.text_rows + -(-self.told // 2))
-
-    @property
-    def precision(self) -> str: return self.fit.precision
 
 # %% ../../nbs/studies/infini_memory.ipynb #57b389c0
 def study_lines(arm: Student, seed: int, tokenizer: Tokenizer) -> tuple[list, list[Fact]]:
@@ -647,11 +613,8 @@ def learn_questions(arm: Student, seed: int, folder: Path, progress: bool, stop:
 
 # %% ../../nbs/studies/infini_memory.ipynb #284df6b0
 @dataclass(frozen=True, kw_only=True)
-class Carrier:
+class Carrier(Trained):
     "Two models of one kind, and a memory that goes from one to the other."
-    name: str
-    stack: Stack
-    fit: FitConfig
     codes: int = 3               # of a document, which is a segment
     pool: int = 1000             # people and codes to train on
     rows: int = 16
@@ -664,9 +627,6 @@ class Carrier:
 
     @property
     def tokens(self) -> int: return 2 * self.fit.steps * self.rows * self.length
-
-    @property
-    def precision(self) -> str: return self.fit.precision
 
 # %% ../../nbs/studies/infini_memory.ipynb #40bb9304
 def question_line(question: str, answer: str, tokenizer: Tokenizer) -> Line:
@@ -883,7 +843,7 @@ def full() -> Preset:
     return everything(z, (0, 1, 2))
 
 # %% ../../nbs/studies/infini_memory.ipynb #11ce2b18
-study = Study('infini_memory', 'Does a compressive memory remember?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: fingerprint(arm.corpus) if hasattr(arm, 'corpus') else 'generated')
+study = Study('infini_memory', 'Does a compressive memory remember?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: corpus_fingerprint(arm.corpus) if hasattr(arm, 'corpus') else 'generated')
 
 @lru_cache(maxsize=1)
 def planned() -> dict[str, object]:
