@@ -6,9 +6,9 @@
 __all__ = ['SOLVED', 'ENOUGH', 'NANO', 'OVERWRITE', 'SHIFT', 'RAW', 'FIVE_RATES', 'FLOATS', 'LENGTHS', 'WIDTHS', 'study',
            'FAMILIES', 'Arm', 'nothing_left', 'rows_of', 'scored', 'retrieved', 'at_the_end', 'about', 'train', 'Check',
            'parity', 'equivalences', 'execute', 'load', 'lm', 'Sizes', 'shifts', 'unified', 'count_of', 'loads',
-           'overwrites', 'carries', 'holdings', 'everyone', 'windows_of_rates', 'extrapolations', 'feedforwards',
-           'Planned', 'trials', 'best_rate', 'staged', 'everything', 'quick', 'cpu', 'lengths', 'gpu', 'full',
-           'own_arm', 'recalled', 'steps_to', 'floors', 'unanimous', 'at_least', 'at_most', 'parity_holds',
+           'overwrites', 'carries', 'even_std', 'holdings', 'everyone', 'windows_of_rates', 'extrapolations',
+           'feedforwards', 'Planned', 'trials', 'best_rate', 'staged', 'everything', 'quick', 'cpu', 'lengths', 'gpu',
+           'full', 'own_arm', 'recalled', 'steps_to', 'floors', 'unanimous', 'at_least', 'at_most', 'parity_holds',
            'rests_at_ceiling', 'resting', 'shift_is_bottleneck', 'unified_is_free', 'unified_without_shift',
            'delta_beats_additive', 'delta_overwrites', 'held', 'bytes_predict', 'width_follows_length', 'narrow_window',
            'forms_agree', 'extrapolates', 'carries_over', 'writable_feedforward']
@@ -245,6 +245,10 @@ def carries(z: Sizes) -> list[Arm]:
     return [z.arm(f'{name} carried', name, lm(NANO, m, layers=2), NANO, carried=True) for name, m in mixers.items()]
 
 # %% ../../nbs/studies/mqar.ipynb #9a19a6d0
+def even_std(width: int) -> float:
+    "Of initial weights that pass on as much variance as .02 does at width 768."
+    return .02 * (768 / width) ** .5
+
 def holdings(z: Sizes, pairs: int, floats: tuple[int, ...]) -> dict[str, list[Arm]]:
     "Families at equal numbers held: `floats`, powers of two from 64."
     task, d, kw = load(pairs), z.width, dict(d_model=z.width, n_heads=1, **SHIFT)
@@ -252,14 +256,14 @@ def holdings(z: Sizes, pairs: int, floats: tuple[int, ...]) -> dict[str, list[Ar
     families = dict(delta=lambda f: DeltaNetConfig(**kw, **shape(f)), gla=lambda f: GLAConfig(**kw, **shape(f)), mamba2=lambda f: Mamba2Config(d_model=d, dk=f // (2 * d)),
                     attention=lambda f: AttentionConfig(**kw, dk=16, window=1 + f // 32))
     label = dict(attention='window')
-    return {label.get(n, n): [z.arm(f'{label.get(n, n)} holds {f}', n, lm(task, make(f)), task, steps=z.loaded) for f in floats] for n, make in families.items()}
+    return {label.get(n, n): [z.arm(f'{label.get(n, n)} holds {f}', n, lm(task, make(f), std=even_std(d)), task, steps=z.loaded) for f in floats] for n, make in families.items()}
 
 def everyone(z: Sizes, pairs: int) -> list[Arm]:
     "Each mixer once, at its defaults but for one head of 16 and a convolution."
     task, kw = load(pairs), dict(d_model=z.width, n_heads=1, dk=16, **SHIFT)
     mixers = {'attention': AttentionConfig(**kw), 'unified_kv': UnifiedKVConfig(**kw), 'linear': LinearAttentionConfig(**kw), 'additive': LinearAttentionConfig(**kw, **RAW), 'retention': mixer_config('retention', **kw),
               'based': mixer_config('based', **kw | dict(dk=8)), 'gated_delta': mixer_config('gated_delta', **kw), 'ttt': mixer_config('ttt', **kw), 'titans': TitansConfig(**kw)}
-    return [z.arm(f'{name} once', dict(additive='linear').get(name, name), lm(task, m), task, steps=z.loaded) for name, m in mixers.items()]
+    return [z.arm(f'{name} once', dict(additive='linear').get(name, name), lm(task, m, std=even_std(z.width)), task, steps=z.loaded) for name, m in mixers.items()]
 
 # %% ../../nbs/studies/mqar.ipynb #822c298e
 def windows_of_rates(z: Sizes, rates: tuple[float, ...]) -> list[Arm]:
