@@ -1,5 +1,7 @@
 "Corpora and tokens across processes, and on real files kept beside the tree."
 import os
+import platform
+import random
 import signal
 import subprocess
 import sys
@@ -7,9 +9,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
-from memlab.data.corpus import Corpus, Document, load_corpus, split
-from memlab.data.tokens import TokenStore, byte_tokenizer, held_out_windows, load_tokenizer, streams, windows
+from memlab.data.corpus import RULES, Corpus, Document, home, load_corpus, split
+from memlab.data.facts import facts
+from memlab.data.ordered import OrderedStream
+from memlab.data.recall import RecallConfig, recall_batch
+from memlab.data.tokens import ByteTokenizer, TokenStore, byte_tokenizer, held_out_windows, load_tokenizer, streams, windows
 
 # a tokenizer that takes its time and writes down each document it encodes
 BUILDER = """
@@ -79,6 +85,37 @@ def test_killed_build_leaves_no_store(folder):
     told = second.communicate(timeout=300)[0]
     assert second.returncode == 0 and told.split()[2] == str(6 * (7 * 50 + 1))
     assert not list((folder / "build" / "tokens").glob("*.part"))
+
+
+def test_30_batches_do_not_know_what_time_it_is(monkeypatch):
+    "Order is a function of store, seed and step: not of the clock, nor of any generator that others use."
+    store = TokenStore.build(load_corpus("stdlib-docs"), byte_tokenizer())
+    def drawn():
+        stream = OrderedStream(store, 4, 64, 3)
+        told = [f.sentence("forward") for f in facts(20, seed=3)]
+        return [windows(store, 4, 64, 3, 7).ids, stream.batch(7).ids, recall_batch(RecallConfig(vocab_size=64, length=32, pairs=4), 4, seed=3, step=7).ids], told
+    before, told = drawn()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    torch.manual_seed(99); np.random.seed(99); random.seed(99)
+    after, again = drawn()
+    assert all(map(torch.equal, before, after)) and told == again
+    assert not torch.equal(before[0], windows(store, 4, 64, 4, 7).ids) and not torch.equal(before[0], windows(store, 4, 64, 3, 8).ids)
+
+
+def test_30_kept_tokens_belong_to_a_text_and_a_tokenizer(tmp_path, monkeypatch):
+    "Texts of one size and tokenizers of one vocabulary have stores of their own; the same again is found again."
+    load_corpus("stdlib-docs")
+    assert any(f"stdlib-docs-cpython-{platform.python_version()}-r{RULES}." in p.name for p in (home() / "build" / "corpus").iterdir()), "the text of another Python, or of other rules, would be taken for this one"
+    monkeypatch.setenv("MEMLAB_HOME", str(tmp_path))
+    class Flipped(ByteTokenizer):
+        name = "flipped"
+        def encode(self, text): return super().encode(text) ^ 1
+    texts = [Corpus("one", [Document("a", text)]) for text in ("memory", "remove")]
+    stores = [TokenStore.build(text, made) for text in texts for made in (byte_tokenizer(), Flipped())]
+    folders = lambda: {p.name: p.stat().st_mtime_ns for p in (tmp_path / "build" / "tokens").iterdir() if p.is_dir()}
+    kept = folders()
+    assert len({s.fingerprint for s in stores}) == len(kept) == 4 and len({len(s) for s in stores}) == 1
+    assert TokenStore.build(texts[0], byte_tokenizer()).fingerprint == stores[0].fingerprint and folders() == kept
 
 
 def test_import_is_light():

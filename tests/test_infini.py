@@ -1,8 +1,12 @@
 "Compressive memories against a reference in plain loops, and the lessons of their source, each a test."
+import ast
 import itertools
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from memlab.nn.checks import check_causal, check_mixer, check_rows, error_ratio
@@ -11,6 +15,7 @@ from memlab.nn.attention import visible
 from memlab.nn.init import init_parameters
 from safetensors.torch import load, save
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -475,6 +480,21 @@ def test_18_freezing_in_the_middle_of_a_turn_moves_on_and_thawing_does_not_move_
     with pytest.raises(ValueError, match='rows has 2 entries, this memory has 1 rows'): unfreeze(state, rows=torch.tensor([True, False]))
 
 
+@kinds
+@rules
+def test_26_gates_are_continuous(kind, rule):
+    "Between two inputs nothing jumps; every gate learns from every token; and training asks no tensor for its value."
+    layer, a, b = made(kind, rule), normal(1, 13, 8), normal(1, 13, 8, seed=1)
+    steps = layer(torch.cat([a + (b - a) * i / 1000 for i in range(1001)]))[0].detach()
+    assert steps.diff(dim=0).abs().max() < 100 * steps.diff(dim=0).abs().mean()
+    first = layer(normal(1, 8, 8, seed=2))[1]
+    said = layer.trace(normal(1, 4, 8, seed=3), first)
+    assert ((said['gate'] > 0) & (said['gate'] < 1)).all() and (said['weights'].sum(-1) < 1 + 1e-9).all()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fresh = KINDS[kind](**WIDE | RULES[rule]).build()
+        fresh(torch.randn(2, 13, 8, requires_grad=True))[0].sum().backward()
+
+
 def test_28_selection_entropy():
     "As the source chose, nearly all weight is on one bank from the start; by likeness it is spread."
     found = {}
@@ -488,6 +508,21 @@ def test_28_selection_entropy():
     mixed = selection(torch.cat([nothing, half], 1))
     assert mixed.entropy.item() == pytest.approx(math.log(2)) and mixed.largest.item() == .5 and mixed.usage.tolist() == [[.5, .5]]
     assert selection(nothing).entropy.item() == 0
+
+
+def test_31_sizes_in_the_text_are_computed():
+    "The one-head memory of the source is 1.05 MB, which it called 135 KB: sizes stand in outputs, and the outputs are what the formula gives."
+    root, size = Path(__file__).parents[1], re.compile(r'(\d[\d,.]*) ?(bytes|KB|kB|MB)\b')
+    for path in [*(root/'nbs'/'nn').glob('*.ipynb')]:
+        cells = nbformat.read(path, 4).cells
+        computed = {n for c in cells if c.cell_type == 'code' for n in re.findall(r'\d[\d,.]*', str(c.outputs))}
+        for c in cells:
+            if c.cell_type == 'markdown': assert {n for n, _ in size.findall(c.source)} <= computed, (path.name, c.source)
+    cells = nbformat.read(root/'nbs'/'nn'/'infini.ipynb', 4).cells
+    [shown] = [o.data['text/plain'] for c in cells if c.cell_type == 'code' for o in c.outputs if '8 heads, 4 banks' in str(o.get('data'))]
+    want = {f'{h} heads, {n} banks': payload(InfiniConfig(d_model=512, n_heads=h, banks=n)) for h, n in ((1, 1), (8, 1), (8, 4))}
+    assert ast.literal_eval(shown) == {name: f'{bytes_:,} bytes' for name, bytes_ in want.items()}
+    assert '1,050,624 bytes' in shown and '135' not in shown
 
 
 # -- layers that are one another --------------------------------------------------------------------------------------

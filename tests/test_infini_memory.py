@@ -1,9 +1,12 @@
 """The memory study: its claims on invented numbers, its arms, and runs that go on where they stopped."""
+import re
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import invented
+import nbformat
 import pytest
 import torch
 from invented import diverged, of, without
@@ -59,7 +62,7 @@ def reads(nll, later=None, **more):
 
 
 def relays(accuracy): return Ran({('accuracy', None, None): accuracy, ('floor', 'guess', None): .25})
-def routes(cosine=.9, norm=.25, mean=.25): return Ran({('routing', n, size): v for n, v in dict(cosine=cosine, norm=norm, mean=mean, fitted=.9).items() for size in ('equal', 'unequal')} | {('floor', 'bank', None): .25, ('accuracy', None, None): .9})
+def routes(cosine=.9, norm=.25, mean=.25, accuracy=.9): return Ran({('routing', n, size): v for n, v in dict(cosine=cosine, norm=norm, mean=mean, fitted=.9).items() for size in ('equal', 'unequal')} | {('floor', 'bank', None): .25, ('floor', 'guess', None): .125, ('accuracy', None, None): accuracy})
 
 
 def told(backward=5., contaminated=None, forward=1., rank=.2, known=.9, text=4.):
@@ -99,7 +102,7 @@ SCENES = {
         ('refuted', {'capacity elu+1': holds(narrow=.2, wide=.2)}),
         ('refuted', {'capacity elu+1': holds(narrow=.3, wide=.2)}),                             # narrow heads are better
         ('inconclusive', {'capacity elu+1': Ran({('recall', '64 pairs', '16'): .2, ('recall', '64 pairs', '256'): mixed(.15, .35), ('similarity', '64 pairs', '16'): .7})})]),
-    'IM4': ({'text infini': reads(around(4.5)), 'text local': reads(around(4.6)), 'text pythia': reads(around(4.55))}, 'supported', [
+    'IM4': ({'text infini': reads(around(4.5)), 'text local': reads(around(4.6)), 'text pythia': reads(around(4.55)), 'text infini credit': reads(around(4.4))}, 'supported', [
         ('refuted', {'text infini': reads(around(4.7))}),
         ('refuted', {'text infini': reads(around(4.5), around(4.7))}),                          # not from the second segment on
         ('inconclusive', {'text infini': reads(mixed(4.3, 4.8))}),
@@ -116,7 +119,8 @@ SCENES = {
         ('refuted', {'topics as coded': routes(mean=around(.6))}),                              # the source's rule reads content after all
         ('refuted', {'topics': routes(around(.9), mean=around(.6))}),
         ('refuted', {'topics': routes(around(.4))}),
-        ('inconclusive', {'topics': routes(mixed(.4, .7))})]),
+        ('inconclusive', {'topics': routes(mixed(.4, .7))}),
+        ('inconclusive', {'topics': routes(around(.9), accuracy=.15)})]),                        # a model that has learned nothing
     'IM8': (memories(**FACT), 'artefact', [
         ('supported', memories(**FACT | dict(infini=(around(6.), around(4.))))),
         ('refuted', memories(**FACT | dict(multi=(around(5.), around(4.)), hierarchical=(around(5.), around(4.))))),
@@ -237,22 +241,22 @@ def test_layers_as_coded_differ_in_what_is_coded():
 
 def test_scorings_differ_in_the_defect_alone():
     for name in ('facts infini', 'facts multi', 'facts hierarchical'): check_twins(plan('cpu')[name][0].asked[2], plan('cpu')[name][0].asked[1], ['contaminated'])
-    asked = dict(plan('cpu')['text pythia'][0].asked)
+    asked = dict(plan('cpu')['text pythia'][0].protocols)
     for n in (16, 64): check_twins(asked[f'segment {n}, shifted twice'], asked[f'segment {n}'], ['labels_by'])
 
 
 READERS = [n for n in plan('cpu') if n.startswith('text ')]
 
 
-def test_readers_differ_in_their_mixers_alone():
+def test_27_readers_differ_in_their_mixers_alone():
     pythia = plan('cpu')['text pythia'][0]
     for name in READERS:
         arm = plan('cpu')[name][0]
-        same = dict(name='', asked=(), watched=False, stack=None)
+        same = dict(name='', protocols=(), watched=False, stack=None)
         assert replace(arm, **same) == replace(pythia, **same) and replace(arm.stack, mixers=()) == replace(pythia.stack, mixers=())
 
 
-def test_readers_are_of_one_size_and_start_alike():
+def test_27_readers_are_of_one_size_and_start_alike():
     "Within 2 % of Pythia's parameters, apart from the arm without attention and the net of the hierarchy; what they share starts equal."
     models = {n: plan('cpu')[n][0].stack.build(2048, 3) for n in READERS}
     pythia = dict(models['text pythia'].named_parameters())
@@ -262,6 +266,15 @@ def test_readers_are_of_one_size_and_start_alike():
         assert abs(ratio - 1) < .02 or name == 'text no attention first' and .9 < ratio < 1 or name == 'text hierarchical' and 1 < ratio < 1.03, (name, ratio)
         shared = [k for k, p in model.named_parameters() if k in pythia and p.shape == pythia[k].shape]
         assert all(torch.equal(dict(model.named_parameters())[k], pythia[k]) for k in shared) and {'embed.weight', 'head.weight', 'layers.0.mlp.up.weight', 'layers.1.mlp.out.weight'} <= set(shared)
+
+
+def test_27_parameters_and_operations_are_printed():
+    "Of every reader, in the page as it is stored."
+    cells = nbformat.read(Path(__file__).parents[1]/'nbs'/'studies'/'infini_memory.ipynb', 4).cells
+    [shown] = [o.data['text/plain'] for c in cells if c.cell_type == 'code' for o in c.outputs if 'FLOPs a token' in str(o.get('data'))]
+    printed = {name: parameters for name, parameters, *_ in (re.split(r'\s{2,}', line) for line in shown.splitlines()[1:])}
+    for arm in (arm for arm, _ in plan('cpu').values() if isinstance(arm, study.Reader)):
+        assert printed[arm.name.removeprefix('text ')] == f"{sum(p.numel() for p in arm.stack.build(2048, 0).parameters()):,}"
 
 
 def test_banks_hold_equal_floats():
@@ -294,7 +307,7 @@ def batches(arm, seed, steps, monkeypatch):
 
 
 @pytest.mark.parametrize('a, b', [('text pythia', 'text hierarchical'), ('credit 0', 'credit 4'), ('banks 1', 'banks 4'), ('topics', 'topics as coded'), ('facts pythia', 'facts multi')])
-def test_arms_of_a_seed_read_the_same(a, b, monkeypatch):
+def test_27_arms_of_a_seed_read_the_same(a, b, monkeypatch):
     one, two, other = (batches(plan('quick')[n][0], seed, 2, monkeypatch) for n, seed in ((a, 1), (b, 1), (a, 2)))
     assert all(torch.equal(x, y) for p, q in zip(one, two) for x, y in zip(p, q))
     assert not all(torch.equal(x, y) for p, q in zip(one, other) for x, y in zip(p, q))
@@ -338,17 +351,25 @@ def test_every_sentence_is_told_once_an_epoch(monkeypatch):
     assert count_exposures(FactRows(ids, ids, 0), told, tokenizer) == [2] * 12
 
 
-def test_splits_share_their_test_and_nothing_else():
+@pytest.mark.parametrize('chunks', [32, 40])
+def test_splits_share_their_test_and_nothing_else(chunks):
+    "Documents are on one side, also where three quarters of them is no whole number."
     store = study.library(**TEXT)[0]
-    arm = replace(plan('quick')['split by documents, many chunks'][0], chunks=32, each=8, **TEXT)
+    arm = replace(plan('quick')['split by documents, many chunks'][0], chunks=chunks, each=8, **TEXT)
     (train, test), (near, same) = (study.chunk_sides(replace(arm, by=by), store, 0) for by in ('documents', 'chunks'))
-    assert torch.equal(test, same) and train.shape == near.shape and len(test) == 4
+    assert torch.equal(test, same) and train.shape == near.shape and len(train) == 24 and len(test) == (chunks - 24) // 2
     rows = lambda x: {tuple(r) for r in x[:, 1:].tolist()}
-    assert not rows(train) & rows(test) and not rows(near) & rows(test) and len(rows(near) - rows(train)) == 4
+    assert not rows(train) & rows(test) and not rows(near) & rows(test) and len(rows(near) - rows(train)) == len(test)
     batch = lambda x: Batch(x, torch.arange(len(x)))
     assert not shared_ngrams(batch(train), batch(test), 50).any()
     alone = study.chunk_sides(replace(arm, each=1, by='chunks'), store, 0)
-    assert len(alone[0]) == 24 and len(alone[1]) == 4
+    assert len(alone[0]) == 3 * chunks // 4 and len(alone[1]) == chunks // 8
+
+
+def test_nothing_is_in_both_of_the_texts_that_are_split():
+    "Docstrings stand in the source of their module too: one corpus holds each text once."
+    for preset in ('cpu', 'gpu'):
+        for name in ('split by documents, one chunk', 'split by chunks, many chunks'): assert plan(preset)[name][0].corpus == 'stdlib-code'
 
 
 def test_nothing_of_a_relay_is_told_and_asked_in_one_segment():
@@ -378,6 +399,26 @@ def test_a_segment_is_all_that_is_seen_without_banks():
         model = study.with_segment(plan('quick')[name][0].stack, 16).build(50, 0)
         last = lambda x: model.features(x)[0][:, 16:]
         assert torch.equal(last(ids), last(changed)) == (not study.remembers(model)), name
+
+
+@pytest.mark.parametrize('credit, teaches', [(0, [0, 0, 0, 0]), (1, [1, 0, 1, 0]), (2, [1, 1, 0, 1]), (4, [1, 1, 1, 1])])
+def test_credit_is_counted_over_segments(credit, teaches):
+    "Do the features of segments 2 to 5 teach what the segment before wrote?"
+    model = study.Stack(mixers=(InfiniConfig(d_model=16, n_heads=2, segment=8, credit=credit), 'rope'), d_model=16, segment=8).build(50, 0)
+    seen, r = [], torch.Generator().manual_seed(0)
+    model.embed.register_forward_hook(lambda module, args, x: seen.append(x))
+    h, _ = model.features(torch.randint(50, (2, 40), generator=r))
+    h = h * torch.randn(h.shape, generator=r)                                 # a sum over a normalised vector has no gradient
+    reached = [torch.autograd.grad(h[:, i:i + 8].sum(), seen[0], retain_graph=True)[0][:, i - 8:i].any().item() for i in range(8, 40, 8)]
+    assert reached == list(map(bool, teaches))
+
+
+def test_a_memory_cut_in_a_segment_goes_on_with_what_it_has():
+    "Banks alone do not say where in a segment they stand: they are kept where one ends."
+    model, ids = study.Stack(mixers=(InfiniConfig(d_model=16, n_heads=2, segment=8), 'rope'), d_model=16, segment=8).build(50, 0), torch.zeros(1, 1, dtype=torch.long)
+    cut, whole = (model.features(torch.zeros(1, n, dtype=torch.long))[1] for n in (11, 16))
+    model.features(ids, cut); model.features(ids, study.keep_banks(model, whole))
+    with pytest.raises(ValueError, match='stand at the same place'): model.features(ids, study.keep_banks(model, cut))
 
 
 def test_rows_at_different_places_are_refused():

@@ -267,3 +267,15 @@ def test_15_training_on_ordered_streams_sees_what_the_evaluator_sees(mixer):
             found += [(b.sample[r].item(), x) for r in range(2) for x in nll[r, :b.valid[r]].tolist()]
     scored = Perplexity(length=11, guard=False).losses(model, text)[0]
     for doc in range(len(places(text))): assert np.allclose([x for d, x in found if d == doc], scored.nll[scored.doc == doc].numpy(), atol=1e-9, rtol=0)
+
+
+# -- answering only where one is sure -------------------------------------------------------------------------------------
+
+@each_protocol
+def test_26_a_model_that_skips_is_scored_on_everything(p):
+    "Sure of itself after half of the tokens and silent after the others: both halves count."
+    store = random_text(60, 45, 70)
+    def gated(ids): return torch.where((ids % 2 == 0)[..., None], torch.zeros(32, dtype=torch.float64), 6. * F.one_hot((ids + 1) % 32, 32).double())
+    score, silent = replace(p, guard=False).score(gated, store), replace(p, guard=False).score(lambda ids: torch.zeros(*ids.shape, 32, dtype=torch.float64), store)
+    assert score.tokens == silent.tokens == places(store).sum()
+    assert silent.nll == pytest.approx(math.log(32)) and silent.nll < score.nll < 6 + math.log(32)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from memlab.data.tokens import load_tokenizer
+from memlab.nn.adapter import adapt
 from memlab.nn.generate import generate
 from memlab.nn.lm import TransformerLM
 from memlab.nn.memory import fingerprint
@@ -111,6 +112,20 @@ def test_14_evaluation_uses_the_loaded_weights_and_leaves_them(tmp_path):
 def test_15_training_and_evaluation_compute_the_same(name, options):
     model, ids = create_model(name, SMALL, **options), tokens(2, 20)
     assert torch.equal(model.train()(ids)[0], model.eval()(ids)[0])
+
+
+@pytest.mark.parametrize('memory', MEMORIES.values(), ids=MEMORIES)
+@pytest.mark.parametrize('rule', ['additive', 'delta'])
+def test_29_an_adapter_begins_as_nothing_and_learns_at_once(tmp_path, memory, rule):
+    "Before layer 0 of weights that were trained elsewhere: the same logits to the bit, and a gradient; with a share of 0 as the source had it, no gradient but its own."
+    theirs(tmp_path, SHAPES[0])
+    base, ids = TransformerLM.from_pretrained(tmp_path), tokens(2, 23)
+    for alpha, moving in ((1., {'mixer.out.weight'}), (0., {'alpha'})):
+        model = adapt(TransformerLM.from_pretrained(tmp_path), memory(d_model=32, n_heads=2, segment=8, rule=rule).build(), alpha=alpha)
+        assert torch.equal(model(ids)[0], base(ids)[0])
+        torch.nn.functional.cross_entropy(model(ids[:, :-1])[0].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        learning = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert learning == {f'layers.0.{n}' for n in moving}
 
 
 @kinds

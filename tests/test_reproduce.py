@@ -13,7 +13,7 @@ import pytest
 from memlab.lab.study import find_study, study_names
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = dict(residual_growth={'rg1.svg', 'rg3.svg', 'rg17.svg', 'streams.svg'}, mqar={'mq3.svg', 'mq4a.svg', 'mq6.svg', 'mq7.svg'}, infini_memory={'im1.svg', 'im2.svg', 'im4.svg', 'im8.svg'})
+FIGURES = dict(residual_growth={'rg1.svg', 'rg3.svg', 'rg17.svg', 'streams.svg'}, mqar={'mq3.svg', 'mq4a_mq4b.svg', 'mq6.svg', 'mq7.svg'}, infini_memory={'im1.svg', 'im2.svg', 'im4_im5_im9.svg', 'im8_im26_im27.svg'})
 
 
 @pytest.fixture(scope='module')

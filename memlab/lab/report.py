@@ -216,7 +216,7 @@ def caption(
 def finisher(
     study,        # whose figures
     preset: str,  # of which preset
-) -> Callable[[Figure, str, str], None]:  # (figure, the claim's id in lower case or what it shows, sentence)
+) -> Callable[[Figure, str, str], None]:  # (figure, its name, which has the ids of its claims in lower case between underscores, sentence)
     "A function that gives a figure its caption, saves it among those of a study, and shows it."
     stale = len(study.stale(preset))
     def finish(fig, name, sentence):
@@ -304,9 +304,9 @@ def _text_marks(study, preset, runs):
     return [] if set(runs.corpus) <= texts else ['other corpus']
 
 def _figure(root, folder, id):
-    "Path of the figure of a claim from the root, or of the first figure of its study; empty when there is none."
+    "Path from the root of the figure that has the claim's id in its name; empty when there is none."
     place = root.joinpath(*(['build'] if size_of(folder.name) == 'quick' else []), 'figures', folder.parent.name, folder.name)
-    found = [p for p in (place/f'{id.lower()}.svg', *sorted(place.glob('*.svg'))) if p.exists()]
+    found = [p for p in sorted(place.glob('*.svg')) if id.lower() in p.stem.split('_')]
     return found[0].relative_to(root).as_posix() if found else ''
 
 # %% ../../nbs/lab/report.ipynb #dc9a8c14

@@ -32,6 +32,7 @@ def check_generation(model, ids, steps, temperature, top):
     if ids.dim() != 2 or not ids.shape[1]: raise ValueError(f'ids have shape {tuple(ids.shape)}, expected (batch, time) with at least one token to go on from: begin with the separator')
     if steps < 0 or temperature < 0: raise ValueError(f'steps={steps}, temperature={temperature}: expected at least 0')
     if top is not None and not 1 <= top <= len(model.readout): raise ValueError(f'top={top}: expected 1 to {len(model.readout)}, the vocabulary, or None')
+    if top is not None and not temperature: raise ValueError(f'top={top} at temperature=0, where the likeliest token is taken: give a temperature, or leave out top')
 
 # %% ../../nbs/nn/generate.ipynb #8bc89c18
 @torch.no_grad()

@@ -80,7 +80,7 @@ def keep_banks(
     memory: Memory,
 ) -> Memory:
     "The memory with every layer afresh that has no banks."
-    return reset(model, memory, layers=[i for i, s in enumerate(memory) if not isinstance(s, InfiniState)])
+    return reset(model, memory, layers=[i for i, s in enumerate(memory) if not (isinstance(s, InfiniState) and s.frozen.shape[1])])
 
 # %% ../../nbs/nn/memory.ipynb #deab1183
 def trim(memory: Memory) -> Memory:
