@@ -131,7 +131,8 @@ def collect(self:Study,
         runs, records = (pa.concat_tables(pair) for pair in zip(old, read_runs(here, local)))
         if not len(runs): return frame(runs), frame(records)
         self._write(preset, runs, records)
-        return tuple(map(frame, self._tables(preset)))
+    if len(self.runs(preset)) > len(plan): return self.collect(preset)   # the next stage is known now
+    return tuple(map(frame, self._tables(preset)))
 
 @patch
 def _newest(self:Study, preset, runs):
