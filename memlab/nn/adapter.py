@@ -7,6 +7,7 @@ __all__ = ['Adapter', 'adapt']
 
 # %% ../../nbs/nn/adapter.ipynb #9d7dff5e
 import torch
+from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -36,12 +37,15 @@ class Adapter(nn.Module):
         "Numbers held per row after `t` tokens."
         return self.mixer.state_size(t)
 
-    def forward(self,
-                x: Float[Tensor, 'b t c'],      # stream
-                state: State | None = None,     # None: a fresh sequence
-                ) -> tuple[Tensor, State]:      # b t c, and the state after these tokens
-        y, state = self.mixer(self.norm(x), state)
-        return x + self.alpha * y, state
+# %% ../../nbs/nn/adapter.ipynb #6879c3dc
+@patch
+def forward(self: Adapter,
+            x: Float[Tensor, 'b t c'],      # stream
+            state: State | None = None,     # None: a fresh sequence
+            ) -> tuple[Tensor, State]:      # b t c, and the state after these tokens
+    "x + α mixer(LN x)"
+    y, state = self.mixer(self.norm(x), state)
+    return x + self.alpha * y, state
 
 # %% ../../nbs/nn/adapter.ipynb #59e0229a
 def adapt(

@@ -592,6 +592,7 @@ def carries_over(runs, records) -> Evidence:
 def writable_feedforward(runs, records) -> Evidence:
     arms = 'memory as feed-forward, even', 'static feed-forward, even', 'memory as feed-forward'
     require(runs, *arms)
+    records = in_common(records, *arms)
     f = floors(records, arms[1])
     e = every(written=at_least(recalled(records, arms[0]), .5), static=at_most(recalled(records, arms[1]), max(f['position'], f['row']) + .03))
     return replace(e, note=f'{e.note}; with weights of .02 the memory reaches {recalled(records, arms[2]).mean():.2f}')
