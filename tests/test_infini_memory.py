@@ -10,6 +10,7 @@ import nbformat
 import pytest
 import torch
 from invented import diverged, of, without
+from memlab.data.corpus import load_corpus
 from memlab.data.facts import FactRows, count_exposures, facts
 from memlab.data.recall import IGNORE
 from memlab.eval.perplexity import shared_ngrams
@@ -366,10 +367,12 @@ def test_splits_share_their_test_and_nothing_else(chunks):
     assert len(alone[0]) == 3 * chunks // 4 and len(alone[1]) == chunks // 8
 
 
-def test_nothing_is_in_both_of_the_texts_that_are_split():
-    "Docstrings stand in the source of their module too: one corpus holds each text once."
+def test_a_module_stands_once_in_the_text_that_is_split():
+    "Docstrings stand in the source of their module too: in both corpora together most modules stand twice."
+    twice = lambda corpus: len(titles := [d.title for d in load_corpus(corpus).documents]) - len(set(titles))
     for preset in ('cpu', 'gpu'):
-        for name in ('split by documents, one chunk', 'split by chunks, many chunks'): assert plan(preset)[name][0].corpus == 'stdlib-code'
+        for name in ('split by documents, one chunk', 'split by chunks, many chunks'): assert twice(plan(preset)[name][0].corpus) == 0
+    assert twice('stdlib-docs+stdlib-code') > 100
 
 
 def test_nothing_of_a_relay_is_told_and_asked_in_one_segment():
@@ -387,6 +390,30 @@ def test_topics_share_no_key():
     keys = ids[:, :64].view(16, 4, 8, 2)[..., 0]
     assert all(len({(k - 1) // 31 for k in segment}) == 1 for row in keys.tolist() for segment in row) and ((keys - 1) // 31).sum() == 16 * 8 * 6
     assert (told.bincount(minlength=4) > 0).all()
+
+
+def test_the_rule_of_the_source_is_the_one_its_model_was_trained_with():
+    "The mean is over all tokens of the segment, those that do not ask included."
+    arm = plan('cpu')['topics as coded'][0]
+    model, batch = arm.stack.build(arm.task.vocab_size, 0), study.topic_batch(arm.task, 32, seed=0)
+    (q, asks, z, _), layer, cut = study.choice(model, batch), model.layers[0], arm.task.length - model.segment
+    scores = study.rules(q, asks, z, torch.zeros(q.shape[2], q.shape[3], q.shape[3]))['mean']
+    with torch.no_grad(): weights = layer.mixer.routing(layer.norm1(model.embed(batch[0][:, cut:])), model.features(batch[0][:, :cut])[1][0])
+    torch.testing.assert_close(weights[:, asks].log() - weights[:, asks].log().mean(-1, keepdim=True), scores - scores.mean(-1, keepdim=True), atol=1e-3, rtol=1e-3)
+
+
+def test_a_memory_that_forgets_nothing_is_measured_as_such_at_every_width(monkeypatch):
+    "Two pairs under a feature map that keeps keys apart: what the way back through the heads loses is not the memory's."
+    monkeypatch.setattr(study, 'PAIRS', (2,))
+    layer = replace(plan('cpu')['capacity taylor'][0].layer, d_model=16)
+    found = study.capacity(study.Probe(name='few', what='capacity', layer=layer, sizes=(8, 16), floats=2 ** 14), 0)
+    assert all(r['value'] > .9 for r in found if r['metric'] == 'recall')
+
+
+def test_statement_and_question_stand_in_one_segment():
+    for preset in study.study.presets:
+        for arm, _ in plan(preset).values():
+            if isinstance(arm, study.Student): assert arm.stack.segment == arm.length
 
 
 # -- segments ---------------------------------------------------------------------------------------------------------
