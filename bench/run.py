@@ -1,12 +1,13 @@
 """Ratios of our times to a peer's, measured in one process: interleaved, medians of 7. `make bench` runs this."""
 import argparse
+import json
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from memlab.nn.lm import residual_lm
 from memlab.nn.memory import load_memory, memory_bytes, save_memory
 from memlab.nn.mixer import precise
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
-from memlab.nn.pythia import PythiaAttention, PythiaConfig, PythiaLayer
+from memlab.nn.pythia import PythiaAttention, PythiaConfig, PythiaLayer, create_model
 from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
 from memlab.train.loop import FitConfig, make_optimizer, train_step
@@ -113,15 +114,27 @@ def delta_rule():
     lengths = [1024 * 2 ** i for i in range(5)]
     times = interleaved(*(lambda x=delta_inputs(t, batch=1): both_ways(delta_chunked, x) for t in lengths))
     yield report(f'delta rule in chunks, T 1024 to 16384 ({", ".join(f"{s:.2f}" for s in times)} s): worst doubling', max(b / a for a, b in zip(times, times[1:])), 2.2, 'at most')
-    small, large = (peak_memory(t) for t in (4096, 16384))
+    small, large = (alone(f'added_peak({t})') for t in (4096, 16384))
     yield report(f'delta rule in chunks, memory at T 16384 ({large:.0f} MB) / four times T 4096 ({small:.0f} MB)', large / (4 * small), 1.1, 'at most')
 
 
-def peak_memory(t):
-    "Megabytes that forward and backward at a length add to the peak of a process of its own (Linux)."
-    code = f"import re, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import run; peak = lambda: int(re.search('VmHWM: *(.*) kB', open('/proc/self/status').read())[1]) / 1024; " \
-           f"run.both_ways(run.delta_chunked, run.delta_inputs(64, batch=1)); before = peak(); run.both_ways(run.delta_chunked, run.delta_inputs({t}, batch=1)); print(peak() - before)"
-    return float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+def alone(call):
+    "What a call of a function of this file returns in a process of its own."
+    code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import json, run; print(json.dumps(run.{call}))'
+    return json.loads(subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def high_water():
+    "Most megabytes that this process has held at any moment so far (Linux)."
+    return int(re.search('VmHWM: *(.*) kB', Path('/proc/self/status').read_text())[1]) / 1024
+
+
+def added_peak(t):
+    "Megabytes that forward and backward at a length add to the peak of this process."
+    both_ways(delta_chunked, delta_inputs(64, batch=1))
+    before = high_water()
+    both_ways(delta_chunked, delta_inputs(t, batch=1))
+    return high_water() - before
 
 
 def streaming():
@@ -184,12 +197,16 @@ class Features(torch.nn.Module):
 
 
 def infini_layer():
-    "A training step of a layer with a compressive memory against one with attention."
-    x = torch.randn(4, 512, 512, generator=torch.Generator().manual_seed(0))
-    ours, theirs = (PythiaLayer(m, 512, 2048) for m in (InfiniConfig(d_model=512, n_heads=8, segment=512).build(), PythiaAttention(512, 8)))
-    def step(layer): layer(x)[0].square().mean().backward()
-    a, b = interleaved(lambda: step(ours), lambda: step(theirs))
-    yield report('a layer, S 512, D 512, forward and backward: infini/pythia', a / b, 1.3, 'at most')
+    "Forward and backward of a layer with a compressive memory, against one with attention that reads as many tokens in rows of one segment."
+    x = torch.randn(4, 512, 512, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    heads = lambda credit: PythiaLayer(InfiniConfig(d_model=512, n_heads=8, segment=512, credit=credit).build(), 512, 2048)
+    one_head = create_model('infini', PythiaConfig(vocab_size=256, n_layers=1), segment=512, credit=1).layers[0]
+    def step(layer, segments=1): return lambda: layer(x.reshape(4 // segments, -1, 512))[0].square().mean().backward()
+    attends, eight, one, unread = interleaved(step(PythiaLayer(PythiaAttention(512, 8), 512, 2048)), step(heads(1), 2), step(one_head, 2), step(heads(0)))
+    what = 'a layer, S 512, D 512, forward and backward: infini/pythia'
+    yield report(f'{what}, 8 heads, two segments, credit 1', eight / attends, 1.3, 'at most')
+    yield report(f"{what}, the one head of create_model('infini'), two segments, credit 1", one / attends, 1.3, 'at most')
+    print(f'     {what}, 8 heads, one segment, so that the memory is empty and no gradient passes a write: {unread / attends:.2f}', flush=True)
 
 
 def memories(layers, width, segment=64):
@@ -197,19 +214,27 @@ def memories(layers, width, segment=64):
     return PythiaConfig(vocab_size=256, d_model=width, n_layers=layers, intermediate=4 * width).build([InfiniConfig(d_model=width, segment=segment).build() for _ in range(layers)])
 
 
-def long_text():
-    "A million bytes through two compressive memories of width 128, piece by piece."
+CYCLE = 20  # pieces of 1,990 tokens after which segments of 200 stand where they stood
+
+
+def read_long():
+    "A million bytes through two compressive memories of width 128, piece by piece: bytes held, megabytes of the peak and seconds after each."
     model, memory = memories(2, 128, segment=200), None
     ids = torch.randint(1, 256, (1, 1_000_000), generator=torch.Generator().manual_seed(0))
-    held, resident, clock = [], [], [time.perf_counter()]
+    held, peaks, clock = [], [], [time.perf_counter()]
     with torch.no_grad():
-        for piece in ids.split(2000, 1):                        # ten segments
+        for piece in ids.split(1990, 1):
             memory = model.features(piece, memory)[1]
-            held.append(memory_bytes(memory)); resident.append(getrusage(RUSAGE_SELF).ru_maxrss); clock.append(time.perf_counter())
-    seconds = [b - a for a, b in zip(clock, clock[1:])]
+            held.append(memory_bytes(memory)); peaks.append(high_water()); clock.append(time.perf_counter())
+    return held, peaks, [b - a for a, b in zip(clock, clock[1:])]
+
+
+def long_text():
+    "What reading a million bytes costs at the end against at the start, in a process of its own; pieces end anywhere in a segment."
+    held, peaks, seconds = alone('read_long()')
     n = len(seconds) // 4
-    yield report('a million bytes: memory held at the end / after ten segments', held[-1] / held[0], 1.05, 'at most')
-    yield report('a million bytes: peak of the process at the end / after ten segments', resident[-1] / resident[0], 1.05, 'at most')
+    yield report(f'a million bytes: most memory held ({max(held):,} bytes) in the last {CYCLE} pieces / in the first', max(held[-CYCLE:]) / max(held[:CYCLE]), 1.05, 'at most')
+    yield report(f'a million bytes: peak of the process at the end / after {CYCLE} pieces ({peaks[-1] - peaks[CYCLE - 1]:.1f} MB more)', peaks[-1] / peaks[CYCLE - 1], 1.05, 'at most')
     yield report('a million bytes: time a piece in the last quarter / in the first', statistics.median(seconds[-n:]) / statistics.median(seconds[:n]), 1.1, 'at most')
 
 

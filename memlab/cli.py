@@ -85,7 +85,7 @@ def _notebook(study, preset, fresh, store):
 # %% ../nbs/cli.ipynb #f3342e6c
 @main.command()
 @click.argument('study', callback=_find)
-@click.option('--preset', default='quick', show_default=True, help='Budget: quick (about a minute), cpu (hours on a laptop), gpu (half an hour on a GPU), full (days). gpu@CORPUS reads another text.')
+@click.option('--preset', default='quick', show_default=True, help='Budget: quick (about a minute), cpu (hours on a laptop), gpu (an hour on a GPU), full (days). gpu@CORPUS reads another text.')
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(min=1), help='Runs at a time, each in a process with one thread: up to as many as there are cores.')
 @click.option('--fresh', is_flag=True, help='Compute again what is finished.')
 @click.option('--dry-run', is_flag=True, help='Measure speed; show runs, tokens, time and disk; compute nothing.')
@@ -118,7 +118,7 @@ def run(study, preset, jobs, fresh, dry_run, no_notebook, draw, store):
 def _verdicts(study, preset):
     "Decide the claims and print them, a line each."
     from memlab.lab.claims import signed
-    for row in study.verdicts(preset).itertuples(): click.echo(f'{row.id}  {row.verdict:<12} {signed(row.effect)}  {row.statement}')
+    for row in study.verdicts(preset).itertuples(): click.echo(f'{row.id}  {row.verdict:<12} {signed(row.effect)} {row.unit}  {row.statement}')
 
 # %% ../nbs/cli.ipynb #58cbd9b2
 @main.group()

@@ -197,7 +197,7 @@ import toy, memlab.lab.study
 memlab.lab.study.study_names = lambda: ['toy']
 sys.modules['memlab.studies'] = types.ModuleType('memlab.studies')
 sys.modules['memlab.studies'].__path__ = []
-sys.modules['memlab.studies.toy'] = toy
+sys.modules['memlab.studies.toy'], toy.study = toy, toy.make(seeds=(0, 1, 2))
 from memlab.cli import main
 main(['run', 'toy', '--preset', 'cpu', '--no-notebook'])
 '''

@@ -132,15 +132,69 @@ def test_16_every_truncation_is_noticed(tmp_path):
 
 @pytest.mark.parametrize('change, why', [(lambda t: t.pop('0.z'), 'not whole: 0.z on one side only'), (lambda t: t.update(extra=torch.ones(1)), 'not whole: extra on one side only'),
                                          (lambda t: t.update({'0.z': t['0.z'][..., :3]}), 'state 0: z has shape'), (lambda t: t.update({'0.M': t['0.M'] / 0}), 'state 0: M is not finite'),
-                                         (lambda t: t.update({'0.filled': t['0.filled'] + 9}), 'belongs to another layer'), (lambda t: t.update({'1.seen': t['1.seen'][:1]}), 'state 1: seen has shape')])
+                                         (lambda t: t.update({'0.filled': t['0.filled'] + 9}), 'belongs to another layer'), (lambda t: t.update({'1.seen': t['1.seen'][:1]}), r'm says batch=2, its tensors have 1, 2 rows'),
+                                         (lambda t: t.update({'0.k': t['0.k'][:, :0], '0.v': t['0.v'][:, :0], '0.beta': t['0.beta'][:, :0]}), r'state 0: filled is \[3, 3\], expected 0 to 0'),
+                                         *((lambda t, n=n, u=u: t.update({n: torch.full_like(t[n], u)}), f'state 0: {n[2:]} is .*, expected 0 to {most}') for n, u, most in (('0.bank', 99, 2), ('0.bank', -1, 2), ('0.bank', 3, 2), ('0.counter', 2, 1), ('0.counter', -1, 1), ('0.filled', -1, 3))),
+                                         (lambda t: t.update({'0.writes': -t['0.writes']}), 'state 0: writes is .*, expected counts'), (lambda t: t.update({'1.seen': -t['1.seen']}), 'state 1: seen is .*, expected counts'),
+                                         (lambda t: t['0.frozen'][1].copy_(torch.arange(3) == t['0.bank'][1]), 'state 0: bank is .*, a frozen bank while another is free'),
+                                         *((lambda t, n=n, d=d: t.update({n: t[n].to(d)}), f'm has {n} in {d}, expected torch') for n, d in (('0.M', torch.float16), ('0.M', torch.float64), ('0.conv', torch.bfloat16), ('1.k', torch.bfloat16), ('0.M', torch.int64), ('0.writes', torch.int32), ('0.bank', torch.float32), ('0.frozen', torch.uint8))),
+                                         (lambda t: t.update({n: u.half() for n, u in t.items() if u.is_floating_point()}), 'in torch.float16, expected torch.float32')])
 def test_16_a_file_that_lies_consistently_is_refused(change, why, tmp_path):
     "Header and digest agree with the tensors, the tensors do not fit the model."
-    model = create_model('infini', SMALL, segment=4)
+    model = create_model('infini', SMALL, segment=4, num_memory_banks=3, segments_per_bank=2)
     with torch.no_grad(): save_memory(tmp_path/'m', model, model(tokens(2, 7))[1])
     tensors, said = unpack(tmp_path/'m')
     change(tensors)
     (tmp_path/'m').write_bytes(save({n: u.contiguous() for n, u in tensors.items()}, {'memory': json.dumps(said | dict(digest=digest(tensors)))}))
     with pytest.raises(ValueError, match=why): load_memory(tmp_path/'m', model)
+
+
+HEADERS = [('{}', 'm is damaged: its header has layers=None, expected list'), ('', "header '' is not JSON"), ('{"batch": 2', 'is not JSON'), ('[' * 10 ** 5, 'is not JSON'), ('[]', 'is no JSON object'), ('3', 'is no JSON object'), ('null', 'is no JSON object'),
+           *((dict(batch=u), f'batch={u!r}, expected int') for u in (2., '2', None, True)), *((dict(batch=u), f'm says batch={u}, its tensors have 2 rows') for u in (-1, 0, 3, 10 ** 18)),
+           (dict(digest=None), 'digest=None, expected str'), (dict(layers={}), 'layers={}, expected list'), (dict(layers=[3]), r'layers=\[3\], expected objects'), (dict(layers=[dict(layer=3)]), 'expected objects of objects'), (dict(dtype=3), 'dtype=3, expected str')]
+
+@pytest.mark.parametrize('header, why', HEADERS, ids=lambda u: str(u)[:30])
+def test_16_a_header_that_is_none_is_refused(header, why, tmp_path):
+    model = create_model('infini', SMALL, segment=4)
+    with torch.no_grad(): save_memory(tmp_path/'m', model, model(tokens(2, 7))[1])
+    tensors, said = unpack(tmp_path/'m')
+    (tmp_path/'m').write_bytes(save(tensors, {'memory': header if isinstance(header, str) else json.dumps(said | header)}))
+    with pytest.raises(ValueError, match=why): load_memory(tmp_path/'m', model)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
+def test_16_only_floats_follow_the_precision_of_a_model(dtype, tmp_path):
+    "Another precision of the weights is the one reason for a cast, and it makes no number of a count."
+    model = create_model('infini', SMALL, segment=4)
+    with torch.no_grad(): save_memory(tmp_path/'m', model, model(tokens(2, 7))[1])
+    tensors, said = unpack(tmp_path/'m')
+    moved = create_model('infini', SMALL, segment=4).to(dtype)
+    want = [u.dtype for s in moved.init_memory(2) for u in s.tensors().values()]
+    assert [u.dtype for s in load_memory(tmp_path/'m', moved, foreign=True) for u in s.tensors().values()] == want
+    for change in ({'0.M': tensors['0.M'].long()}, {'0.writes': tensors['0.writes'].float()}, {'0.frozen': tensors['0.frozen'].long()}):
+        lies = tensors | change
+        (tmp_path/'m').write_bytes(save(lies, {'memory': json.dumps(said | dict(digest=digest(lies)))}))
+        with pytest.raises(ValueError, match=f'm has {next(iter(change))} in .*, expected torch'): load_memory(tmp_path/'m', moved, foreign=True)
+
+
+def test_16_keys_and_values_of_autocast_are_saved_as_the_model_has_them(tmp_path):
+    model, ids = create_model('infini', SMALL, segment=4), tokens(2, 11)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        memory = model(ids[:, :7])[1]
+        save_memory(tmp_path/'m', model, memory)
+        back = load_memory(tmp_path/'m', model)
+        assert memory[1].k.dtype == torch.bfloat16 and back[1].k.dtype == torch.float32 and torch.equal(back[1].k, memory[1].k.float())
+        assert torch.equal(model(ids[:, 7:], back)[0], model(ids[:, 7:], memory)[0])
+
+
+@pytest.mark.parametrize('fields, why', [(dict(bank=99), 'bank is'), (dict(counter=2), 'counter is'), (dict(filled=4), 'filled is'), (dict(writes=-1), 'writes is')], ids=str)
+@torch.no_grad()
+def test_16_a_state_whose_pointers_lead_nowhere_is_not_saved(fields, why, tmp_path):
+    model = create_model('infini', SMALL, segment=4, num_memory_banks=3, segments_per_bank=2)
+    memory = model(tokens(2, 7))[1]
+    broken = replace(memory[0], **{n: torch.full_like(getattr(memory[0], n), u) for n, u in fields.items()})
+    with pytest.raises(ValueError, match=why): save_memory(tmp_path/'m', model, (broken, *memory[1:]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_16_another_seed_is_taken_on_purpose_only(tmp_path):
@@ -184,6 +238,26 @@ def test_17_frozen_banks_outlive_a_reset(name, delta):
     _, thawed = model(ids[:, :2], unfreeze(frozen, banks=[2], rows=torch.tensor([False, True])))
     assert (thawed[0].writes - frozen[0].writes).tolist() == [[0, 0, 0], [0, 0, 1]]
     assert same(reset(model, frozen, keep_frozen=False), model.init_memory(2))
+
+
+@memories
+@rules
+@torch.no_grad()
+def test_17_frozen_banks_are_read_and_never_written(name, delta):
+    "Six segments in turn after a frozen memory: each says what it says right after it, whatever stood in the segments before."
+    model, ids = create_model(name, SMALL, segment=4, use_delta_rule=delta), tokens(2, 32)
+    known = keep_banks(model, model(ids[:, :8])[1])
+    assert not torch.equal(model(ids[:, 8:12], known)[0], model(ids[:, 8:12])[0])
+    m, pinned = freeze(known), freeze(known)[0]
+    for segment in ids[:, 8:].split(4, 1):
+        logits, m = model(segment, keep_banks(model, m))
+        assert torch.equal(logits, model(segment, known)[0])
+        assert same(m[:1], (replace(pinned, seen=m[0].seen),))
+    other = torch.cat([(ids[:, 8:28] + 1) % 67, ids[:, 28:]], 1)
+    one = SMALL.build([model.layers[0].mixer, None, None])   # nothing but the memory can carry
+    known = one(ids[:, :8])[1]
+    last = [one(u, m)[0][:, -4:] for m in (freeze(known), known) for u in (ids[:, 8:], other)]
+    assert torch.equal(last[0], last[1]) and not torch.equal(last[2], last[3])
 
 
 def test_17_gradients_pass_a_reset():

@@ -1,6 +1,6 @@
 """The claims of the recall study on invented numbers, its presets, and the one thing its control must not be able to do."""
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import invented
@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from invented import diverged, of, without
 from memlab.cli import main
-from memlab.lab.claims import judge
+from memlab.lab.claims import claim_row, judge
 from memlab.lab.records import RECORDS, read_table
 from memlab.nn.mixer_lm import count_block_parameters
 from memlab.studies import mqar
@@ -152,9 +152,11 @@ def test_verdict(claim, verdict, changes):
 @pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, _) in SCENES.items() for a in base])
 def test_an_arm_may_have_fewer_seeds(claim, arm):
     "A table that is still being computed is read on the seeds that all arms have."
-    found = judge(CLAIMS[claim], *without(*scene(claim), arm, seed=0), 'cpu')
+    base = SCENES[claim][0]
+    more = tables({name: replace(ran, seeds=ran.seeds + 1) for name, ran in base.items()})
+    found = judge(CLAIMS[claim], *without(*more, arm, seed=0), 'cpu')
     assert found.verdict == 'supported' and found.effect == found.effect, found
-    assert found.n_seeds == min(r.seeds for r in SCENES[claim][0].values()) - 1
+    assert found.n_seeds == min(r.seeds for r in base.values())
 
 
 @pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, _) in SCENES.items() for a in base])
@@ -165,10 +167,16 @@ def test_a_missing_or_diverged_arm_leaves_its_claim_undecided(claim, arm):
     assert found.verdict == 'inconclusive' and arm in found.note and 'seed 1' in found.note
 
 
-@pytest.mark.parametrize('claim', SCENES)
-def test_one_seed_decides_nothing(claim):
-    runs, records = scene(claim)
-    assert judge(CLAIMS[claim], runs[runs.seed == 1], records[records.seed == 1], 'cpu').verdict == 'inconclusive'
+@pytest.mark.parametrize('claim, few', [(c, n) for c in SCENES for n in (1, 2)])
+def test_one_seed_or_two_decide_nothing(claim, few):
+    found = judge(CLAIMS[claim], *(table[table.seed.between(1, few)] for table in scene(claim)), 'cpu')
+    assert found.verdict == 'inconclusive' and found.n_seeds == few and f'{few} seed{"s" * (few > 1)}: a verdict needs at least 3' in found.note
+
+
+@pytest.mark.parametrize('claim, changes, unit', [('MQ4a', {}, 'accuracy'), ('MQ4a', {'unified conv': Ran(solved=700)}, 'ratio of steps'), ('MQ4a', {'unified conv': Ran(end=.9, solved=400)}, 'accuracy'),
+                                                  ('MQ6', {}, 'accuracy'), ('MQ6', {'delta overwrite': changed(.97, .99, .05)}, 'share of answers'), ('MQ6', {'attention overwrite': changed(1., .6, .05)}, 'share of answers')])
+def test_an_effect_has_the_unit_of_the_part_that_is_shown(claim, changes, unit):
+    assert claim_row(CLAIMS[claim], judge(CLAIMS[claim], *tables(SCENES[claim][0] | changes), 'cpu'), 'cpu')['unit'] == unit
 
 
 # -- presets ----------------------------------------------------------------------------------------------------------

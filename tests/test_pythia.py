@@ -10,7 +10,7 @@ from memlab.nn.adapter import adapt
 from memlab.nn.generate import generate
 from memlab.nn.lm import TransformerLM
 from memlab.nn.memory import fingerprint
-from memlab.nn.pythia import MEMORIES, PythiaConfig, create_model, neox_config, neox_name
+from memlab.nn.pythia import MEMORIES, PythiaConfig, create_model, neox_config, neox_name, safetensors_files
 
 SMALL = PythiaConfig(vocab_size=67, d_model=32, n_layers=3, n_heads=4, intermediate=48, std=.2)
 KINDS = [('pythia', {}), *((name, dict(segment=4, use_delta_rule=rule)) for name in MEMORIES for rule in (False, True))]
@@ -87,6 +87,47 @@ def test_a_config_that_would_be_computed_differently_is_refused(said):
     assert neox_config(sizes).n_heads == 4
     with pytest.raises(ValueError, match='which is not Pythia'): neox_config(sizes | said)
 
+
+BAD_INDEX = [('{', 'index.json is not JSON'), ('\udcff', 'index.json is not JSON'), ('[]', 'holds a list, expected a JSON object'), ('null', 'holds a NoneType, expected'), ('{}', 'has weight_map=None, expected an object'), ('{"weight_map": ["m"]}', "has weight_map=.'m'., expected"),
+             ('{"weight_map": {}}', 'has weight_map={}, expected'), *((json.dumps(dict(weight_map=dict(a=name))), 'index.json says a: .*, expected the name of a file beside it') for name in ('../m.safetensors', '/m', 'sub/m', 'sub\\m', '..', '', 3, None)),
+             ('{"weight_map": {"a": "other.safetensors"}}', 'lacks other.safetensors: is it complete')]
+
+@pytest.mark.parametrize('content, why', BAD_INDEX)
+def test_an_index_that_lies_is_refused(tmp_path, content, why):
+    (tmp_path/'model.safetensors.index.json').write_bytes(content.encode(errors='surrogateescape'))
+    with pytest.raises(ValueError, match=why): safetensors_files(tmp_path)
+
+
+@pytest.mark.parametrize('content, why', [('{', 'config.json is not JSON'), ('[1]', 'config.json holds a list, expected a JSON object')])
+def test_a_config_that_is_no_object_is_refused(tmp_path, content, why):
+    (tmp_path/'config.json').write_text(content)
+    with pytest.raises(ValueError, match=why): TransformerLM.from_pretrained(tmp_path)
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+IDLE = [('infini', dict(segments_per_bank=7), 'segments_per_bank=7 changes nothing with num_memory_banks=1'), ('infini', dict(segments_per_bank=4, num_memory_banks=1), 'with num_memory_banks=1'), ('multi_memory', dict(banks=1, segments_per_bank=2), 'with num_memories=1'),
+        ('hierarchical', dict(num_memories=1, segments_per_bank=2), 'with num_memories=1'), *(('infini', dict(num_memory_banks=0) | o, f'{next(iter(o))}=.* changes nothing with num_memory_banks=0') for o in (dict(use_delta_rule=False), dict(rule='delta'), dict(credit=1), dict(decay=.9), dict(segments_per_bank=2))),
+        ('hierarchical', dict(expand=.5, hidden=64), 'hidden=64 changes nothing with expand=0.5'), ('hierarchical', dict(expand=0., hidden=64), 'hidden=64 changes nothing with expand=0.0')]
+
+@pytest.mark.parametrize('name, options, why', IDLE)
+def test_an_option_that_changes_nothing_is_refused(name, options, why):
+    with pytest.raises(ValueError, match=why): create_model(name, SMALL, **options)
+
+
+@pytest.mark.parametrize('name, options', [('infini', dict(num_memory_banks=2, segments_per_bank=7)), ('infini', dict(num_memory_banks=0, segment=8)), ('multi_memory', dict(segments_per_bank=7)), ('hierarchical', dict(expand=None, hidden=64)), ('hierarchical', dict(expand=0.))])
+def test_an_option_that_applies_is_taken(name, options):
+    config, words = create_model(name, SMALL, **options).layers[0].mixer.config, dict(num_memory_banks='banks')
+    assert {o: getattr(config, words.get(o, o)) for o in options} == options
+
+
+@pytest.mark.parametrize('name', MEMORIES)
+@pytest.mark.parametrize('value', ['additive', 'delta', '', 0, 1, None], ids=repr)
+def test_the_delta_rule_is_asked_for_by_a_truth_value(name, value):
+    with pytest.raises(ValueError, match=f'use_delta_rule={value!r}: expected True or False'): create_model(name, SMALL, use_delta_rule=value)
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
 
 def test_every_parameter_has_a_name_of_its_own():
     for norms, tied in ((2, False), (2, True)):

@@ -189,7 +189,20 @@ def test_verdicts_follow_the_numbers(home):
     study.run('cpu', progress=False)
     found = study.verdicts('cpu').iloc[0]
     assert found.verdict == 'supported' and found.effect < -.1 and found.n_seeds == 3
-    assert json.loads((study.results('cpu')/'claims.json').read_text())[0]['id'] == 'T1'
+    written, = json.loads((study.results('cpu')/'claims.json').read_text())
+    assert (written['id'], written['unit']) == ('T1', 'nats a token')
+
+
+def test_two_seeds_are_no_verdict(home):
+    study = toy.make(seeds=(0, 1))
+    study.run('cpu', progress=False)
+    found = study.verdicts('cpu').iloc[0]
+    assert (found.verdict, found.n_seeds, found.note) == ('inconclusive', 2, '2 seeds: a verdict needs at least 3') and found.effect < -.1
+
+
+def test_opening_says_what_is_opened(home, capsys):
+    toy.make().open('cpu')
+    assert capsys.readouterr().out.startswith('toy, preset cpu: 4 of 4 runs, 0 diverged')
 
 
 def test_dry_run_counts_what_is_missing(home, monkeypatch):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..data.tokens import Batch, TokenStore, shift
+from ..nn.memory import freeze
 from .floors import frequencies
 from .recall import device_of, is_lean, read, still
 from ..train.losses import IGNORE, linear_cross_entropy
@@ -109,7 +110,7 @@ def call_losses(
 
 # %% ../../nbs/eval/perplexity.ipynb #e8226550
 PROTOCOLS = ('document', 'sliding', 'segment')
-MEMORY = ('on', 'reset', 'foreign')
+MEMORY = ('on', 'reset', 'foreign', 'off')
 EDGES = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ class Perplexity:
 def check_protocol(p: Perplexity):
     "Refuse what has no meaning."
     for name, known in (('protocol', PROTOCOLS), ('memory', MEMORY)):
-        if getattr(p, name) not in known: raise ValueError(f'{name}={getattr(p, name)!r}: expected one of {known}' + " (for a memory that is never read take 'reset' with the length of a memory's segment)" * (p.memory == 'off'))
+        if getattr(p, name) not in known: raise ValueError(f'{name}={getattr(p, name)!r}: expected one of {known}')
     if p.protocol != 'document' and p.memory != 'reset': raise ValueError(f"memory={p.memory!r}: {p.protocol!r} reads every window afresh; use protocol='document'")
     if p.protocol == 'sliding' and not 1 <= (p.stride or 0) <= p.length: raise ValueError(f'stride={p.stride}: wanted 1 to length={p.length}, or tokens would be scored twice or never')
     if p.protocol != 'sliding' and p.stride is not None: raise ValueError(f"stride={p.stride} has no meaning for {p.protocol!r}: use protocol='sliding'")
@@ -202,8 +203,9 @@ def start(self: Perplexity,
           ) -> Callable[[int], Any]:  # from a number of rows to the memory they begin with
     "What documents begin with."
     if (foreign is None) == (self.memory == 'foreign'): raise ValueError(f"memory={self.memory!r}, foreign {'missing' if foreign is None else 'given'}: memory='foreign' and score(..., foreign=memory of one row) go together")
-    if self.memory == 'foreign' and not hasattr(model, 'init_memory'): raise ValueError("memory='foreign' needs model.init_memory(batch) and model(ids, memory) -> (logits, memory): this model has no init_memory")
+    if self.memory in ('foreign', 'off') and not hasattr(model, 'init_memory'): raise ValueError(f'memory={self.memory!r} needs model.init_memory(batch) and model(ids, memory) -> (logits, memory): this model has no init_memory')
     if self.memory == 'foreign': return lambda rows: select(foreign, torch.zeros(rows, dtype=torch.int64))
+    if self.memory == 'off': return lambda rows: freeze(model.init_memory(rows))
     return model.init_memory if self.memory == 'on' and hasattr(model, 'init_memory') else lambda rows: None
 
 @patch

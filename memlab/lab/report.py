@@ -19,6 +19,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -267,17 +268,27 @@ def verdict_table(
 ) -> Table:
     "Verdicts as a table to show."
     rows = claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims
-    return Table([{'claim': r['id'], 'statement': r['statement'], 'source': r['source'], 'verdict': f"{SIGNS[r['verdict']]} {r['verdict']}",
-                   'effect [interval]': fmt_effect(r['effect'], r['ci_low'], r['ci_high']), 'seeds': r['n_seeds'], 'note': r['note']} for r in rows])
+    return Table([{'claim': r['id'], 'statement': r['statement'], 'source': r['source'], 'rule': r['rule'], 'verdict': f"{SIGNS[r['verdict']]} {r['verdict']}",
+                   'effect [interval]': _in_words(r), 'seeds': r['n_seeds'], 'note': r['note']} for r in rows])
+
+def _in_words(row):
+    "Effect, interval and unit; the effect alone when there is no number."
+    return fmt_effect(row['effect'], row['ci_low'], row['ci_high']) + f" {row['unit']}"*math.isfinite(row['effect'])
 
 # %% ../../nbs/lab/report.ipynb #577802bc
+def _counts(verdicts):
+    "How many there are of each word."
+    found = list(verdicts)
+    return ', '.join(f'{n} {v}' for v in SIGNS if (n := found.count(v)))
+
 def answer(
     claims: pd.DataFrame|Sequence[Mapping],  # from `Study.verdicts` or `read_claims`
-) -> str:                                    # one line
-    "What a study found, as the numbers of claims of each verdict and their names."
+) -> Markdown:                               # to show
+    "What a study found: how many claims came out how, then a line for each, by verdict."
     rows = claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims
-    found = {v: [r['id'] for r in rows if r['verdict'] == v] for v in SIGNS}
-    return '; '.join(f'{len(ids)} {v} ({", ".join(ids)})' for v, ids in found.items() if ids)
+    line = lambda r: f"- {r['statement']} " + (f"*{_in_words(r)}* " if math.isfinite(r['effect']) else '') + f"({r['id']})"
+    parts = [f'**{v.capitalize()}**\n\n' + '\n'.join(line(r) for r in rows if r['verdict'] == v) for v in SIGNS if v in {r['verdict'] for r in rows}]
+    return Markdown('\n\n'.join([f"{len(rows)} claims: {_counts(r['verdict'] for r in rows)}.", *parts]))
 
 # %% ../../nbs/lab/report.ipynb #42298b57
 def _folders(root, quick):
@@ -329,10 +340,10 @@ def scoreboard(
 ) -> str:                        # Markdown
     "Every claim with its verdict as a Markdown table."
     cells = [[r['id'], textwrap.shorten(r['statement'], 100, placeholder=' …'),
-              ' '.join([SIGNS[r['verdict']], r['verdict'], *(f'({m})' for m in r['marks'])]), fmt_effect(r['effect'], r['ci_low'], r['ci_high']),
+              ' '.join([SIGNS[r['verdict']], r['verdict'], *(f'({m})' for m in r['marks'])]), fmt_effect(r['effect'], r['ci_low'], r['ci_high']), r['unit'],
               str(r['n_seeds']), r['preset'], f"[figure]({r['figure']})" if r['figure'] else '']
              for r in board(root, quick)]
-    head = [['claim', 'statement', 'verdict', 'effect [interval]', 'seeds', 'preset', 'figure'], ['---']*7]
+    head = [['claim', 'statement', 'verdict', 'effect [interval]', 'unit', 'seeds', 'preset', 'figure'], ['---']*8]
     return '\n'.join('| ' + ' | '.join(c.replace('|', '\\|') for c in row) + ' |' for row in head + cells) if cells else NOTHING
 
 # %% ../../nbs/lab/report.ipynb #eaae51b7
@@ -342,12 +353,12 @@ def scoreboard_text(
     width: int|None = None,      # columns; by default those of the terminal
 ) -> str:
     "Every claim with its verdict for a terminal, study by study."
-    rows = pd.DataFrame([r | dict(text=fmt_effect(r['effect'], r['ci_low'], r['ci_high'])) for r in board(root, quick, here=True)])
+    rows = pd.DataFrame([r | dict(text=_in_words(r)) for r in board(root, quick, here=True)])
     if rows.empty: return NOTHING
-    width, gap, out = width or shutil.get_terminal_size((120, 24)).columns, rows.text.str.len().max(), []
+    width, out = width or shutil.get_terminal_size((120, 24)).columns, []
     for (study, preset), some in rows.groupby(['study', 'preset'], sort=False):
-        counts = ', '.join(f'{n} {v}' for v in SIGNS if (n := (some.verdict == v).sum()))
-        out.append(' · '.join([study, preset, counts, *['decides nothing'] * (size_of(preset) == 'quick'), *some.marks.iloc[0]]))
+        gap = some.text.str.len().max()
+        out.append(' · '.join([study, preset, _counts(some.verdict), *['decides nothing'] * (size_of(preset) == 'quick'), *some.marks.iloc[0]]))
         for r in some.itertuples():
             line = f'  {SIGNS[r.verdict]} {r.id:<6}{r.verdict:<14}{r.text:<{gap}}  {r.n_seeds:>2} {"seed " if r.n_seeds == 1 else "seeds"}  '
             out.append(line + textwrap.shorten(r.statement, max(20, width - len(line)), placeholder=' …'))

@@ -250,7 +250,7 @@ def open(self:Study,
     "The tables to draw; says how complete they are, and computes them where there are none."
     if fresh or not self.tally(preset)['finished']: self.run(preset, fresh=fresh)
     runs, records = self.load(preset)
-    print(f"{len(runs)} of {self.tally(preset)['planned']} runs, {(runs.status == 'diverged').sum()} diverged, {runs.tokens.sum()/1e6:.1f} M tokens, {len(self.stale(preset))} computed by other code than today's")
+    print(f"{self.name}, preset {preset}: {len(runs)} of {self.tally(preset)['planned']} runs, {(runs.status == 'diverged').sum()} diverged, {runs.tokens.sum()/1e6:.1f} M tokens, {len(self.stale(preset))} computed by other code than today's")
     return runs, records
 
 # %% ../../nbs/lab/study.ipynb #4d88cc06
@@ -325,10 +325,11 @@ def claim(self:Study,
     statement: str,    # one sentence that can be wrong
     source: str,       # where it was said, with the number it was said with
     rule: str,         # the decision rule in words
+    unit: str = 'nats a token',  # of the effect, in words
 ):
     "Decorator: a function `(runs, records) -> Evidence` decides this claim."
     if id in {c.id for c in self.claims}: raise ValueError(f'study {self.name} has two claims {id!r}: give each its own id')
-    def add(decide): self.claims.append(Claim(id, statement, source, rule, decide)); return decide
+    def add(decide): self.claims.append(Claim(id, statement, source, rule, decide, unit)); return decide
     return add
 
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEMORIES', 'WANTED', 'NEOX_NAMES', 'BUFFERS', 'PythiaAttention', 'PythiaLayer', 'PythiaConfig', 'memory_options',
-           'create_model', 'neox_config', 'neox_name', 'safetensors_files', 'read_safetensors', 'match_tensors',
-           'hub_folder']
+           'idle_fields', 'create_model', 'neox_config', 'neox_name', 'read_object', 'indexed_files',
+           'safetensors_files', 'read_safetensors', 'match_tensors', 'hub_folder']
 
 # %% ../../nbs/nn/pythia.ipynb #7a8332b5
 import json
@@ -140,6 +140,15 @@ def memory_options(
     words = {'use_delta_rule': 'rule', 'num_memory_banks' if name == 'infini' else 'num_memories': 'banks'}
     return words | {f: f for f in MEMORIES[name].__dataclass_fields__ if f not in ('d_model', 'rope')}
 
+# %% ../../nbs/nn/pythia.ipynb #0bb76ef6
+def idle_fields(
+    config: InfiniConfig,  # of any of `MEMORIES`
+) -> dict[str, str]:
+    "Fields that change nothing in this memory, each with the field that makes them so."
+    idle = {} if config.banks > 1 else dict(segments_per_bank='banks')
+    if not config.banks: idle |= dict(rule='banks', decay='banks', credit='banks')
+    return idle | (dict(hidden='expand') if getattr(config, 'expand', None) is not None else {})
+
 # %% ../../nbs/nn/pythia.ipynb #042f932e
 def create_model(
     name: str,                            # 'pythia', or a key of `MEMORIES`
@@ -153,9 +162,14 @@ def create_model(
     for option, value in options.items():
         if option not in known: raise ValueError(f'{name} has no option {option!r}: it has {", ".join(known) or "none, sizes are in its config"}')
         if known[option] in fields: raise ValueError(f'{option} and another option both set {known[option]}: give one of them')
+        if option == 'use_delta_rule' and not isinstance(value, bool): raise ValueError(f"use_delta_rule={value!r}: expected True or False; a rule's name goes to rule=")
         fields[known[option]] = value if option != 'use_delta_rule' else 'delta' if value else 'additive'
-    heads = dict(n_heads=1 if name == 'infini' else config.n_heads)
-    return config.build([] if name == 'pythia' else [MEMORIES[name](**dict(d_model=config.d_model) | heads | fields).build()], seed)
+    if name == 'pythia': return config.build(seed=seed)
+    memory = MEMORIES[name](**dict(d_model=config.d_model, n_heads=1 if name == 'infini' else config.n_heads) | fields)
+    idle, words = idle_fields(memory), {f: o for o, f in reversed(known.items())}
+    for option, value in options.items():
+        if by := idle.get(known[option]): raise ValueError(f'{option}={value!r} changes nothing with {words[by]}={getattr(memory, by)!r}: leave it out, or change {words[by]}')
+    return config.build([memory.build()], seed)
 
 # %% ../../nbs/nn/pythia.ipynb #2e0119f3
 WANTED = dict(model_type='gpt_neox', use_parallel_residual=True, hidden_act='gelu', attention_bias=True, hidden_dropout=0, attention_dropout=0, rope_scaling=None, rope_type='default')
@@ -187,11 +201,26 @@ def neox_name(
     _, layer, part = part.split('.', 2)
     return f'gpt_neox.layers.{layer}.{NEOX_NAMES[part]}.{kind}'
 
+# %% ../../nbs/nn/pythia.ipynb #8505cca6
+def read_object(file: Path) -> dict:
+    "The JSON object in a file."
+    try: said = json.loads(file.read_text())
+    except ValueError as e: raise ValueError(f'{file.name} is not JSON ({e}): fetch it again') from None
+    if not isinstance(said, dict): raise ValueError(f'{file.name} holds a {type(said).__name__}, expected a JSON object: fetch it again')
+    return said
+
+def indexed_files(index: Path) -> list[str]:
+    "Names of the files that an index speaks of; a ValueError unless they are plain names."
+    names = read_object(index).get('weight_map')
+    if not isinstance(names, dict) or not names: raise ValueError(f'{index.name} has weight_map={names!r}, expected an object that gives the file of each tensor')
+    if bad := [f'{tensor}: {name!r}' for tensor, name in names.items() if not isinstance(name, str) or name in ('', '.', '..') or '/' in name or '\\' in name]: raise ValueError(f'{index.name} says {bad[0]}, expected the name of a file beside it, without a folder')
+    return sorted(set(names.values()))
+
 # %% ../../nbs/nn/pythia.ipynb #9710bff8
 def safetensors_files(folder: Path) -> list[Path]:
     "The files that hold a model's tensors; a ValueError where there are none, or only pickles."
     index = folder/'model.safetensors.index.json'
-    files = [folder/name for name in sorted(set(json.loads(index.read_text())['weight_map'].values()))] if index.is_file() else [folder/'model.safetensors']
+    files = [folder/name for name in indexed_files(index)] if index.is_file() else [folder/'model.safetensors']
     missing, pickles = [f.name for f in files if not f.is_file()], sorted(f.name for f in folder.glob('*.bin'))
     if missing and pickles: raise ValueError(f'{folder.name} has {pickles[0]} only, a pickle, which can run code when it is read: convert it to safetensors, or take a revision that has them')
     if missing: raise ValueError(f'{folder.name} lacks {", ".join(missing)}: is it complete, and has it safetensors?')
@@ -239,7 +268,7 @@ def from_pretrained(cls: TransformerLM,
     "A Pythia, or any GPT-NeoX of the same kind, with its trained weights."
     folder = Path(name) if Path(name).is_dir() else hub_folder(str(name), revision)
     if not (folder/'config.json').is_file(): raise ValueError(f'{folder.name} has no config.json: expected a folder with config.json and model.safetensors')
-    config, tensors = neox_config(json.loads((folder/'config.json').read_text())), read_safetensors(safetensors_files(folder))
+    config, tensors = neox_config(read_object(folder/'config.json')), read_safetensors(safetensors_files(folder))
     with torch.device('meta'): model = config.build()
     if config.tied: tensors.pop('embed_out.weight', None)
     names = {n: neox_name(n) for n, _ in model.named_parameters()}

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..data.recall import RecallBatch, RecallConfig, RecallSource, generator_of, recall_batch
 from ..eval.recall import RecallScore, recall_answers, recall_floors, score_recall
-from ..lab.claims import Evidence, Missing, every, in_common, interval, require
+from ..lab.claims import Evidence, Missing, enough, every, in_common, interval, require
 from ..lab.runs import Outcome
 from ..lab.study import Preset, Study
 from ..nn.baseconv import BaseConvConfig
@@ -416,10 +416,9 @@ def unanimous(values, holds: Callable[[float], bool], note: str = '') -> Evidenc
     if not len(v): raise Missing('any seed')
     passed = [bool(holds(x)) for x in v]
     effect, low, high = interval(v) if np.isfinite(v).all() else (float(np.median(v)), float('nan'), float('nan'))
-    if len(v) < 2: return Evidence(effect, low, high, len(v), 'inconclusive', '1 seed: agreement needs at least 2')
     verdict = 'supported' if all(passed) else 'refuted' if not any(passed) else 'inconclusive'
     told = note if verdict != 'inconclusive' else '; '.join(filter(None, [note, f'{sum(passed)} of {len(v)} seeds pass: more seeds would tell how often']))
-    return Evidence(effect, low, high, len(v), verdict, told)
+    return enough(Evidence(effect, low, high, len(v), verdict, told))
 
 def at_least(values, bar: float, note: str = '') -> Evidence: return unanimous(values, lambda x: x >= bar, note)
 def at_most(values, bar: float, note: str = '') -> Evidence: return unanimous(values, lambda x: x <= bar, note)
@@ -428,13 +427,13 @@ def at_most(values, bar: float, note: str = '') -> Evidence: return unanimous(va
 study = Study('mqar', 'What must a memory do to recall, and does it need a key and a value?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: 'generated')
 
 @study.claim('MQ1', 'Attention with heads of 48 and unified KV with heads of 64 have the same number of parameters, 98,560.', source='the two logged runs',
-             rule='exact: block parameters are 65,792, 98,560 and 98,560, and rows obey the rules of the task; three seeds')
+             rule='exact: block parameters are 65,792, 98,560 and 98,560, and rows obey the rules of the task; three seeds', unit='differences')
 def parity_holds(runs, records) -> Evidence:
     require(runs, 'parity')
     return at_most(records[(records.arm == 'parity') & (records.metric == 'difference')].groupby('seed').value.max(), 0)
 
 @study.claim('MQ2', 'A model that knows positions but not the previous token first learns where a pair is asked for: it rests at the positional ceiling.', source='a reading of the task: first keys tend to be asked first',
-             rule='two layers, learned positions, no convolution: accuracy within [1/n + .03, positional ceiling + .02] for at least 1,000 steps on end, on every seed')
+             rule='two layers, learned positions, no convolution: accuracy within [1/n + .03, positional ceiling + .02] for at least 1,000 steps on end, on every seed', unit='steps')
 def rests_at_ceiling(runs, records) -> Evidence:
     arm = 'attention learned 2'
     require(runs, arm)
@@ -452,7 +451,7 @@ def resting(records: pd.DataFrame, arm: str, low: float, high: float) -> pd.Seri
 
 # %% ../../nbs/studies/mqar.ipynb #d13cb9c5
 @study.claim('MQ3', 'The shift is the bottleneck: a short convolution on queries, keys and values turns a model that is stuck into one that recalls, even with one layer.', source='calibration: stuck at .15 to .20 without, solved at step 250 (two layers) and 500 (one) with',
-             rule='one and two layers: with a convolution solved (.99) and, without, never or at five times the steps, on every seed')
+             rule='one and two layers: with a convolution solved (.99) and, without, never or at five times the steps, on every seed', unit='ratio of steps (never: 1e6)')
 def shift_is_bottleneck(runs, records) -> Evidence:
     pairs = {f'{n} layers': (f'attention conv {n}', f'attention learned {n}') for n in (1, 2)}
     require(runs, *(used := [a for p in pairs.values() for a in p]))
@@ -463,7 +462,7 @@ def shift_is_bottleneck(runs, records) -> Evidence:
     return every(**{label: at_least(gain(*p), 5, f'solved at step {steps_to(records, p[0]).median():g} against {steps_to(records, p[1]).median():g}') for label, p in pairs.items()})
 
 @study.claim('MQ4a', 'With a short convolution, one projection for key and value is free: at equal parameters it recalls as well, with two thirds of the cache.', source='the logged pair of runs, which reported no accuracy',
-             rule='matched parameters: accuracy at least attention\'s minus .01 on every seed, and median steps to .99 at most 1.5 times attention\'s')
+             rule='matched parameters: accuracy at least attention\'s minus .01 on every seed, and median steps to .99 at most 1.5 times attention\'s', unit='accuracy')
 def unified_is_free(runs, records) -> Evidence:
     arms = 'unified conv', 'attention conv'
     require(runs, *arms)
@@ -471,24 +470,24 @@ def unified_is_free(runs, records) -> Evidence:
     level = at_least(recalled(records, arms[0]) - recalled(records, arms[1]), -.01)
     ours, theirs = (steps_to(records, a).median() for a in arms)
     ratio = ours / theirs if isfinite(theirs) else inf
-    speed = Evidence(ratio, float('nan'), float('nan'), level.n_seeds, 'inconclusive' if level.n_seeds < 2 else 'supported' if ratio <= 1.5 else 'refuted', f'{ours:g} against {theirs:g} steps')
-    return every(accuracy=level, steps=speed)
+    speed = Evidence(ratio, float('nan'), float('nan'), level.n_seeds, 'supported' if ratio <= 1.5 else 'refuted', f'{ours:g} against {theirs:g} steps', unit='ratio of steps')
+    return every(accuracy=level, steps=enough(speed))
 
 @study.claim('MQ4b', 'Without a convolution, too, one projection for key and value is free.', source='calibration: attention solved 3 of 3 seeds, unified KV 1 of 3',
-             rule='matched parameters, five seeds: refuted if unified KV solves at least two seeds fewer, supported if it solves at least as many')
+             rule='matched parameters, five seeds: refuted if unified KV solves at least two seeds fewer, supported if it solves at least as many', unit='seeds solved')
 def unified_without_shift(runs, records) -> Evidence:
     arms = 'unified bare', 'attention bare'
     require(runs, *arms)
     records = in_common(records, *arms)
     solved = [np.isfinite(steps_to(records, a)).to_numpy() for a in arms]
     gap = int(solved[0].sum()) - int(solved[1].sum())
-    verdict = 'inconclusive' if len(solved[0]) < 2 else 'refuted' if gap <= -2 else 'supported' if gap >= 0 and solved[1].any() else 'inconclusive'
+    verdict = 'refuted' if gap <= -2 else 'supported' if gap >= 0 and solved[1].any() else 'inconclusive'
     note = f'unified KV solves {solved[0].sum()}, attention {solved[1].sum()} of {len(solved[0])} seeds' + '; one seed of difference: more seeds would tell' * (gap == -1) + '; nothing was solved: a longer run could' * (not solved[1].any())
-    return Evidence(gap, float('nan'), float('nan'), len(solved[0]), verdict, note)
+    return enough(Evidence(gap, float('nan'), float('nan'), len(solved[0]), verdict, note))
 
 # %% ../../nbs/studies/mqar.ipynb #3630366b
 @study.claim('MQ5', 'Under load a memory that replaces holds more than one that adds, the more so the fuller it is; and a denominator makes adding worse.', source='calibration: .85 against .83 at 16 pairs, .62 against .55 at 32; elu+1 .29 and .16',
-             rule='one head of 16: delta minus the better of the additive two > .02 at 16 and 32 pairs, larger at 32 than at 8; raw keys with a norm minus elu+1 with a denominator > .2 at 16; every seed')
+             rule='one head of 16: delta minus the better of the additive two > .02 at 16 and 32 pairs, larger at 32 than at 8; raw keys with a norm minus elu+1 with a denominator > .2 at 16; every seed', unit='accuracy')
 def delta_beats_additive(runs, records) -> Evidence:
     sizes = sorted({int(a.rsplit(' ', 1)[1]) for a in runs.arm.unique() if ' load ' in a and ' trial ' not in a})
     if len(sizes) < 2: raise Missing('delta load (several numbers of pairs)')
@@ -500,13 +499,14 @@ def delta_beats_additive(runs, records) -> Evidence:
     return every(**parts, growing=unanimous(gap[sizes[-1]] - gap[sizes[0]], lambda x: x > 0), denominator=at_least(got('additive', sizes[1]) - got('elu+1', sizes[1]), .2))
 
 @study.claim('MQ6', 'One layer of the delta rule updates what it holds; adding, and attention without positions, go on saying the old value.', source='calibration: updated .996 / .50 / .60, stale .002 / .37 / .33',
-             rule='delta: updated >= .95 and stale <= .02; additive and attention: updated <= .7 and stale >= .2; all three >= .9 on untouched keys; every seed')
+             rule='delta: updated >= .95 and stale <= .02; additive and attention: updated <= .7 and stale >= .2; all three >= .9 on untouched keys; every seed', unit='accuracy')
 def delta_overwrites(runs, records) -> Evidence:
     arms = {m: f'{m} overwrite' for m in ('delta', 'additive', 'attention')}
     require(runs, *arms.values())
-    parts = {'delta, updated': at_least(recalled(records, arms['delta'], 'updated'), .95), 'delta, stale': at_most(recalled(records, arms['delta'], 'stale'), .02)}
+    stale = lambda e: replace(e, unit='share of answers')
+    parts = {'delta, updated': at_least(recalled(records, arms['delta'], 'updated'), .95), 'delta, stale': stale(at_most(recalled(records, arms['delta'], 'stale'), .02))}
     for m in ('additive', 'attention'):
-        parts |= {f'{m}, updated': at_most(recalled(records, arms[m], 'updated'), .7), f'{m}, stale': at_least(recalled(records, arms[m], 'stale'), .2)}
+        parts |= {f'{m}, updated': at_most(recalled(records, arms[m], 'updated'), .7), f'{m}, stale': stale(at_least(recalled(records, arms[m], 'stale'), .2))}
     return every(**parts, **{f'{m}, untouched': at_least(recalled(records, a, 'untouched'), .9) for m, a in arms.items()})
 
 # %% ../../nbs/studies/mqar.ipynb #556f9880
@@ -520,7 +520,7 @@ def held(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(['family', 'floats'])
 
 @study.claim('MQ7', 'Within a family accuracy follows the bytes of state; between families, at equal bytes, the delta rule holds most, then GLA, then Mamba-2, then a window.', source='the figure of 2025, by bytes',
-             rule='rank correlation of bytes and median accuracy >= .9 in each family of at least five sizes, and the order delta >= GLA >= Mamba-2 >= window in at least four of five sizes (ties within .01 count)')
+             rule='rank correlation of bytes and median accuracy >= .9 in each family of at least five sizes, and the order delta >= GLA >= Mamba-2 >= window in at least four of five sizes (ties within .01 count)', unit='rank correlation')
 def bytes_predict(runs, records) -> Evidence:
     table = held(records)
     require(runs, *table.arm)
@@ -531,12 +531,13 @@ def bytes_predict(runs, records) -> Evidence:
     ordered = int(sum(all(a >= b - .01 for a, b in zip(row, row[1:])) for row in by_size.to_numpy()))
     seeds = int(runs[runs.arm.isin(table.arm)].groupby('arm').size().min())
     varies = np.isfinite(list(rho.values())).all()
-    verdict = 'inconclusive' if seeds < 2 or not varies else 'supported' if min(rho.values()) >= .9 and ordered >= 4 else 'refuted'
-    return Evidence(float(np.min(list(rho.values()))), float('nan'), float('nan'), seeds, verdict, 'a family has one accuracy at every size, another load would tell; ' * (not varies) + f'order holds at {ordered} of {len(by_size)} sizes; rank correlations ' + ', '.join(f'{f} {r:.2f}' for f, r in rho.items()))
+    verdict = 'inconclusive' if not varies else 'supported' if min(rho.values()) >= .9 and ordered >= 4 else 'refuted'
+    note = 'a family has one accuracy at every size, another load would tell; ' * (not varies) + f'order holds at {ordered} of {len(by_size)} sizes; rank correlations ' + ', '.join(f'{f} {r:.2f}' for f, r in rho.items())
+    return enough(Evidence(float(np.min(list(rho.values()))), float('nan'), float('nan'), seeds, verdict, note))
 
 # %% ../../nbs/studies/mqar.ipynb #f14e02e5
 @study.claim('MQ8', 'A gated convolution must be the wider the longer the row; attention need not.', source='the figure of 2023: width 64 to 512 against length 64 to 512',
-             rule='smallest width that reaches .9: for the convolution larger at each length than at the one before, for attention the same at all; every seed')
+             rule='smallest width that reaches .9: for the convolution larger at each length than at the one before, for attention the same at all; every seed', unit='channels')
 def width_follows_length(runs, records) -> Evidence:
     arm = '{} T {} d {}'.format
     require(runs, *(used := [arm(m, t, d) for m in ('baseconv', 'attention') for t, _ in LENGTHS for d in WIDTHS]))
@@ -548,7 +549,7 @@ def width_follows_length(runs, records) -> Evidence:
     return every(grows=unanimous(np.diff(need['baseconv'], axis=1).min(axis=1), lambda x: x > 0), constant=at_most(np.ptp(need['attention'], axis=1), 0))
 
 @study.claim('MQ9', 'Attention learns at most rates, a recurrent memory at few.', source='Okpekpe and Orvieto 2025',
-             rule='five rates: attention with a convolution solves at three or more, the delta rule at fewer than attention; every seed')
+             rule='five rates: attention with a convolution solves at three or more, the delta rule at fewer than attention; every seed', unit='learning rates')
 def narrow_window(runs, records) -> Evidence:
     arms = {m: [a for a in runs.arm.unique() if a.startswith(f'{m} rate ')] for m in ('attention', 'delta')}
     if min(map(len, arms.values())) < 5: raise Missing('attention rate, delta rate (five rates each)')
@@ -558,14 +559,14 @@ def narrow_window(runs, records) -> Evidence:
     return every(fewer=unanimous(count['attention'] - count['delta'], lambda x: x > 0, f"delta solves at {count['delta'].median():g} rates"), attention=at_least(count['attention'], 3))
 
 @study.claim('MQ10', 'The forms of a memory, and its special cases, are one thing.', source='the equations',
-             rule='exact: error ratio <= 1e-10 in float64 (outputs, states, gradients), <= 1e-4 in float32; three seeds')
+             rule='exact: error ratio <= 1e-10 in float64 (outputs, states, gradients), <= 1e-4 in float32; three seeds', unit='error ratio')
 def forms_agree(runs, records) -> Evidence:
     require(runs, 'equivalences')
     worst = lambda metric: records[(records.arm == 'equivalences') & (records.metric == metric)].groupby('seed').value.max()
     return every(float64=at_most(worst('error'), 1e-10), float32=at_most(worst('error_float32'), 1e-4))
 
 @study.claim('MQ11', 'Attention trained on few pairs recalls many; memories of fixed size fall in the order of their size.', source='extrapolation in the field\'s figures',
-             rule='trained to 16 pairs, asked for 32 and 64: attention >= .9 on both; delta rises with its size at both and falls from 32 to 64; every seed')
+             rule='trained to 16 pairs, asked for 32 and 64: attention >= .9 on both; delta rises with its size at both and falls from 32 to 64; every seed', unit='accuracy')
 def extrapolates(runs, records) -> Evidence:
     sizes = (8, 16, 32)
     arms = ['attention extrapolates', *(f'delta {k} extrapolates' for k in sizes)]
@@ -580,7 +581,7 @@ def extrapolates(runs, records) -> Evidence:
 
 # %% ../../nbs/studies/mqar.ipynb #1aa2e505
 @study.claim('MQ12', 'A memory that is a state can be carried: asked with nothing else, the delta rule recalls and a window does not.', source='the title of the project: a long-term memory that can be updated',
-             rule='context in one segment, queries in the next, only the state carried: delta and gated delta >= .95; a window shorter than the segment at most the positional ceiling + .03; every seed')
+             rule='context in one segment, queries in the next, only the state carried: delta and gated delta >= .95; a window shorter than the segment at most the positional ceiling + .03; every seed', unit='accuracy')
 def carries_over(runs, records) -> Evidence:
     arms = {m: f'{m} carried' for m in ('delta', 'gated_delta', 'attention')}
     require(runs, *arms.values())
@@ -588,7 +589,7 @@ def carries_over(runs, records) -> Evidence:
     return every(**{m: at_least(recalled(records, arms[m], item='carried'), .95) for m in ('delta', 'gated_delta')}, window=at_most(recalled(records, arms['attention'], item='carried'), ceiling))
 
 @study.claim('MQ14', 'A feed-forward layer that can be written to holds pairs; one that cannot does not.', source='the project\'s question',
-             rule='two short convolutions with a Titans memory behind each >= .5; with a feed-forward layer of the same parameters within .03 of the floors; even initial weights, every seed')
+             rule='two short convolutions with a Titans memory behind each >= .5; with a feed-forward layer of the same parameters within .03 of the floors; even initial weights, every seed', unit='accuracy')
 def writable_feedforward(runs, records) -> Evidence:
     arms = 'memory as feed-forward, even', 'static feed-forward, even', 'memory as feed-forward'
     require(runs, *arms)

@@ -209,7 +209,7 @@ def gpu() -> Preset:
     "The source's model on 50 M tokens an arm, for one modern GPU."
     shape, common = dict(n_layers=12, d_model=768, n_heads=12), dict(d_model=768, lr=6e-4, precision='bfloat16', tokenizer='bpe:8192', held_out=131_072)
     plain = sizes(steps=1500, length=1024, batch=32, marks=(500, 1000, 1500), evals=EARLY, **common)
-    return Preset(tuple((a, (0, 1)) for a in grid(plain, kernel='fused', **shape) if 'affine' not in a.name), note='the grid: claims 1 to 5 and 10')
+    return Preset(tuple((a, (0, 1, 2)) for a in grid(plain, kernel='fused', **shape) if 'affine' not in a.name), note='the grid: claims 1 to 5 and 10')
 
 def full() -> Preset:
     "The source's own settings: FineWeb-Edu, 131,072 tokens a step, 10,000 steps."
@@ -218,7 +218,7 @@ def full() -> Preset:
     plain = sizes(steps=10_000, length=1024, batch=128, marks=(500, 1000, 2000, 3333, 4000, 6666, 10_000), evals=(*EARLY, 300), **common)
     plain['fit'] = replace(plain['fit'], accumulate=16)
     short = dict(plain, fit=replace(plain['fit'], steps=300), marks=(300,), evals=(0, 300))
-    return everything(grid_shape=shape, grid_sizes=plain, shape=shape, plain=plain, long=dict(plain, length=4096, batch=32), short=short, spans=(10, 400), few=(0, 1), many=(0, 1), most=(0, 1))
+    return everything(grid_shape=shape, grid_sizes=plain, shape=shape, plain=plain, long=dict(plain, length=4096, batch=32), short=short, spans=(10, 400), few=(0, 1, 2), many=(0, 1, 2), most=(0, 1, 2))
 
 # %% ../../nbs/studies/residual_growth.ipynb #ecdd19d5
 study = Study('residual_growth', 'What does the residual stream carry, and may it explode?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: corpus_fingerprint(arm.corpus))
@@ -282,12 +282,13 @@ CELLS = [f'{share} {loss}' for share in ('shared', 'unshared') for loss in ('all
 GRID = [f'{sign} {cell}' for cell in CELLS for sign in ('r*A', 'r+A')]
 
 @study.claim('RG1', 'A stream that is multiplied by attention grows by more than half at every layer, and faster the longer it trains.', source='9-unlearnableLN: 1.06 a layer at step 499, 9.2 at 3949',
-             rule='r*A shared all: gain a layer (line through log rms over the last half of layers) > 1.5 at the last step, and log gain larger at each third of training than at the one before (95 % intervals)')
+             rule='r*A shared all: gain a layer (line through log rms over the last half of layers) > 1.5 at the last step, and log gain larger at each third of training than at the one before (95 % intervals)', unit='factor a layer')
 def geometric_growth(runs, records) -> Evidence:
     trained(runs, records, GROWING)
     end = last_step(records, GROWING)
     first, second, last = (log_gain(records, GROWING, end * k // 3) for k in (1, 2, 3))
-    return every(size=exceeds(np.exp(last), 1.5), later=exceeds(last - second, 0), earlier=exceeds(second - first, 0))
+    rises = {name: replace(exceeds(gain, 0), unit='log factor a layer') for name, gain in dict(later=last - second, earlier=second - first).items()}
+    return every(size=exceeds(np.exp(last), 1.5), **rises)
 
 # %% ../../nbs/studies/residual_growth.ipynb #dccd143c
 @study.claim('RG2', 'Multiplying the stream costs loss where it blows up.', source='8-timesplus against 7-test-2: -0.18 at 500, +0.01 at 2000, -0.03 at 3000',
@@ -297,7 +298,8 @@ def growth_costs(runs, records) -> Evidence:
     gap, grows = exceeds(loss_gap(runs, records, GROWING, ADDITIVE), .02), exceeds(np.exp(log_gain(records, GROWING, last_step(records, GROWING))), 1.5)
     others = aside(runs, records, **{c: (f'r*A {c}', f'r+A {c}') for c in CELLS if c != 'shared all'})
     if grows.verdict == 'supported': return replace(gap, note='; '.join(filter(None, [gap.note, others and f'elsewhere {others}'])))
-    return replace(gap, verdict='inconclusive', note=f'the stream did not blow up: gain {grows.effect:.2f}')
+    told = f'the stream did not blow up: gain {grows.effect:.2f}' if grows.verdict == 'refuted' else f'whether the stream blew up is undecided: {grows.note}'
+    return replace(gap, verdict='inconclusive', note=told)
 
 # %% ../../nbs/studies/residual_growth.ipynb #7dd7896e
 def halting(records) -> pd.DataFrame:
@@ -310,7 +312,7 @@ def halting(records) -> pd.DataFrame:
     return pd.concat(rows)
 
 @study.claim('RG3', 'The stream grows where its layers have stopped turning it, and nowhere else: growth is learned halting, and needs one shared block with a loss at every layer.', source='a reading of 9-unlearnableLN',
-             rule='grid of eight: in every arm, cos(x_l, x_l+1) > 0.99 over the last half of layers exactly when the gain is > 1.5; and gain < 1.2 for r*A with single loss or unshared (95 % intervals); undecided if nothing grows; an arm that has not beaten the unigram floor is not read')
+             rule='grid of eight: in every arm, cos(x_l, x_l+1) > 0.99 over the last half of layers exactly when the gain is > 1.5; and gain < 1.2 for r*A with single loss or unshared (95 % intervals); undecided if nothing grows; an arm that has not beaten the unigram floor is not read', unit='share of arms')
 def growth_is_halting(runs, records) -> Evidence:
     weak = untrained(runs, records, *GRID)
     by = {arm: rows.set_index('seed') for arm, rows in halting(records).groupby('arm') if arm not in weak}
@@ -331,7 +333,7 @@ def growth_is_halting(runs, records) -> Evidence:
 
 # %% ../../nbs/studies/residual_growth.ipynb #b919fd39
 @study.claim('RG4', 'With a loss at the last layer only, the multiplied stream explodes, more than with a loss at every layer.', source='a note in the source code',
-             rule='r*A shared: log gain with single loss minus log gain with all-layer loss > 0, and gain with single loss > 1.5 (95 % intervals)')
+             rule='r*A shared: log gain with single loss minus log gain with all-layer loss > 0, and gain with single loss > 1.5 (95 % intervals)', unit='log factor a layer')
 def single_explodes(runs, records) -> Evidence:
     arms = 'r*A shared single', GROWING
     trained(runs, records, *arms)
@@ -347,17 +349,17 @@ def straightness(table: pd.DataFrame) -> pd.Series:
     return (1 - ((centred - line) ** 2).sum(axis=1) / total.where(total > 0)).fillna(0.)
 
 @study.claim('RG5', 'With a shared block the additive stream grows linearly under all-layer loss, and does not under single loss.', source='vanilla all-layer: +0.57 to +0.9 a layer; 10-resmlp-single: U-shape',
-             rule='r+A shared: rms = a + b l with b(all) > 0, b(all) > 3 b(single) and R² > 0.98 for all-layer loss at the last step (95 % intervals)')
+             rule='r+A shared: rms = a + b l with b(all) > 0, b(all) > 3 b(single) and R² > 0.98 for all-layer loss at the last step (95 % intervals)', unit='rms a layer')
 def linear_growth(runs, records) -> Evidence:
     arms = ADDITIVE, 'r+A shared single'
     trained(runs, records, *arms)
     records = in_common(records, *arms)
     everywhere, single = (per_layer(records, 'rms_stream', a, last_step(records, a)) for a in arms)
-    return every(grows=exceeds(slopes(everywhere), 0), steeper=exceeds(slopes(everywhere) - 3 * slopes(single), 0), straight=exceeds(straightness(everywhere), .98))
+    return every(grows=exceeds(slopes(everywhere), 0), steeper=exceeds(slopes(everywhere) - 3 * slopes(single), 0), straight=replace(exceeds(straightness(everywhere), .98), unit='R²'))
 
 # %% ../../nbs/studies/residual_growth.ipynb #25186b82
 @study.claim('RG6', 'A stream multiplied by both branches collapses.', source='8-timestimes, 8-experiment: std to 0, loss 7.66',
-             rule='log10 rms of the last stream < log10 sqrt(eps) = -2.5 after the short run (95 % interval); if branches that start at one bring the loss within 0.1 nat of r+A, the start is to blame, not the architecture')
+             rule='log10 rms of the last stream < log10 sqrt(eps) = -2.5 after the short run (95 % interval); if branches that start at one bring the loss within 0.1 nat of r+A, the start is to blame, not the architecture', unit='log10 of rms')
 def double_product(runs, records) -> Evidence:
     arm, repaired, base = 'r*A*M shared', 'r*A*M shared from one', 'vanilla shared'
     require(runs, arm, repaired, base)
