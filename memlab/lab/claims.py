@@ -376,5 +376,5 @@ def read_claims(
     path: str|Path,  # a claims.json
 ) -> list[dict]:     # its rows; null numbers come back as nan
     "Read claims.json."
-    rows = [{k: r.get(k, '') for k in KEYS} for r in json.loads(Path(path).read_text(encoding='utf-8'))]
+    rows = json.loads(Path(path).read_text(encoding='utf-8'))
     return [r | {k: math.nan for k in _NUMBERS if r[k] is None} for r in rows]

@@ -1111,8 +1111,10 @@ def learned_share(runs, records) -> Evidence:
     records = usable(runs, records, 'text hierarchical', *constants)
     has_read(records, 'text hierarchical', *constants)
     best = min(constants, key=lambda a: by_seed(records, 'nll', a, item='on').mean())
-    e = gains(-gap(records, 'nll', 'text hierarchical', best, 'on'), .005)
-    return replace(e, note='; '.join(filter(None, [e.note, f"the best constant is {best.removeprefix('text hierarchical ')}"])))
+    gain = -gap(records, 'nll', 'text hierarchical', best, 'on')
+    e = gains(gain, .005)
+    size = f"a gain of .005 nats is {'' if below(gain, .005).verdict == 'supported' else 'not '}excluded"
+    return replace(e, note='; '.join(filter(None, [e.note, f"the best constant is {best.removeprefix('text hierarchical ')}", size])))
 
 # %% ../../nbs/studies/infini_memory.ipynb #3da89d3c
 @study.claim('IM10', 'Several banks interfere less than one.', source='105.5 with two banks, 103.9 with one', unit='accuracy',
