@@ -1047,7 +1047,8 @@ def memory_lowers_perplexity(runs, records) -> Evidence:
     e = every(lower=exceeds(silent - infini, 0), often=often(silent - infini), later=exceeds(-later(records, *arms[:2]), 0))
     reset, foreign = (by_seed(records, 'nll', arms[0], item=i) for i in ('reset', 'foreign'))
     beside = {'perplexity': infini - silent, 'against no banks': infini - local, 'against Pythia': infini - pythia, 'written with credit': credit - silent, 'against its own memory emptied at every segment': infini - reset, "against beginning with another document's": infini - foreign}
-    return replace(e, note='; '.join([e.note, *(f'{n} {percent(v)}' for n, v in beside.items())]))
+    size = f"the source's size is {'excluded' if interval(silent - infini)[2] < log(106. / 103.9) else 'not excluded'}"
+    return replace(e, note='; '.join([e.note, size, *(f'{n} {percent(v)}' for n, v in beside.items())]))
 
 # %% ../../nbs/studies/infini_memory.ipynb #c3e2193b
 @study.claim('IM5', 'Attention in the first layer costs nothing to leave out.', source='105.7 against 106.0', unit='ratio less 1',
