@@ -931,14 +931,14 @@ def near(values: pd.Series, target: float, margin: float) -> Evidence:
 def reaches(values: pd.Series, least: float) -> Evidence:
     "Is the mean at least so large and the interval above zero? Refuted where the interval lies below it."
     e = exceeds(values, least)
-    if e.n_seeds < MIN_SEEDS or e.verdict == 'refuted': return e
+    if e.verdict == 'refuted': return e
     reached = e.effect >= least and e.ci_low > 0
     return replace(e, verdict='supported' if reached else 'inconclusive', note='' if reached else e.note)
 
 def gains(values: pd.Series, least: float) -> Evidence:
     "Is the interval above zero? Refuted where it excludes an advantage of this size."
     e = exceeds(values, 0)
-    return e if e.n_seeds < MIN_SEEDS or e.verdict == 'supported' else replace(exceeds(values, least), verdict='refuted' if e.ci_high < least else 'inconclusive')
+    return e if e.verdict == 'supported' else replace(exceeds(values, least), verdict='refuted' if e.ci_high < least else 'inconclusive')
 
 # %% ../../nbs/studies/infini_memory.ipynb #a78a236d
 def covers_zero(values: pd.Series) -> Evidence:
@@ -1098,7 +1098,7 @@ def memories_reverse_facts(runs, records) -> Evidence:
     knows(records, 'forward', 'rank, forward', *arms)
     def both(item):
         e = every(several=exceeds(-gap(records, 'fact_nll', arms[1], arms[0], item), 0), hierarchy=exceeds(-gap(records, 'fact_nll', arms[2], arms[0], item), 0))
-        return e if e.n_seeds < MIN_SEEDS or e.verdict == 'supported' else replace(e, verdict='refuted', note='several or hierarchical memories overlap with one')
+        return e if e.verdict == 'supported' else replace(e, verdict='refuted', note='several or hierarchical memories overlap with one')
     e = artefact(both('backward, contaminated'), both('backward'), [(a.asked[2], a.asked[1]) for a in map(planned().get, arms)], ['contaminated'])
     claimed = dict(several=log(604.5 / 508.6), hierarchy=log(604.5 / 437.8))
     open_ = [n for n, arm in zip(claimed, arms[1:]) if interval(-gap(records, 'fact_nll', arm, arms[0], 'backward'))[2] >= claimed[n]]
