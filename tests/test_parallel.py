@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
-from memlab.train.loop import FitConfig, fit, record, world
+from memlab.core.record import record
+from memlab.train.loop import FitConfig, fit, world
 from memlab.train.losses import lm_loss
 
 CONFIG = FitConfig(steps=8, lr=1e-2, warmup=3, clip=.5, log_every=4)

@@ -13,7 +13,7 @@ import torch
 from memlab.lab.records import RUNS, read_table
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
-from memlab.train.checkpoint import load_tensors
+from memlab.core.files import load_tensors
 from memlab.train.loop import CHECKPOINT, FitConfig, fit
 from memlab.train.losses import lm_loss
 
@@ -56,7 +56,8 @@ STEPS, SAVE_EVERY = 24, 4
 TRAIN = ATTEMPTS + f'''
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
-from memlab.train.loop import FitConfig, fit, record
+from memlab.core.record import record
+from memlab.train.loop import FitConfig, fit
 from memlab.train.losses import lm_loss
 
 def train(folder, moment):

@@ -24,7 +24,8 @@ from fastcore.basics import patch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .recall import IGNORE, generator_of
+from ..core.draw import generator_of
+from .recall import IGNORE
 from .tokens import Tokenizer
 
 # %% ../../nbs/data/facts.ipynb #c54bdb5a

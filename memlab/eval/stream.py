@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..nn.lm import TransformerLM
-from ..train.loop import Record, record
+from ..core.record import Record, record
 from ..train.losses import linear_cross_entropy
 
 # %% ../../nbs/eval/stream.ipynb #4a1dd927

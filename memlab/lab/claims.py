@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..data.corpus import write_atomic
+from ..core.files import write_atomic
 from .records import size_of
 
 # %% ../../nbs/lab/claims.ipynb #e2525686

@@ -39,9 +39,11 @@ from torch import Tensor, nn
 from ..data.corpus import corpus_fingerprint, load_corpus, split
 from ..data.facts import PACKINGS, Fact, Line, codes, encode_split, facts, labelled, pack, text_line
 from ..data.ordered import OrderedStream, stream_labels
-from ..data.recall import IGNORE, RecallConfig, distinct, generator_of, recall_batch
+from ..core.draw import generator_of
+from ..data.recall import IGNORE, RecallConfig, distinct, recall_batch
 from ..data.tokens import Batch, Tokenizer, TokenStore, held_out_windows, load_tokenizer, shift, windows
 from ..eval.perplexity import Perplexity, PerplexityScore, memory_of, places, shared_ngrams, stretch
+from ..eval.planted import planted_facts, planted_recall, planted_text
 from ..eval.recall import still
 from ..eval.reversal import score_prompts
 from ..lab.claims import MIN_SEEDS, Evidence, Missing, artefact, below, by_seed, equivalent, every, exceeds, in_common, interval, paired, require
@@ -56,7 +58,8 @@ from ..nn.lm import Memory, TransformerLM
 from ..nn.memory import freeze, keep_banks, load_memory, save_memory
 from ..nn.mixer import KERNELS
 from ..nn.pythia import PythiaAttention, PythiaLayer
-from ..train.loop import FitConfig, fit, record
+from ..core.record import record
+from ..train.loop import FitConfig, fit
 from ..train.losses import linear_cross_entropy, recall_loss
 
 # %% ../../nbs/studies/infini_memory.ipynb #1e405c4a
@@ -241,6 +244,8 @@ class Trained:
 
     @property
     def precision(self) -> str: return self.fit.precision
+
+    def rehearsal(self) -> 'Trained': return replace(self, fit=self.fit.rehearsal())
 
 @dataclass(frozen=True, kw_only=True)
 class Reader(Trained):
@@ -907,7 +912,7 @@ def full() -> Preset:
     return everything(z, (0, 1, 2))
 
 # %% ../../nbs/studies/infini_memory.ipynb #11ce2b18
-study = Study('infini_memory', 'Does a compressive memory remember?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: corpus_fingerprint(arm.corpus) if hasattr(arm, 'corpus') else 'generated')
+study = Study('infini_memory', 'Does a compressive memory remember?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: corpus_fingerprint(arm.corpus) if hasattr(arm, 'corpus') else 'generated', dict(facts=planted_facts, recall=planted_recall, text=planted_text))
 
 @lru_cache(maxsize=1)
 def planned() -> dict[str, object]:

@@ -24,7 +24,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data.recall import RecallBatch, RecallConfig, RecallSource, generator_of, recall_batch
+from ..core.draw import generator_of
+from ..data.recall import RecallBatch, RecallConfig, RecallSource, recall_batch
+from ..eval.planted import planted_recall
 from ..eval.recall import RecallScore, recall_answers, recall_floors, score_recall
 from ..lab.claims import Evidence, Missing, enough, every, in_common, interval, require
 from ..lab.runs import Outcome
@@ -36,7 +38,8 @@ from ..nn.linear import GLAConfig, LinearAttentionConfig, Mamba2Config, linear_c
 from ..nn.mixer_lm import MixerLMConfig, count_block_parameters, match_width, mixer_config
 from ..nn.softmax import AttentionConfig, UnifiedKVConfig
 from ..nn.titans import TitansConfig, titans_chunked
-from ..train.loop import FitConfig, FitResult, fit, record
+from ..core.record import record
+from ..train.loop import FitConfig, FitResult, fit
 from ..train.losses import recall_loss
 
 # %% ../../nbs/studies/mqar.ipynb #496fbecd
@@ -60,6 +63,8 @@ class Arm:
 
     @property
     def precision(self) -> str: return self.fit.precision
+
+    def rehearsal(self) -> 'Arm': return replace(self, fit=self.fit.rehearsal())
 
 # %% ../../nbs/studies/mqar.ipynb #bb58bc62
 SOLVED, ENOUGH = .99, .995   # a run counts as solved; a run may stop
@@ -424,7 +429,7 @@ def at_least(values, bar: float, note: str = '') -> Evidence: return unanimous(v
 def at_most(values, bar: float, note: str = '') -> Evidence: return unanimous(values, lambda x: x <= bar, note)
 
 # %% ../../nbs/studies/mqar.ipynb #dcac3185
-study = Study('mqar', 'What must a memory do to recall, and does it need a key and a value?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: 'generated')
+study = Study('mqar', 'What must a memory do to recall, and does it need a key and a value?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: 'generated', dict(recall=planted_recall))
 
 @study.claim('MQ1', 'Attention with heads of 48 and unified KV with heads of 64 have the same number of parameters, 98,560.', source='the two logged runs',
              rule='exact: block parameters are 65,792, 98,560 and 98,560, and rows obey the rules of the task; three seeds', unit='differences')

@@ -23,6 +23,7 @@ import torch
 
 from ..data.corpus import corpus_fingerprint, load_corpus, split
 from ..data.tokens import TokenStore, held_out_windows, load_tokenizer, shift, windows
+from ..eval.planted import planted_text
 from ..eval.floors import bigram_floor, unigram_floor
 from ..eval.stream import branch_records, stream_records
 from ..lab.claims import Evidence, Missing, below, by_seed, compare, equivalent, every, exceeds, in_common, interval, paired, require
@@ -31,7 +32,8 @@ from ..lab.study import Preset, Study
 from ..nn.blocks import BlockConfig
 from ..nn.lm import residual_lm
 from ..nn.variants import VARIANTS
-from ..train.loop import FitConfig, fit, record
+from ..core.record import record
+from ..train.loop import FitConfig, fit
 from ..train.losses import linear_cross_entropy, lm_loss, readouts
 
 # %% ../../nbs/studies/residual_growth.ipynb #0fe09400
@@ -55,6 +57,10 @@ class Arm:
 
     @property
     def precision(self) -> str: return self.fit.precision
+
+    def rehearsal(self) -> 'Arm':
+        short = self.fit.rehearsal()
+        return replace(self, fit=short, marks=(short.steps,), evals=(0, 5, short.steps))
 
 # %% ../../nbs/studies/residual_growth.ipynb #c84f81e5
 @lru_cache(maxsize=2)
@@ -221,7 +227,7 @@ def full() -> Preset:
     return everything(grid_shape=shape, grid_sizes=plain, shape=shape, plain=plain, long=dict(plain, length=4096, batch=32), short=short, spans=(10, 400), few=(0, 1, 2), many=(0, 1, 2), most=(0, 1, 2))
 
 # %% ../../nbs/studies/residual_growth.ipynb #ecdd19d5
-study = Study('residual_growth', 'What does the residual stream carry, and may it explode?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: corpus_fingerprint(arm.corpus))
+study = Study('residual_growth', 'What does the residual stream carry, and may it explode?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), execute, lambda arm: corpus_fingerprint(arm.corpus), dict(text=planted_text))
 
 # %% ../../nbs/studies/residual_growth.ipynb #fd303cff
 def per_layer(records, metric, arm, step, position='rest') -> pd.DataFrame:
