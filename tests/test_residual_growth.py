@@ -396,7 +396,7 @@ TWINS = {   # one, other: all that differs
     **{(f'normed skip x sqrt(L){x}', f'normed skip{x}'): 'block.skip_scale' for x in ('', ' shared')},
     **{(f'parallel shared {x}A{y}', 'parallel shared'): z for x, y, z in (('2', '', 'block.attn_scale'), ('', '/2', 'block.attn_scale'), ('no ', '', 'block.update'))},
     **{(f'axm shared{w}', f'vanilla shared{w}'): PARALLEL for w in ('', ' warmup 10', ' warmup 400')},
-    **{(f'{arm} shared warmup {w}', f'{arm} shared'): 'fit.warmup' for arm in ('axm', 'vanilla') for w in (10, 400)},
+    **{(f'{arm} shared warmup {w}', f'{arm} shared'): 'fit.schedule.warmup' for arm in ('axm', 'vanilla') for w in (10, 400)},
     ('novalue sum', 'vanilla'): 'block.values, block.mlp_ratio',
     **{(f'novalue {scale}', 'novalue sum'): 'block.head_scale' for scale in ('mean', 'sqrt')},
     ('r*A*M shared from one', 'r*A*M shared'): 'block.product_fill',
@@ -443,7 +443,7 @@ def begin(tmp_path_factory):
             return FitResult(status='finished', step=config.steps)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv('MEMLAB_HOME', str(home/'home'))
-            patch.setattr(rg, 'fit', fit)
+            patch.setattr(rg, 'fit_model', fit)
             rg.execute(replace(plan('quick')[arm][0], corpus=str(home)), seed, home)
         return got
     return run

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPREADS', 'PAIRS', 'CODE', 'PROBES', 'QUIET', 'HALF', 'INERT', 'SOURCE', 'RELAY', 'CLEAN', 'study', 'Probe',
            'measured', 'zipf', 'readout', 'overwrite', 'capacity', 'Stack', 'SegmentLM', 'cuts', 'library', 'documents',
-           'whole_pieces', 'Trained', 'Reader', 'Carried', 'mean_loss', 'text_loss', 'carried_loss', 'device', 'learn',
-           'with_floor', 'remembers', 'scores', 'inside', 'watched', 'ChunkReader', 'chunk_sides', 'Relay',
+           'whole_pieces', 'Trained', 'Reader', 'mean_loss', 'text_loss', 'carried_loss', 'carried_step', 'device',
+           'learn', 'with_floor', 'remembers', 'scores', 'inside', 'watched', 'ChunkReader', 'chunk_sides', 'Relay',
            'relay_batch', 'Recaller', 'pairs_batch', 'relay_right', 'Topics', 'topic_batch', 'Router', 'choice',
            'rules', 'fitted', 'routed', 'Scoring', 'with_segment', 'left_over', 'ask_facts', 'Learner', 'lessons',
            'Student', 'study_lines', 'Carrier', 'question_line', 'code_batch', 'transferred', 'execute', 'probes',
@@ -59,7 +59,10 @@ from ..nn.memory import freeze, keep_banks, load_memory, save_memory
 from ..nn.mixer import KERNELS
 from ..nn.pythia import PythiaAttention, PythiaLayer
 from ..core.record import record
-from ..train.loop import FitConfig, fit
+from ..train.learner import Learner as Learning, RowMemories
+from ..train.loop import FitConfig, Step, fit, supervised
+from ..train.optim import AdamWConfig
+from ..train.schedule import Cosine
 from ..train.losses import linear_cross_entropy, recall_loss
 
 # %% ../../nbs/studies/infini_memory.ipynb #1e405c4a
@@ -263,29 +266,6 @@ class Reader(Trained):
     @property
     def length(self) -> int: return self.pieces * self.stack.segment
 
-# %% ../../nbs/studies/infini_memory.ipynb #0cfc2308
-class Carried(nn.Module):
-    "A model and what its rows remember. A checkpoint holds parameters, so that is what the memories are: frozen ones."
-
-    def __init__(self, model: SegmentLM, rows: int, silent: bool = False):
-        super().__init__()
-        self.model, self.rows, self.silent = model, rows, silent
-        self.held = nn.ParameterDict({f'{i} {n}': nn.Parameter(u.float(), requires_grad=False) for i, s in enumerate(model.init_memory(rows)) if isinstance(s, InfiniState) for n, u in s.tensors().items() if u.numel()})
-
-    def memory(self, begins: Bool[Tensor, 'b']) -> Memory:
-        "The memory of every row; an empty one where a document begins."
-        if len(begins) != self.rows: raise ValueError(f'{len(begins)} rows, memories are held for {self.rows}: read all rows in one part and one process')
-        fill = lambda i, s: reset_rows(replace(s, **{n: self.held[f'{i} {n}'].to(u.dtype) for n, u in s.tensors().items() if f'{i} {n}' in self.held}), begins)
-        states = tuple(fill(i, s) if isinstance(s, InfiniState) else s for i, s in enumerate(self.model.init_memory(self.rows)))
-        return freeze(states) if self.silent else states
-
-    @torch.no_grad()
-    def keep(self, memory: Memory) -> None:
-        "Hold a memory for the next piece."
-        for name, u in self.held.items():
-            i, n = name.split()
-            u.copy_(getattr(memory[int(i)], n))
-
 # %% ../../nbs/studies/infini_memory.ipynb #f5126f90
 def mean_loss(model: TransformerLM, h: Float[Tensor, 'b t c'], labels: Int64[Tensor, 'b t']) -> tuple[Tensor, Tensor]:
     "Mean cross-entropy (nats) of the labels that count, to minimise and to report."
@@ -296,18 +276,24 @@ def text_loss(model: TransformerLM, ids: Int64[Tensor, 'b t'], labels: Int64[Ten
     "The loss of rows that begin with nothing."
     return mean_loss(model, model.features(ids)[0], labels)
 
-def carried_loss(rows: Carried, ids: Int64[Tensor, 'b t'], labels: Int64[Tensor, 'b t'], begins: Bool[Tensor, 'b']) -> tuple[Tensor, Tensor]:
-    "The loss of rows that go on."
-    h, memory = rows.model.features(ids, rows.memory(begins))
+def carried_loss(rows: RowMemories, silent: bool, ids: Int64[Tensor, 'b t'], labels: Int64[Tensor, 'b t'], begins: Bool[Tensor, 'b']) -> tuple[Tensor, Tensor]:
+    "The loss of rows that go on; `silent`: their memory is never written."
+    memory = rows.begin(begins)
+    h, memory = rows.model.features(ids, freeze(memory) if silent else memory)
     rows.keep(memory)
     return mean_loss(rows.model, h, labels)
+
+def carried_step(config: FitConfig, silent: bool = False) -> Step:
+    "A step on rows that go on."
+    return lambda learner, batch, i: supervised(lambda model, *rows: carried_loss(learner.carry, silent, *rows), config)(learner, batch, i)
 
 # %% ../../nbs/studies/infini_memory.ipynb #fc7f3324
 def device() -> str: return 'cuda' if torch.cuda.is_available() else 'cpu'
 
-def learn(arm, model: nn.Module, batch: Callable, loss: Callable, folder: Path, progress: bool, stop: int | None, after: Callable[[int], list[dict]], hooks: Sequence[Callable] = ()) -> Outcome:
+def learn(arm, model: nn.Module, batch: Callable, step: Step, folder: Path, progress: bool, stop: int | None, after: Callable[[int], list[dict]], hooks: Sequence[Callable] = (), carry=None) -> Outcome:
     "Train a model, then ask it."
-    result = fit(model, batch, loss, arm.fit, hooks=hooks, folder=folder, save_every=arm.fit.log_every, stop=stop, progress=arm.name if progress else None)
+    hooks = [lambda learner, step, hook=hook: hook(learner.model, step) for hook in hooks]
+    result = fit(Learning(model, arm.fit.optimizer.build(model), carry), batch, step, arm.fit, hooks=hooks, folder=folder, save_every=arm.fit.log_every, stop=stop, progress=arm.name if progress else None)
     end = after(result.step) if result.status == 'finished' else []
     return Outcome(result.status, result.diverged_at, result.step * arm.tokens // arm.fit.steps, sum(p.numel() for p in model.parameters() if p.requires_grad), result.records + end)
 
@@ -376,7 +362,7 @@ def run(self: Reader, seed: int, folder: Path, progress: bool, stop: int | None)
         out = scores(model, self, text, train, step) + [measured(step, 'nll', p.score(model, text, train).nll, item=name) for name, p in self.protocols]
         if self.watched and seed == 0: out += watched(model, pieces[:1], memory_of(model, whole_pieces(train, self.length, 1), 0, self.stack.segment), tokenizer, step)
         return out
-    return learn(self, Carried(model, self.rows, self.silent).to(device()), batch, carried_loss, folder, progress, stop, after, [look])
+    return learn(self, model, batch, carried_step(self.fit, self.silent), folder, progress, stop, after, [look], RowMemories(model, self.rows))
 
 # %% ../../nbs/studies/infini_memory.ipynb #84634dbb
 @dataclass(frozen=True, kw_only=True)
@@ -417,7 +403,7 @@ def run(self: ChunkReader, seed: int, folder: Path, progress: bool, stop: int | 
         return shift(train[torch.randperm(len(train), generator=generator_of(seed, 'order', epoch))[place * self.rows:(place + 1) * self.rows]])
     def score(model, step):
         if step and step % self.fit.log_every == 0: yield from with_floor(step, Perplexity(protocol='segment', length=self.length, guard=self.fit.steps >= 100).score(model, Batch(test, torch.arange(len(test)))), 'test')
-    return learn(self, model, batch, text_loss, folder, progress, stop, lambda step: [], [score])
+    return learn(self, model, batch, supervised(text_loss, self.fit), folder, progress, stop, lambda step: [], [score])
 
 # %% ../../nbs/studies/infini_memory.ipynb #13f308ff
 @dataclass(frozen=True, kw_only=True)
@@ -474,7 +460,7 @@ def run(self: Recaller, seed: int, folder: Path, progress: bool, stop: int | Non
     def ask(model, step):
         if step % self.fit.log_every == 0: yield measured(step, 'accuracy', relay_right(model, *test).double().mean())
     after = lambda step: [measured(0, 'floor', 1 / self.task.pairs, item='guess'), measured(0, 'state_bytes', 4 * model.state_size(self.task.length))]
-    return learn(self, model, lambda step: pairs_batch(self.task, self.rows, seed=seed, step=step), recall_loss, folder, progress, stop, after, [ask])
+    return learn(self, model, lambda step: pairs_batch(self.task, self.rows, seed=seed, step=step), supervised(recall_loss, self.fit), folder, progress, stop, after, [ask])
 
 # %% ../../nbs/studies/infini_memory.ipynb #5181b4b4
 @dataclass(frozen=True, kw_only=True)
@@ -560,7 +546,7 @@ def run(self: Router, seed: int, folder: Path, progress: bool, stop: int | None)
         times = 1 + torch.rand(z.shape[:2], generator=generator_of(seed, 'often')).argsort(1).to(z.device)[..., None, None]
         found = [measured(step, 'routing', routed(s, told), position=size, item=rule) for size, n in dict(equal=1, unequal=times).items() for rule, s in rules(q, asks, z * n, form).items()]
         return found + [measured(0, 'floor', 1 / self.task.topics, item='bank'), measured(0, 'floor', 1 / self.task.pairs, item='guess')]
-    return learn(self, model, lambda step: draw(self.rows, step=step)[:3], recall_loss, folder, progress, stop, after, [ask])
+    return learn(self, model, lambda step: draw(self.rows, step=step)[:3], supervised(recall_loss, self.fit), folder, progress, stop, after, [ask])
 
 # %% ../../nbs/studies/infini_memory.ipynb #78b7f529
 @dataclass(frozen=True)
@@ -640,7 +626,7 @@ def run(self: Learner, seed: int, folder: Path, progress: bool, stop: int | None
         return diet + [r for s in self.asked for r in ask_facts(model, self.stack, told, tokenizer, s, step)] + with_floor(step, score, 'text')
     lines = [text_line(f.forward, tokenizer) for f in told]
     batch = lessons(lines, self, seed, tokenizer, train)
-    return learn(self, model, batch, text_loss, folder, progress, stop, after)
+    return learn(self, model, batch, supervised(text_loss, self.fit), folder, progress, stop, after)
 
 # %% ../../nbs/studies/infini_memory.ipynb #db6e10e3
 @dataclass(frozen=True, kw_only=True)
@@ -680,7 +666,7 @@ def run(self: Student, seed: int, folder: Path, progress: bool, stop: int | None
             out += [measured(step, f'fact_{n}', getattr(score, n), item=item) for n in ('nll', 'mrr', 'hit')]
         masked = sum(line.labels.count(IGNORE) for line in lines) / sum(map(len, lines))
         return out + [measured(0, 'floor', score.chance, item='rank'), measured(0, 'masked', masked)]
-    return learn(self, model, lessons(lines, self, seed, tokenizer, train), text_loss, folder, progress, stop, after)
+    return learn(self, model, lessons(lines, self, seed, tokenizer, train), supervised(text_loss, self.fit), folder, progress, stop, after)
 
 # %% ../../nbs/studies/infini_memory.ipynb #284df6b0
 @dataclass(frozen=True, kw_only=True)
@@ -742,7 +728,7 @@ def run(self: Carrier, seed: int, folder: Path, progress: bool, stop: int | None
         (folder/name).mkdir(exist_ok=True)
         models.append(self.stack.build(vocab_size, s).to(device()))
         batch = lambda step: code_batch(self, people[:self.pool], tokenizer, generator_of(s, 'codes', step), self.rows)
-        parts.append(learn(self, models[-1], batch, text_loss, folder/name, progress, stop, lambda step: []))
+        parts.append(learn(self, models[-1], batch, supervised(text_loss, self.fit), folder/name, progress, stop, lambda step: []))
     test = [u.to(device()) for u in code_batch(self, people[self.pool:], tokenizer, generator_of(seed, 'codes', 'test'), self.test_rows)]
     first, done = parts[0], all(p.status == 'finished' for p in parts)
     end = transferred(*models, self, test, folder/'memory.safetensors', self.fit.steps) if done else []
@@ -810,7 +796,7 @@ class Sizes:
 @patch
 def training(self: Sizes, steps: int) -> FitConfig:
     "How to train."
-    return FitConfig(steps=steps, lr=self.lr, warmup=max(1, min(100, steps // 10)), schedule='cosine', log_every=max(1, steps // 5), precision=self.precision)
+    return FitConfig(steps=steps, optimizer=AdamWConfig(lr=self.lr), schedule=Cosine(warmup=max(1, min(100, steps // 10))), log_every=max(1, steps // 5), precision=self.precision)
 
 @patch
 def blocks(self: Sizes, *first, **options) -> Stack:

@@ -33,7 +33,9 @@ from ..nn.blocks import BlockConfig
 from ..nn.lm import residual_lm
 from ..nn.variants import VARIANTS
 from ..core.record import record
-from ..train.loop import FitConfig, fit
+from ..train.loop import FitConfig, fit_model
+from ..train.optim import AdamWConfig
+from ..train.schedule import Constant
 from ..train.losses import linear_cross_entropy, lm_loss, readouts
 
 # %% ../../nbs/studies/residual_growth.ipynb #0fe09400
@@ -85,7 +87,8 @@ def instruments(arm: Arm, seed: int, held: TokenStore, device: str) -> list:
     "Hooks that measure a run."
     on = lambda n: tuple(x.to(device) for x in shift(held_out_windows(held, n, arm.length).ids))
     loss_on, stream_on = on(max(64, arm.held_out // arm.length)), on(64)
-    def measure(model, step):
+    def measure(learner, step):
+        model = learner.model
         if step in arm.evals: yield record(step, 'val_loss', held_out_loss(model, *loss_on, arm.block.loss))
         if step in arm.marks: yield from stream_records(model, *stream_on, step)
         if step == arm.fit.steps and seed == 0: yield from branch_records(model, stream_on[0], step)
@@ -115,7 +118,7 @@ def execute(
     def loss(model, ids):
         objective, layers = lm_loss(model, *shift(ids), arm.block.loss)
         return objective, layers[-1]
-    result = fit(model, lambda step: windows(train, arm.batch, arm.length, seed, step).ids, loss, arm.fit, hooks=instruments(arm, seed, held, device),
+    result = fit_model(model, lambda step: windows(train, arm.batch, arm.length, seed, step).ids, loss, arm.fit, hooks=instruments(arm, seed, held, device),
                  folder=folder, stop=stop, progress=arm.name if progress else None)
     params = sum(p.numel() for p in model.parameters())
     return Outcome(result.status, result.diverged_at, result.step * arm.batch * arm.length, params, result.records + list(floors(arm.corpus, arm.tokenizer)))
@@ -143,7 +146,7 @@ def substitutions(sizes: dict, **shape) -> list[Arm]:
 # %% ../../nbs/studies/residual_growth.ipynb #5a1e2c90
 def warmups(sizes: dict, lengths: tuple[int, ...], **shape) -> list[Arm]:
     "axm and vanilla, shared, under other warmups."
-    return [Arm(name=f'{label} shared warmup {w}', block=VARIANTS[label](share='all', **shape), **(sizes | dict(fit=replace(sizes['fit'], warmup=w))))
+    return [Arm(name=f'{label} shared warmup {w}', block=VARIANTS[label](share='all', **shape), **(sizes | dict(fit=replace(sizes['fit'], schedule=Constant(warmup=w)))))
             for w in lengths for label in ('vanilla', 'axm')]
 
 def collapses(sizes: dict, **shape) -> list[Arm]:
@@ -174,7 +177,7 @@ def sizes(
     **others,                  # corpus, tokenizer, held_out
 ) -> dict:
     "Everything an arm fixes apart from its name and block."
-    config = FitConfig(steps=steps, lr=lr, warmup=warmup, precision=precision)
+    config = FitConfig(steps=steps, optimizer=AdamWConfig(lr=lr), schedule=Constant(warmup=warmup), precision=precision)
     return dict(fit=config, length=length, batch=batch, marks=marks, evals=tuple(sorted({0, *marks, *evals})), std=.02 * sqrt(768 / d_model), **others)
 
 # %% ../../nbs/studies/residual_growth.ipynb #acbf9b5e
