@@ -164,22 +164,23 @@ def test_a_truncated_checkpoint_is_named(tmp_path, keep):
 
 STUDY = ATTEMPTS + '''
 from dataclasses import replace
-from functools import partial
+from memlab.data import text
 from memlab.lab.study import Preset
 from memlab.studies import residual_growth as rg
 
-arm = replace(next(a for a, _ in rg.quick().plan if a.name == 'r*A shared all'), corpus=os.environ['CORPUS'])
+arm = next(a for a, _ in rg.quick().plan if a.name == 'r*A shared all').on(os.environ['CORPUS'])
+arm = replace(arm, train=replace(arm.train, log_every=2))   # a checkpoint at every second step
 rg.study.presets = dict(quick=lambda: Preset(((arm, (0,)),)))
-draw = rg.windows
+draw = text.windows
 
 def train(home, moment):
-    "Run the study with a checkpoint every second step, and write down which steps are trained."
+    "Run the study, and write down which steps are trained."
     def windows(*args):
         moment.step = args[-1]; moment.pass_('batch')
         with open(home/'steps', 'a') as f: f.write(f'{moment.step} ')
         return draw(*args)
     os.environ['MEMLAB_HOME'] = str(home)
-    rg.windows, rg.fit_model = windows, partial(rg.fit_model, save_every=2)
+    text.windows = windows
     rg.study.run('quick', progress=False)
 
 all_attempts(train)

@@ -165,8 +165,9 @@ def home_of(
     "The module a function or class is in; of it alone where there is no file, as in a notebook."
     try: path = Path(inspect.getsourcefile(thing) or '')
     except TypeError: raise ValueError(f'{thing!r}: pass a plain function, so that its source can be read') from None
-    tree = ast.parse(path.read_text(encoding='utf-8') if path.is_file() else textwrap.dedent(inspect.getsource(thing)))
-    return parsed(tree, thing.__module__, thing.__module__.rpartition('.')[0])
+    name = thing.__module__
+    if path.is_file(): return _read(name, path, path.stat().st_mtime_ns)
+    return parsed(ast.parse(textwrap.dedent(inspect.getsource(thing))), name, name.rpartition('.')[0])
 
 def config_classes(
     config,  # a dataclass, or a sequence or mapping that may hold some

@@ -175,8 +175,8 @@ def to_renew(
     whole: int = 0,   # whole runs that are asked for
 ) -> Task:
     "What a renewal has to look at."
-    planned = study.runs(preset)
-    arms = {r.arm.name: r.arm for r in planned if r.arm.name in set(stale_arms(study, preset))}
+    planned, stale = study.runs(preset), set(stale_arms(study, preset))
+    arms = {r.arm.name: r.arm for r in planned if r.arm.name in stale}
     codes, runs = study.codes(arms.values()), study.load(preset)[0].set_index('run_id')
     order = sorted((r for r in planned if r.arm.name in arms and r.run_id in runs.index), key=lambda r: digest(r.run_id + codes[r.arm.name]))
     judged = [r for r in order if judged_by(made_by(runs.loc[r.run_id])) != judged_by(codes[r.arm.name])]

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..core.files import write_atomic
 from ..core.identity import departures, full
+from .arm import check_factors, execute, text_of, with_factors
 from .claims import Claim, claim_row, judge, write_claims
 from .code import code_hash, config_classes
 from .cost import estimate, measure
@@ -46,6 +47,7 @@ def planned_runs(
 ) -> list[Run]:             # seed by seed
     "The runs of a plan: stopped at any point, what has been computed compares all arms with fewer seeds."
     plan = list(plan)
+    check_factors([arm for arm, _ in plan])
     if twice := [n for n, k in Counter(arm.name for arm, _ in plan).items() if k > 1]:
         raise ValueError(f'{study} has several arms named {", ".join(twice)}: tables tell arms apart by name')
     texts, seeds = {arm.name: corpus(arm) for arm, _ in plan}, dict.fromkeys(s for _, mine in plan for s in mine)
@@ -81,8 +83,8 @@ class Study:
     name: str              # as in `memlab.studies.<name>`
     question: str          # one sentence ending in a question mark
     presets: dict[str, Callable[[], Preset]]  # 'quick', 'cpu', 'gpu', ...
-    execute: Callable      # (arm, seed, folder, progress=True, stop=None) -> `Outcome`; resumes from what lies in `folder`
-    corpus: Callable       # arm -> fingerprint of the text it reads
+    execute: Callable = execute   # (arm, seed, folder, progress=True, stop=None) -> `Outcome`; resumes from what lies in `folder`
+    corpus: Callable = text_of    # arm -> fingerprint of the text it reads
     planted: dict[str, Callable[[], list[dict]]] = field(default_factory=dict)  # what evaluators say of planted answers, see `memlab.eval.planted`
     claims: list = field(default_factory=list, init=False)  # in the order of declaration
 
@@ -107,9 +109,9 @@ class Study:
         if size not in self.presets: raise ValueError(f'study {self.name} has no preset {size!r}: choose from {", ".join(self.presets)}')
         preset = self.presets[size]()
         if name.endswith('@'): raise ValueError(f'{name} names no corpus: write one behind @, or leave @ out')
-        if corpus and not all(hasattr(arm, 'corpus') for arm, _ in preset.plan): raise ValueError(f'{self.name} reads no corpus: leave @{corpus} out')
+        if corpus and not any(getattr(arm, 'corpus', '') for arm, _ in preset.plan): raise ValueError(f'{self.name} reads no corpus: leave @{corpus} out')
         if known and preset.then is not None: preset = self._continued(name, preset)
-        return replace(preset, plan=tuple((replace(arm, corpus=corpus), seeds) for arm, seeds in preset.plan)) if corpus else preset
+        return replace(preset, plan=tuple((arm.on(corpus), seeds) for arm, seeds in preset.plan)) if corpus else preset
 
     def _continued(self, name, preset):
         "The whole plan, once all of its first part is in the tables."
@@ -208,12 +210,13 @@ class Study:
 
     def load(self,
              preset: str,   # its name
-             ) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, records
+             ) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, with a column for each factor of their arms, and records
         "The tables of a preset."
-        self.preset(preset)
+        arms = [arm for arm, _ in self.preset(preset).plan]
         if not (self.results(preset)/'runs.parquet').exists():
             raise ValueError(f'no results of {self.name} at preset {preset}: compute them with `memlab run {self.name} --preset {preset}`')
-        return tuple(map(frame, read_tables(self.results(preset))))
+        runs, records = map(frame, read_tables(self.results(preset)))
+        return with_factors(runs, arms), records
 
     def open(self,
              preset: str,          # its name

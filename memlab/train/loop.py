@@ -34,6 +34,7 @@ class FitConfig:
     steps: int                                             # optimizer steps
     optimizer: AdamWConfig | SGDConfig = AdamWConfig()
     schedule: Constant = Constant()                        # of the learning rate
+    objective: Callable | None = None                      # what a step minimises, see `memlab.train.objectives`; None: it is told to `fit`
     solved: Solved | None = None                           # when a run may end itself; asked at every `log_every` steps
     clip: float = 1.                                       # largest norm of the gradient
     precision: str = 'float32'                             # 'float32', or 'bfloat16' (autocast over float32 weights)
