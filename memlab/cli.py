@@ -213,7 +213,8 @@ def mqar(mixer, seed, fresh, go_on, **given):
       memlab train mqar --mixer unified_kv --dim 64 --dk 64 --n-heads 2 --n-layers 4 --lr 1e-3
     """
     from memlab.lab.records import RECORDS, frame, read_table
-    from memlab.studies.mqar import execute, own_arm
+    from memlab.lab.arm import execute
+    from memlab.studies.mqar import own_arm
     try: arm = own_arm(mixer, **{k: v for k, v in given.items() if v is not None})
     except ValueError as error: raise click.UsageError(str(error)) from error
     done = _train('mqar', execute, arm, seed, fresh, go_on)

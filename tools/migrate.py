@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from memlab.core.files import write_atomic
 from memlab.core.identity import canonical, digest, full
+from memlab.lab.arm import with_factors
 from memlab.lab.records import RECORDS, RUNS, frame, read_table, run_id, write_table
 from memlab.lab.study import find_study
 
@@ -42,7 +43,8 @@ def old_tables(study: str) -> tuple[pa.Table, pa.Table]:
 def new_ids(study: str, runs: pa.Table, records: pa.Table) -> dict[str, str]:
     "From the names of BASE to today's; both stages of a plan are known from the old records."
     preset = find_study(study).presets[PRESET]()
-    plan = preset.plan + (tuple(preset.then(frame(runs), frame(records))) if preset.then else ())
+    first = [arm for arm, _ in preset.plan]
+    plan = preset.plan + (tuple(preset.then(with_factors(frame(runs), first), frame(records))) if preset.then else ())
     arms, rows = {arm.name: arm for arm, _ in plan}, runs.to_pylist()
     assert {(a.name, s) for a, seeds in plan for s in seeds} == {(r['arm'], r['seed']) for r in rows}
     return {r['run_id']: run_id(study, arms[r['arm']], r['seed'], r['corpus']) for r in rows}, arms

@@ -117,7 +117,8 @@ class Study:
         "The whole plan, once all of its first part is in the tables."
         runs, records = map(frame, read_tables(self.results(name)))
         if not {r.run_id for r in planned_runs(self.name, preset.plan, self.corpus)} <= set(runs.run_id): return preset
-        return replace(preset, plan=preset.plan + tuple(preset.then(runs, records)), then=None)
+        more = preset.then(with_factors(runs, [arm for arm, _ in preset.plan]), records)
+        return replace(preset, plan=preset.plan + tuple(more), then=None)
 
     def runs(self,
              preset: str,         # its name
