@@ -44,18 +44,16 @@ class PythiaAttention(CausalAttention):
         if not 0 <= rotary_pct <= 1 or self.rotary % 2: raise ValueError(f'rotary_pct={rotary_pct} turns {self.rotary} of {d_model // n_heads} channels: expected an even number of them, a share of 0 to 1')
         self.positions = 'rope' if self.rotary else 'none'
 
-# %% ../../nbs/nn/pythia.ipynb #820e60a8
-@patch
-def project(self: PythiaAttention,
-            x: Float[Tensor, 'b t c'],          # input
-            at: Int[Tensor, '#b t'] | None,     # positions; None: no rotation
-            source: Float[Tensor, 'b t c'],     # the same: values have no source of their own here
-            ) -> tuple[Tensor, Tensor, Tensor]: # b t h d each
-    "Queries, keys and values, the first channels of queries and keys turned."
-    assert source is x
-    q, k, v = rearrange(self.qkv(x), 'b t (h n d) -> n b t h d', n=3, h=self.n_heads)
-    turn = lambda u: torch.cat([rotate(u[..., :self.rotary], at, self.base), u[..., self.rotary:]], -1)
-    return (q, k, v) if at is None else (turn(q), turn(k), v)
+    def project(self,
+                x: Float[Tensor, 'b t c'],          # input
+                at: Int[Tensor, '#b t'] | None,     # positions; None: no rotation
+                source: Float[Tensor, 'b t c'],     # the same: values have no source of their own here
+                ) -> tuple[Tensor, Tensor, Tensor]: # b t h d each
+        "Queries, keys and values, the first channels of queries and keys turned."
+        assert source is x
+        q, k, v = rearrange(self.qkv(x), 'b t (h n d) -> n b t h d', n=3, h=self.n_heads)
+        turn = lambda u: torch.cat([rotate(u[..., :self.rotary], at, self.base), u[..., self.rotary:]], -1)
+        return (q, k, v) if at is None else (turn(q), turn(k), v)
 
 # %% ../../nbs/nn/pythia.ipynb #79ee404a
 class PythiaLayer(nn.Module):
@@ -80,18 +78,16 @@ class PythiaLayer(nn.Module):
         "Numbers held per row after `t` tokens."
         return 1 if self.mixer is None else self.mixer.state_size(t)
 
-# %% ../../nbs/nn/pythia.ipynb #8e85faf7
-@patch
-def forward(self: PythiaLayer,
-            x: Float[Tensor, 'b t c'],       # stream
-            state: State | None = None,      # None: a fresh sequence
-            ) -> tuple[Tensor, State]:       # b t c, and the state after these tokens
-    "x + mixer(LN₁ x) + MLP(LN₂ x)"
-    u = self.norm1(x)
-    y = x + self.mlp(u if self.norm2 is None else self.norm2(x))
-    if self.mixer is None: return y, PositionState((self.init_state(len(x)) if state is None else state).seen + x.shape[1])
-    a, state = self.mixer(u, state)
-    return y + a, state
+    def forward(self,
+                x: Float[Tensor, 'b t c'],       # stream
+                state: State | None = None,      # None: a fresh sequence
+                ) -> tuple[Tensor, State]:       # b t c, and the state after these tokens
+        "x + mixer(LN₁ x) + MLP(LN₂ x)"
+        u = self.norm1(x)
+        y = x + self.mlp(u if self.norm2 is None else self.norm2(x))
+        if self.mixer is None: return y, PositionState((self.init_state(len(x)) if state is None else state).seen + x.shape[1])
+        a, state = self.mixer(u, state)
+        return y + a, state
 
 # %% ../../nbs/nn/pythia.ipynb #441cecc3
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +111,16 @@ class PythiaConfig:
         for name in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'intermediate'):
             if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected at least 1')
 
-# %% ../../nbs/nn/pythia.ipynb #a2831a06
-@patch
-def build(self: PythiaConfig,
-          mixers: Sequence[nn.Module | None] = (),  # of the first layers; the others attend
-          seed: int = 0,
-          ) -> TransformerLM:
-    "The model, with its initial weights drawn."
-    if len(mixers) > self.n_layers: raise ValueError(f'{len(mixers)} mixers for n_layers={self.n_layers}: give fewer, or raise n_layers')
-    attention = [PythiaAttention(self.d_model, self.n_heads, self.rotary_pct, self.base, self.kernel) for _ in range(self.n_layers - len(mixers))]
-    layers = [PythiaLayer(m, self.d_model, self.intermediate, self.norms, self.eps) for m in [*mixers, *attention]]
-    model = TransformerLM(layers, vocab_size=self.vocab_size, d_model=self.d_model, norm=nn.LayerNorm(self.d_model, eps=self.eps), tied=self.tied)
-    return init_parameters(model, seed, self.std)
+    def build(self,
+              mixers: Sequence[nn.Module | None] = (),  # of the first layers; the others attend
+              seed: int = 0,
+              ) -> TransformerLM:
+        "The model, with its initial weights drawn."
+        if len(mixers) > self.n_layers: raise ValueError(f'{len(mixers)} mixers for n_layers={self.n_layers}: give fewer, or raise n_layers')
+        attention = [PythiaAttention(self.d_model, self.n_heads, self.rotary_pct, self.base, self.kernel) for _ in range(self.n_layers - len(mixers))]
+        layers = [PythiaLayer(m, self.d_model, self.intermediate, self.norms, self.eps) for m in [*mixers, *attention]]
+        model = TransformerLM(layers, vocab_size=self.vocab_size, d_model=self.d_model, norm=nn.LayerNorm(self.d_model, eps=self.eps), tied=self.tied)
+        return init_parameters(model, seed, self.std)
 
 # %% ../../nbs/nn/pythia.ipynb #0aa88568
 MEMORIES = dict(infini=InfiniConfig, multi_memory=MultiMemoryConfig, hierarchical=HierarchicalConfig)
