@@ -24,11 +24,12 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..data.recall import IGNORE
 from ..data.tokens import Batch, TokenStore, shift
 from ..nn.memory import freeze
 from .floors import frequencies
 from .recall import device_of, is_lean, read, still
-from ..train.losses import IGNORE, linear_cross_entropy
+from ..train.losses import linear_cross_entropy
 
 # %% ../../nbs/eval/perplexity.ipynb #857737ff
 def places(text: TokenStore | Batch) -> np.ndarray:

@@ -7,7 +7,7 @@ __all__ = ['RULES', 'LOCALS', 'EPS', 'FORMS', 'unit', 'AsCoded', 'InfiniConfig',
            'MultiMemoryConfig', 'HierarchicalConfig', 'InfiniState', 'payload', 'Piece', 'pieces', 'linear_loop',
            'linear_masked', 'Form', 'attend', 'read', 'shares', 'is_empty', 'settle', 'store', 'close', 'rms', 'blend',
            'check_held', 'places', 'SegmentMemory', 'InfiniMemory', 'MultiMemory', 'best', 'Selection', 'selection',
-           'HierarchicalMemory', 'rows_of', 'reset_rows', 'with_frozen', 'freeze', 'unfreeze']
+           'HierarchicalMemory', 'rows_of', 'reset_rows']
 
 # %% ../../nbs/nn/infini.ipynb #28f78df6
 import math
@@ -152,6 +152,18 @@ class InfiniState(MixerState):
         s = max(x.k.shape[1] for x in states)
         pad = lambda u: torch.cat([u.new_zeros(len(u), s - u.shape[1], *u.shape[2:]), u], 1)
         return super().cat([replace(x, k=pad(x.k), v=pad(x.v), beta=pad(x.beta)) for x in states])
+
+    def with_frozen(self,
+                    flag: bool,                              # frozen or not
+                    banks: Iterable[int] | None = None,      # None: all
+                    rows: Bool[Tensor, '_'] | None = None,   # None: all
+                    ) -> 'InfiniState':
+        "The state with the flags of some banks of some rows set."
+        n, device = self.frozen.shape[1], self.frozen.device
+        banks = list(range(n) if banks is None else banks)
+        if bad := [i for i in banks if not 0 <= i < n]: raise ValueError(f'there is no bank {bad[0]}: this memory has {n}, numbered from 0')
+        chosen = rows_of(self, rows)[:, None] & torch.tensor([i in banks for i in range(n)], device=device)
+        return settle(replace(self, frozen=torch.where(chosen, flag, self.frozen)))
 
 # %% ../../nbs/nn/infini.ipynb #bf33f5a7
 def payload(config: InfiniConfig) -> int:
@@ -568,25 +580,3 @@ def reset_rows(
     by_bank = {n: wipe(getattr(state, n), banks) for n in ('M', 'z', 'writes', 'frozen')}
     by_row = {n: wipe(u, rows) for n, u in state.tensors().items() if n not in by_bank}
     return settle(replace(state, **by_bank, **by_row))
-
-# %% ../../nbs/nn/infini.ipynb #7573826a
-def with_frozen(
-    state: InfiniState,
-    flag: bool,                              # frozen or not
-    banks: Iterable[int] | None = None,      # None: all
-    rows: Bool[Tensor, '_'] | None = None,   # None: all
-) -> InfiniState:
-    "The state with the flags of some banks of some rows set."
-    n, device = state.frozen.shape[1], state.frozen.device
-    banks = list(range(n) if banks is None else banks)
-    if bad := [i for i in banks if not 0 <= i < n]: raise ValueError(f'there is no bank {bad[0]}: this memory has {n}, numbered from 0')
-    chosen = rows_of(state, rows)[:, None] & torch.tensor([i in banks for i in range(n)], device=device)
-    return settle(replace(state, frozen=torch.where(chosen, flag, state.frozen)))
-
-def freeze(state: InfiniState, banks: Iterable[int] | None = None, rows: Bool[Tensor, '_'] | None = None) -> InfiniState:
-    "Banks that are never written until they are thawed; None: all banks, all rows."
-    return with_frozen(state, True, banks, rows)
-
-def unfreeze(state: InfiniState, banks: Iterable[int] | None = None, rows: Bool[Tensor, '_'] | None = None) -> InfiniState:
-    "Banks that may be written again; None: all banks, all rows."
-    return with_frozen(state, False, banks, rows)

@@ -5,18 +5,16 @@
 # %% auto #0
 __all__ = ['MEMORIES', 'WANTED', 'NEOX_NAMES', 'BUFFERS', 'PythiaAttention', 'PythiaLayer', 'PythiaConfig', 'memory_options',
            'idle_fields', 'create_model', 'neox_config', 'neox_name', 'read_object', 'indexed_files',
-           'safetensors_files', 'read_safetensors', 'match_tensors', 'hub_folder']
+           'safetensors_files', 'read_safetensors', 'match_tensors', 'hub_folder', 'from_pretrained']
 
 # %% ../../nbs/nn/pythia.ipynb #7a8332b5
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import no_type_check
 
 import torch
 from einops import rearrange
-from fastcore.basics import patch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -252,13 +250,11 @@ def hub_folder(
     except Exception as e: raise ValueError(f'{name!r} is no folder here and could not be fetched from the hub: {e}. Without a network, give a folder with config.json and model.safetensors') from e
 
 # %% ../../nbs/nn/pythia.ipynb #eacdcb18
-@patch(cls_method=True)
-@no_type_check  # `cls` is annotated with the class that is patched, of which it is no instance
-def from_pretrained(cls: TransformerLM,
-                    name: str | Path,                    # a folder, or a model of the hub, such as 'EleutherAI/pythia-70m'
-                    revision: str | None = None,         # of the hub: branch, tag or commit, such as 'step3000'
-                    dtype: torch.dtype = torch.float32,  # of the weights, whatever the file has
-                    ) -> TransformerLM:
+def from_pretrained(
+    name: str | Path,                    # a folder, or a model of the hub, such as 'EleutherAI/pythia-70m'
+    revision: str | None = None,         # of the hub: branch, tag or commit, such as 'step3000'
+    dtype: torch.dtype = torch.float32,  # of the weights, whatever the file has
+) -> TransformerLM:
     "A Pythia, or any GPT-NeoX of the same kind, with its trained weights."
     folder = Path(name) if Path(name).is_dir() else hub_folder(str(name), revision)
     if not (folder/'config.json').is_file(): raise ValueError(f'{folder.name} has no config.json: expected a folder with config.json and model.safetensors')
