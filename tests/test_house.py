@@ -134,6 +134,22 @@ def test_module_imports_only_from_its_left(path):
     assert "nbdev" not in {name.split(".")[0] for name in imported(path)}, "exported code never imports nbdev"
 
 
+@each([p for p in MODULES if p.parent.name in ("data", "nn", "train", "eval")])
+def test_classes_stand_whole_in_their_modules(path):
+    "No method is put into a class from outside, least of all from another module."
+    marks = [ast.unparse(mark) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for mark in getattr(node, "decorator_list", [])]
+    assert not [mark for mark in marks if mark.startswith("patch")]
+
+
+@pytest.mark.parametrize("name", ["IGNORE", "freeze", "unfreeze"])
+def test_a_name_with_one_meaning_is_defined_once(name):
+    def defines(path):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if getattr(node, "name", None) == name or name in [getattr(t, "id", None) for t in getattr(node, "targets", [])]: return True
+        return False
+    assert len(list(filter(defines, MODULES))) == 1
+
+
 @pytest.mark.parametrize("module", ["memlab.nn.lm", "memlab.train.loop"])
 def test_numeric_modules_import_light(module, tmp_path):
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & sys.modules.keys()))"

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 from memlab.nn.checks import check_causal, check_mixer, check_rows, error_ratio
-from memlab.nn.infini import AsCoded, HierarchicalConfig, InfiniConfig, InfiniState, MultiMemoryConfig, freeze, is_empty, linear_loop, linear_masked, payload, reset_rows, selection, shares, unfreeze
+from memlab.nn.infini import AsCoded, HierarchicalConfig, InfiniConfig, InfiniState, MultiMemoryConfig, is_empty, linear_loop, linear_masked, payload, reset_rows, selection, shares
 from memlab.nn.attention import visible
 from memlab.nn.init import init_parameters
 from safetensors.torch import load, save
@@ -151,7 +151,7 @@ def test_a_layer_with_frozen_banks_is_its_reference(kind, frozen):
     layer, x = made(kind, **dict(banks=3)) if kind not in ('banks', 'multi', 'hierarchical') else made(kind), normal(1, 23, 8)
     frozen = [i for i in frozen if i < layer.config.banks]
     if len(frozen) == layer.config.banks: return
-    assert error_ratio(layer(x, freeze(layer.init_state(1), frozen))[0][0], reference(layer, x[0], frozen)) < 1e-10
+    assert error_ratio(layer(x, layer.init_state(1).with_frozen(True, frozen))[0][0], reference(layer, x[0], frozen)) < 1e-10
 
 
 @pytest.mark.parametrize('name', [n for n in OPTIONS if n != 'memory_only'])
@@ -341,7 +341,7 @@ def test_06_empty_memory(kind, rule):
     y, _ = layer(x, replace(start, **leaves))
     for out in (found['memory'].sum(), y.square().sum()):
         assert all(g is None or torch.isfinite(g).all() for g in torch.autograd.grad(out, [x, *leaves.values()], retain_graph=True, allow_unused=True))
-    y, end = layer(x, freeze(start))
+    y, end = layer(x, start.with_frozen(True))
     assert is_empty(end).all() and not end.M.any() and not end.counter.any() and torch.isfinite(y).all()
 
 
@@ -447,7 +447,7 @@ def test_17_reset(kind):
     layer, x = made(kind, 'delta', conv=3), normal(2, 13, 8)
     _, state = layer(x)
     n, first = layer.config.banks, torch.tensor([True, False])
-    held = freeze(state, [0], first)
+    held = state.with_frozen(True, [0], first)
     kept, gone = reset_rows(held, first), reset_rows(held, first, keep_frozen=False)
     assert torch.equal(kept.M[0, 0], state.M[0, 0]) and kept.frozen[0, 0] and kept.writes[0, 0] == state.writes[0, 0] and not kept.M[0, 1:].any() and not kept.writes[0, 1:].any()
     assert kept.bank[0] == (1 if n > 1 else 0) and kept.counter[0] == 0
@@ -462,7 +462,7 @@ def test_17_reset(kind):
 def test_18_round_robin(banks, turn, frozen):
     "Write i goes to bank ⌊i / turn⌋ of those that are free, in a circle; the pointer never stands on a frozen one."
     layer, free = built(InfiniConfig(**WIDE, banks=banks, segments_per_bank=turn)), [i for i in range(banks) if i not in frozen]
-    state = freeze(layer.init_state(1), frozen)
+    state = layer.init_state(1).with_frozen(True, frozen)
     for i in range(10):
         assert not free or state.bank.item() in free
         before, state = state, layer(normal(1, 4, 8, seed=i), state)[1]
@@ -472,12 +472,12 @@ def test_18_round_robin(banks, turn, frozen):
 
 def test_18_freezing_in_the_middle_of_a_turn_moves_on_and_thawing_does_not_move_back():
     layer = built(InfiniConfig(**WIDE, banks=3, segments_per_bank=3))
-    state = freeze(layer(normal(1, 4, 8))[1], [0])
+    state = layer(normal(1, 4, 8))[1].with_frozen(True, [0])
     assert (state.bank.item(), state.counter.item()) == (1, 0)
-    assert unfreeze(state).bank.item() == 1 and unfreeze(freeze(state), [2]).bank.item() == 2
+    assert state.with_frozen(False).bank.item() == 1 and state.with_frozen(True).with_frozen(False, [2]).bank.item() == 2
     for bad in ([-1], [0, 3]):
-        with pytest.raises(ValueError, match=f'there is no bank {bad[-1] if bad[-1] > 0 else bad[0]}: this memory has 3'): freeze(state, bad)
-    with pytest.raises(ValueError, match='rows has 2 entries, this memory has 1 rows'): unfreeze(state, rows=torch.tensor([True, False]))
+        with pytest.raises(ValueError, match=f'there is no bank {bad[-1] if bad[-1] > 0 else bad[0]}: this memory has 3'): state.with_frozen(True, bad)
+    with pytest.raises(ValueError, match='rows has 2 entries, this memory has 1 rows'): state.with_frozen(False, rows=torch.tensor([True, False]))
 
 
 @kinds

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from memlab.data.corpus import Corpus, load_corpus, split
 from memlab.data.ordered import OrderedStream, stream_labels
+from memlab.data.recall import IGNORE
 from memlab.data.tokens import Batch, ByteTokenizer, TokenStore, held_out_windows, shift, streams, windows
 from memlab.eval.floors import frequencies
 from memlab.eval.perplexity import (Perplexity, chunk_split, counting_text, guard_gap, memory_of, oracle, parity, places, recombined, shared_ngrams,
@@ -16,7 +17,7 @@ from memlab.eval.perplexity import (Perplexity, chunk_split, counting_text, guar
 from memlab.nn.init import init_parameters
 from memlab.nn.lm import TransformerLM
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
-from memlab.train.losses import IGNORE, lm_loss
+from memlab.train.losses import lm_loss
 from memlab.train.loop import FitConfig, fit_model
 from memlab.train.optim import AdamWConfig
 from memlab.train.schedule import Constant

@@ -8,9 +8,8 @@ import torch
 from memlab.data.tokens import load_tokenizer
 from memlab.nn.adapter import adapt
 from memlab.nn.generate import generate
-from memlab.nn.lm import TransformerLM
 from memlab.nn.memory import fingerprint
-from memlab.nn.pythia import MEMORIES, PythiaConfig, create_model, neox_config, neox_name, safetensors_files
+from memlab.nn.pythia import MEMORIES, PythiaConfig, create_model, from_pretrained, neox_config, neox_name, safetensors_files
 
 SMALL = PythiaConfig(vocab_size=67, d_model=32, n_layers=3, n_heads=4, intermediate=48, std=.2)
 KINDS = [('pythia', {}), *((name, dict(segment=4, use_delta_rule=rule)) for name in MEMORIES for rule in (False, True))]
@@ -42,7 +41,7 @@ def theirs(folder, shape, **saving):
 @torch.no_grad()
 def test_logits_are_those_of_transformers(tmp_path, shape):
     want = theirs(tmp_path, shape)
-    got = TransformerLM.from_pretrained(tmp_path)
+    got = from_pretrained(tmp_path)
     ids = tokens(2, 50)
     assert (got(ids)[0] - want(ids).logits).abs().max() <= 1e-5
     assert sum(p.numel() for p in got.parameters()) == sum(p.numel() for p in want.parameters())
@@ -58,7 +57,7 @@ def test_older_config_shards_and_buffers_are_read(tmp_path):
     old = {n: v for n, v in said.items() if n != 'rope_parameters'} | dict(rotary_pct=.25, rotary_emb_base=10000)
     (tmp_path/'config.json').write_text(json.dumps(old))
     ids = tokens(2, 50)
-    assert (TransformerLM.from_pretrained(str(tmp_path))(ids)[0] - want(ids).logits).abs().max() <= 1e-5
+    assert (from_pretrained(str(tmp_path))(ids)[0] - want(ids).logits).abs().max() <= 1e-5
 
 
 def test_a_model_of_the_hub_is_fetched_at_its_revision_without_pickles(tmp_path, monkeypatch):
@@ -66,7 +65,7 @@ def test_a_model_of_the_hub_is_fetched_at_its_revision_without_pickles(tmp_path,
     theirs(tmp_path, SHAPES[0])
     asked = {}
     monkeypatch.setattr(hub, 'snapshot_download', lambda name, **said: asked.update(said, name=name) or str(tmp_path))
-    TransformerLM.from_pretrained('EleutherAI/pythia-70m', revision='step3000')
+    from_pretrained('EleutherAI/pythia-70m', revision='step3000')
     assert (asked['name'], asked['revision']) == ('EleutherAI/pythia-70m', 'step3000')
     assert not any(p.endswith('bin') for p in asked['allow_patterns'])
 
@@ -75,9 +74,9 @@ def test_without_the_hub_the_error_says_what_to_do(monkeypatch):
     hub = pytest.importorskip('huggingface_hub')
     def fails(name, **said): raise OSError('no network')
     monkeypatch.setattr(hub, 'snapshot_download', fails)
-    with pytest.raises(ValueError, match='could not be fetched from the hub: no network. Without a network, give a folder'): TransformerLM.from_pretrained('EleutherAI/pythia-70m')
+    with pytest.raises(ValueError, match='could not be fetched from the hub: no network. Without a network, give a folder'): from_pretrained('EleutherAI/pythia-70m')
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(ValueError, match='pip install huggingface_hub'): TransformerLM.from_pretrained('EleutherAI/pythia-70m')
+    with pytest.raises(ValueError, match='pip install huggingface_hub'): from_pretrained('EleutherAI/pythia-70m')
 
 
 @pytest.mark.parametrize('said', [dict(use_parallel_residual=False), dict(hidden_act='gelu_new'), dict(attention_bias=False), dict(attention_dropout=.1), dict(hidden_dropout=.1), dict(model_type='gpt2'),
@@ -101,7 +100,7 @@ def test_an_index_that_lies_is_refused(tmp_path, content, why):
 @pytest.mark.parametrize('content, why', [('{', 'config.json is not JSON'), ('[1]', 'config.json holds a list, expected a JSON object')])
 def test_a_config_that_is_no_object_is_refused(tmp_path, content, why):
     (tmp_path/'config.json').write_text(content)
-    with pytest.raises(ValueError, match=why): TransformerLM.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=why): from_pretrained(tmp_path)
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
@@ -140,7 +139,7 @@ def test_every_parameter_has_a_name_of_its_own():
 @torch.no_grad()
 def test_14_evaluation_uses_the_loaded_weights_and_leaves_them(tmp_path):
     theirs(tmp_path, SHAPES[0])
-    model = TransformerLM.from_pretrained(tmp_path)
+    model = from_pretrained(tmp_path)
     before, ids = fingerprint(model)['weights'], tokens(2, 20)
     generate(model, ids, 5, temperature=1.)
     assert fingerprint(model)['weights'] == before
@@ -160,9 +159,9 @@ def test_15_training_and_evaluation_compute_the_same(name, options):
 def test_29_an_adapter_begins_as_nothing_and_learns_at_once(tmp_path, memory, rule):
     "Before layer 0 of weights that were trained elsewhere: the same logits to the bit, and a gradient; with a share of 0 as the source had it, no gradient but its own."
     theirs(tmp_path, SHAPES[0])
-    base, ids = TransformerLM.from_pretrained(tmp_path), tokens(2, 23)
+    base, ids = from_pretrained(tmp_path), tokens(2, 23)
     for alpha, moving in ((1., {'mixer.out.weight'}), (0., {'alpha'})):
-        model = adapt(TransformerLM.from_pretrained(tmp_path), memory(d_model=32, n_heads=2, segment=8, rule=rule).build(), alpha=alpha)
+        model = adapt(from_pretrained(tmp_path), memory(d_model=32, n_heads=2, segment=8, rule=rule).build(), alpha=alpha)
         assert torch.equal(model(ids)[0], base(ids)[0])
         torch.nn.functional.cross_entropy(model(ids[:, :-1])[0].flatten(0, 1), ids[:, 1:].flatten()).backward()
         learning = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}

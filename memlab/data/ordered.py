@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -52,6 +51,29 @@ class OrderedStream:
 
     def __repr__(self): return f'OrderedStream({self.store}, {self.rows} rows of {self.length}, {self.steps:,} steps an epoch)'
 
+    def piece(self,
+              doc: int,               # number of the document
+              at: int,                # how many of its tokens were read before
+              ) -> tuple[np.ndarray, int]:  # length+1 tokens, and how many of them are labels that count
+        "The part of a document that a row reads in one step."
+        store, ids = self.store, np.full(self.length + 1, self.store.separator, np.int64)
+        if doc < 0: return ids, 0
+        start, end = store.starts[doc:doc+2]
+        labels = store.ids[start + at:min(start + at + self.length, end)]
+        if at: ids[0] = store.ids[start + at - 1]
+        ids[1:len(labels)+1] = labels
+        return ids, len(labels)
+
+    def batch(self,
+              step: int,       # from 0, without end
+              ) -> StreamBatch:  # ids (rows, length+1)
+        "What all rows read at a step."
+        if step < 0: raise ValueError(f'step={step}: steps count from 0')
+        epoch, place = divmod(step, self.steps)
+        doc, at = timetable(self, epoch)[:, :, place]
+        ids, valid = zip(*(self.piece(int(d), int(a)) for d, a in zip(doc, at)))
+        return StreamBatch(torch.from_numpy(np.stack(ids)), torch.from_numpy(doc.copy()), torch.from_numpy(at == 0), torch.tensor(valid))
+
 # %% ../../nbs/data/ordered.ipynb #11d5e422
 @lru_cache(maxsize=4)
 def timetable(
@@ -65,33 +87,6 @@ def timetable(
         n, begin = sizes.sum(), np.repeat(sizes.cumsum() - sizes, sizes)
         doc[:n], at[:n] = np.repeat(share, sizes), (np.arange(n) - begin) * stream.length
     return table
-
-# %% ../../nbs/data/ordered.ipynb #6e0ba526
-@patch
-def piece(self: OrderedStream,
-          doc: int,               # number of the document
-          at: int,                # how many of its tokens were read before
-          ) -> tuple[np.ndarray, int]:  # length+1 tokens, and how many of them are labels that count
-    "The part of a document that a row reads in one step."
-    store, ids = self.store, np.full(self.length + 1, self.store.separator, np.int64)
-    if doc < 0: return ids, 0
-    start, end = store.starts[doc:doc+2]
-    labels = store.ids[start + at:min(start + at + self.length, end)]
-    if at: ids[0] = store.ids[start + at - 1]
-    ids[1:len(labels)+1] = labels
-    return ids, len(labels)
-
-# %% ../../nbs/data/ordered.ipynb #ca6466ab
-@patch
-def batch(self: OrderedStream,
-          step: int,       # from 0, without end
-          ) -> StreamBatch:  # ids (rows, length+1)
-    "What all rows read at a step."
-    if step < 0: raise ValueError(f'step={step}: steps count from 0')
-    epoch, place = divmod(step, self.steps)
-    doc, at = timetable(self, epoch)[:, :, place]
-    ids, valid = zip(*(self.piece(int(d), int(a)) for d, a in zip(doc, at)))
-    return StreamBatch(torch.from_numpy(np.stack(ids)), torch.from_numpy(doc.copy()), torch.from_numpy(at == 0), torch.tensor(valid))
 
 # %% ../../nbs/data/ordered.ipynb #8d48fc98
 def stream_labels(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol,runtime_checkable
 
 import numpy as np, torch
-from fastcore.basics import patch
 from filelock import FileLock
 from jaxtyping import Bool,Int64,Integer
 from torch import Tensor
@@ -85,16 +84,13 @@ class FileTokenizer:
         loaded.encode_special_tokens = True
         loaded.no_truncation(); loaded.no_padding()
 
-# %% ../../nbs/data/tokens.ipynb #cb7c57bf
-@patch
-def encode(self:FileTokenizer, text:str) -> np.ndarray:
-    "The ids of `text`, without tokens around it."
-    return np.array(self.loaded.encode(text, add_special_tokens=False).ids, np.int64)
+    def encode(self, text:str) -> np.ndarray:
+        "The ids of `text`, without tokens around it."
+        return np.array(self.loaded.encode(text, add_special_tokens=False).ids, np.int64)
 
-@patch
-def decode(self:FileTokenizer, ids) -> str:
-    "The text of `ids`, special tokens spelt out."
-    return self.loaded.decode([int(i) for i in ids], skip_special_tokens=False)
+    def decode(self, ids) -> str:
+        "The text of `ids`, special tokens spelt out."
+        return self.loaded.decode([int(i) for i in ids], skip_special_tokens=False)
 
 # %% ../../nbs/data/tokens.ipynb #4e19b001
 def _train_bpe(corpus, size):

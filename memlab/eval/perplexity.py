@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MEMORY', 'EDGES', 'LEAK', 'LOST', 'places', 'stretch', 'reading', 'Span', 'spans', 'vocabulary',
-           'check_output', 'call_losses', 'Perplexity', 'check_protocol', 'select', 'Scored', 'in_order', 'memory_of',
-           'Part', 'parts', 'recombined', 'PerplexityScore', 'unigram_loss', 'guard_loss', 'weights_checksum',
-           'counting_text', 'oracle', 'chunk_split', 'shares_document', 'ngram_hashes', 'shared_ngrams', 'parity',
-           'guard_gap']
+           'check_output', 'call_losses', 'Perplexity', 'check_protocol', 'select', 'lanes', 'Scored', 'read_lanes',
+           'in_order', 'beginning', 'memory_of', 'Part', 'parts', 'recombined', 'PerplexityScore', 'unigram_loss',
+           'guard_loss', 'weights_checksum', 'protocol_record', 'counting_text', 'oracle', 'chunk_split',
+           'shares_document', 'ngram_hashes', 'shared_ngrams', 'parity', 'guard_gap']
 
 # %% ../../nbs/eval/perplexity.ipynb #522e7011
 import hashlib
@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..data.recall import IGNORE
 from ..data.tokens import Batch, TokenStore, shift
 from ..nn.memory import freeze
 from .floors import frequencies
 from .recall import device_of, is_lean, read, still
-from ..train.losses import IGNORE, linear_cross_entropy
+from ..train.losses import linear_cross_entropy
 
 # %% ../../nbs/eval/perplexity.ipynb #857737ff
 def places(text: TokenStore | Batch) -> np.ndarray:
@@ -129,6 +129,37 @@ class Perplexity:
         if self.memory is None: object.__setattr__(self, 'memory', 'on' if self.protocol == 'document' else 'reset')
         check_protocol(self)
 
+    def losses(self,
+               model: Callable,                # (ids) or (ids, memory) -> logits or (logits, memory)
+               text: TokenStore | Batch,
+               foreign: Any = None,            # of memory='foreign': the memory of one row, as `memory_of` makes it
+               ) -> tuple['Scored', int]:      # and the vocabulary
+        "What a model loses at every token of a text."
+        sizes, begin, found = places(text), beginning(self, model, foreign), []
+        todo = [(doc, lane) for doc, n in enumerate(sizes.tolist()) for lane in lanes(self, n, not hasattr(model, 'init_memory'))]
+        todo.sort(key=lambda x: x[1][0].begin - x[1][-1].end)
+        with still(model):
+            for group in (todo[i:i + self.rows] for i in range(0, len(todo), self.rows)):
+                found += read_lanes(self, model, text, group, begin(len(group)))
+        return in_order([scored for scored, _ in found], sizes, self.labels_by), found[0][1]
+
+    def score(self,
+              model: Callable,                   # (ids) or (ids, memory) -> logits or (logits, memory)
+              text: TokenStore | Batch,          # documents, or windows, each of them a document
+              train: TokenStore | None = None,   # where the frequencies of the unigram baseline are counted
+              foreign: Any = None,               # of memory='foreign': the memory of one row, as `memory_of` makes it
+              ) -> 'PerplexityScore':
+        "Score every token of a text once."
+        before = weights_checksum(model)
+        scored, v = self.losses(model, text, foreign)
+        if weights_checksum(model) != before: raise ValueError('the weights changed while the model was scored: call it in evaluation mode, without a learning step')
+        at, edges = scored.place % self.length if self.protocol == 'segment' else scored.place, torch.tensor(self.edges)
+        segment, unigram, nll = scored.place // self.length, unigram_loss(scored.label, v, train), scored.nll.mean().item()
+        if self.guard: guard_loss(nll, unigram, v)
+        return PerplexityScore(
+            nll=nll, tokens=len(scored.nll), documents=len(places(text)), uniform=math.log(v), unigram=unigram, weights=before, protocol=protocol_record(self, model, text, train),
+            by_position=parts(scored.nll, torch.bucketize(at, edges, right=True) - 1, edges), by_segment=parts(scored.nll, segment, torch.arange(int(segment.max()) + 1)))
+
 # %% ../../nbs/eval/perplexity.ipynb #036ee96d
 def check_protocol(p: Perplexity):
     "Refuse what has no meaning."
@@ -148,14 +179,15 @@ def select(
     "The memory of some rows."
     return tuple(state[rows] for state in memory) if isinstance(memory, tuple) else memory[rows]
 
-@patch
-def lanes(self: Perplexity,
-          n: int,         # places of a document
-          whole: bool,    # the model has no memory: a document cannot be read in pieces
-          ) -> list[list[Span]]:
+# %% ../../nbs/eval/perplexity.ipynb #f4e1c0a2
+def lanes(
+    p: Perplexity,
+    n: int,         # places of a document
+    whole: bool,    # the model has no memory: a document cannot be read in pieces
+) -> list[list[Span]]:
     "What is read with one memory, in the order in which it is read."
-    if self.memory != 'reset': return [[Span(0, n, 0)] if whole else spans(n, self.length, self.length)]
-    return [[s] for s in spans(n, self.length, self.stride or self.length)]
+    if p.memory != 'reset': return [[Span(0, n, 0)] if whole else spans(n, p.length, p.length)]
+    return [[s] for s in spans(n, p.length, p.stride or p.length)]
 
 # %% ../../nbs/eval/perplexity.ipynb #f75f6574
 class Scored(NamedTuple):
@@ -165,18 +197,20 @@ class Scored(NamedTuple):
     label: Int64[Tensor, 'n']   # the token
     nll: Float64[Tensor, 'n']   # nats
 
-@patch
-def read_lanes(self: Perplexity, model: Callable, text: TokenStore | Batch,
-               lanes: list[tuple[int, list[Span]]],  # document and spans, those with most spans first
-               memory: Any,                          # one row a lane; None: every call is fresh
-               ) -> Iterator[tuple[Scored, int]]:    # and the vocabulary
+def read_lanes(
+    p: Perplexity,
+    model: Callable,
+    text: TokenStore | Batch,
+    group: list[tuple[int, list[Span]]],  # documents and the spans of their lanes, those with most spans first
+    memory: Any,                          # one row a lane; None: every call is fresh
+) -> Iterator[tuple[Scored, int]]:        # and the vocabulary
     "Read lanes side by side."
-    for j in range(len(lanes[0][1])):
-        now = [(doc, lane[j]) for doc, lane in lanes if j < len(lane)]
+    for j in range(len(group[0][1])):
+        now = [(doc, lane[j]) for doc, lane in group if j < len(lane)]
         if memory is not None: memory = select(memory, slice(len(now)))
-        ids, labels = (pad_sequence(x, True, fill) for x, fill in zip(zip(*(reading(text, doc, *span, self.labels_by) for doc, span in now)), (0, IGNORE)))
+        ids, labels = (pad_sequence(x, True, fill) for x, fill in zip(zip(*(reading(text, doc, *span, p.labels_by) for doc, span in now)), (0, IGNORE)))
         nll, after, v = call_losses(model, ids.to(device_of(model)), labels, memory)
-        if memory is not None and after is None: raise ValueError(f'memory={self.memory!r}, but the model returned no memory: return (logits, memory)')
+        if memory is not None and after is None: raise ValueError(f'memory={p.memory!r}, but the model returned no memory: return (logits, memory)')
         memory, (row, at) = None if memory is None else after, (labels != IGNORE).nonzero(as_tuple=True)
         doc, begin = torch.tensor([(doc, span.begin) for doc, span in now]).T
         yield Scored(doc[row], begin[row] + at, labels[row, at], nll), v
@@ -196,32 +230,17 @@ def in_order(
     return Scored(doc[order], place[order], label[order], nll[order])
 
 # %% ../../nbs/eval/perplexity.ipynb #cd629ad5
-@patch
-def start(self: Perplexity,
-          model: Callable,
-          foreign: Any,           # the memory of one row; None if there is none
-          ) -> Callable[[int], Any]:  # from a number of rows to the memory they begin with
+def beginning(
+    p: Perplexity,
+    model: Callable,
+    foreign: Any,           # the memory of one row; None if there is none
+) -> Callable[[int], Any]:  # from a number of rows to the memory they begin with
     "What documents begin with."
-    if (foreign is None) == (self.memory == 'foreign'): raise ValueError(f"memory={self.memory!r}, foreign {'missing' if foreign is None else 'given'}: memory='foreign' and score(..., foreign=memory of one row) go together")
-    if self.memory in ('foreign', 'off') and not hasattr(model, 'init_memory'): raise ValueError(f'memory={self.memory!r} needs model.init_memory(batch) and model(ids, memory) -> (logits, memory): this model has no init_memory')
-    if self.memory == 'foreign': return lambda rows: select(foreign, torch.zeros(rows, dtype=torch.int64))
-    if self.memory == 'off': return lambda rows: freeze(model.init_memory(rows))
-    return model.init_memory if self.memory == 'on' and hasattr(model, 'init_memory') else lambda rows: None
-
-@patch
-def losses(self: Perplexity,
-           model: Callable,                # (ids) or (ids, memory) -> logits or (logits, memory)
-           text: TokenStore | Batch,
-           foreign: Any = None,            # of memory='foreign': the memory of one row, as `memory_of` makes it
-           ) -> tuple[Scored, int]:        # and the vocabulary
-    "What a model loses at every token of a text."
-    sizes, begin, found = places(text), self.start(model, foreign), []
-    todo = [(doc, lane) for doc, n in enumerate(sizes.tolist()) for lane in self.lanes(n, not hasattr(model, 'init_memory'))]
-    todo.sort(key=lambda x: x[1][0].begin - x[1][-1].end)
-    with still(model):
-        for group in (todo[i:i + self.rows] for i in range(0, len(todo), self.rows)):
-            found += self.read_lanes(model, text, group, begin(len(group)))
-    return in_order([scored for scored, _ in found], sizes, self.labels_by), found[0][1]
+    if (foreign is None) == (p.memory == 'foreign'): raise ValueError(f"memory={p.memory!r}, foreign {'missing' if foreign is None else 'given'}: memory='foreign' and score(..., foreign=memory of one row) go together")
+    if p.memory in ('foreign', 'off') and not hasattr(model, 'init_memory'): raise ValueError(f'memory={p.memory!r} needs model.init_memory(batch) and model(ids, memory) -> (logits, memory): this model has no init_memory')
+    if p.memory == 'foreign': return lambda rows: select(foreign, torch.zeros(rows, dtype=torch.int64))
+    if p.memory == 'off': return lambda rows: freeze(model.init_memory(rows))
+    return model.init_memory if p.memory == 'on' and hasattr(model, 'init_memory') else lambda rows: None
 
 # %% ../../nbs/eval/perplexity.ipynb #65afadcd
 def memory_of(
@@ -311,30 +330,11 @@ def weights_checksum(model: Callable) -> str | None:  # 12 hexadecimal digits; N
     return digest.hexdigest()[:12]
 
 # %% ../../nbs/eval/perplexity.ipynb #d8282df6
-@patch
-def record(self: Perplexity, model: Callable, text: TokenStore | Batch, train: TokenStore | None) -> dict:
+def protocol_record(p: Perplexity, model: Callable, text: TokenStore | Batch, train: TokenStore | None) -> dict:
     "The whole protocol as plain values."
     mark = lambda t: t.fingerprint if isinstance(t, TokenStore) else hashlib.sha256(np.ascontiguousarray(t.ids)).hexdigest()[:12]
-    whole = self.memory != 'reset' and not hasattr(model, 'init_memory')
-    return asdict(self) | dict(text=mark(text), tokenizer=getattr(text, 'tokenizer', None), unigram_of=mark(text if train is None else train), reads='each document in one call' if whole else f'up to {self.length} tokens a call')
-
-@patch
-def score(self: Perplexity,
-          model: Callable,                   # (ids) or (ids, memory) -> logits or (logits, memory)
-          text: TokenStore | Batch,          # documents, or windows, each of them a document
-          train: TokenStore | None = None,   # where the frequencies of the unigram baseline are counted
-          foreign: Any = None,               # of memory='foreign': the memory of one row, as `memory_of` makes it
-          ) -> PerplexityScore:
-    "Score every token of a text once."
-    before = weights_checksum(model)
-    scored, v = self.losses(model, text, foreign)
-    if weights_checksum(model) != before: raise ValueError('the weights changed while the model was scored: call it in evaluation mode, without a learning step')
-    at, edges = scored.place % self.length if self.protocol == 'segment' else scored.place, torch.tensor(self.edges)
-    segment, unigram, nll = scored.place // self.length, unigram_loss(scored.label, v, train), scored.nll.mean().item()
-    if self.guard: guard_loss(nll, unigram, v)
-    return PerplexityScore(
-        nll=nll, tokens=len(scored.nll), documents=len(places(text)), uniform=math.log(v), unigram=unigram, weights=before, protocol=self.record(model, text, train),
-        by_position=parts(scored.nll, torch.bucketize(at, edges, right=True) - 1, edges), by_segment=parts(scored.nll, segment, torch.arange(int(segment.max()) + 1)))
+    whole = p.memory != 'reset' and not hasattr(model, 'init_memory')
+    return asdict(p) | dict(text=mark(text), tokenizer=getattr(text, 'tokenizer', None), unigram_of=mark(text if train is None else train), reads='each document in one call' if whole else f'up to {p.length} tokens a call')
 
 # %% ../../nbs/eval/perplexity.ipynb #0c6c5967
 def counting_text(

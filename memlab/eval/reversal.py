@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fastcore.basics import patch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
@@ -139,28 +138,27 @@ class Ranking:
     right: Int64[Tensor, 'n']      # the candidate that answers the prompt
     candidates: tuple[str, ...]
 
-# %% ../../nbs/eval/reversal.ipynb #c43ba801
-@patch(as_prop=True)
-def places(self: Ranking) -> tuple[Int64[Tensor, 'n'], Int64[Tensor, 'n']]:
-    "How many candidates are better than the right one, and how many as good, itself included; what is no number is worst."
-    logp = self.logp.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-    own = logp.gather(1, self.right[:, None])
-    return (logp > own).sum(1), (logp == own).sum(1)
+    @property
+    def places(self) -> tuple[Int64[Tensor, 'n'], Int64[Tensor, 'n']]:
+        "How many candidates are better than the right one, and how many as good, itself included; what is no number is worst."
+        logp = self.logp.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        own = logp.gather(1, self.right[:, None])
+        return (logp > own).sum(1), (logp == own).sum(1)
 
-@patch(as_prop=True)
-def reciprocal(self: Ranking) -> Float64[Tensor, 'n']:
-    "The reciprocal rank of each right answer, its mean over the orders of equals."
-    (better, equal), m = self.places, self.logp.shape[1]
-    harmonic = torch.cat([torch.zeros(1), 1 / torch.arange(1, m + 1, dtype=torch.float64)]).cumsum(0)
-    return (harmonic[better + equal] - harmonic[better]) / equal
+    @property
+    def reciprocal(self) -> Float64[Tensor, 'n']:
+        "The reciprocal rank of each right answer, its mean over the orders of equals."
+        (better, equal), m = self.places, self.logp.shape[1]
+        harmonic = torch.cat([torch.zeros(1), 1 / torch.arange(1, m + 1, dtype=torch.float64)]).cumsum(0)
+        return (harmonic[better + equal] - harmonic[better]) / equal
+
+    @property
+    def hits(self) -> Float64[Tensor, 'n']:
+        "The chance of each right answer to be first."
+        better, equal = self.places
+        return (better == 0) / equal.double()
 
 # %% ../../nbs/eval/reversal.ipynb #ae6346c1
-@patch(as_prop=True)
-def hits(self: Ranking) -> Float64[Tensor, 'n']:
-    "The chance of each right answer to be first."
-    better, equal = self.places
-    return (better == 0) / equal.double()
-
 def chance_mrr(m: int) -> float:
     "Mean reciprocal rank of a random order of `m` candidates: H_m / m."
     return sum(1 / k for k in range(1, m + 1)) / m

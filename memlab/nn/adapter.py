@@ -7,7 +7,6 @@ __all__ = ['Adapter', 'adapt']
 
 # %% ../../nbs/nn/adapter.ipynb #9d7dff5e
 import torch
-from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -37,23 +36,20 @@ class Adapter(nn.Module):
         "Numbers held per row after `t` tokens."
         return self.mixer.state_size(t)
 
-# %% ../../nbs/nn/adapter.ipynb #6879c3dc
-@patch
-def forward(self: Adapter,
-            x: Float[Tensor, 'b t c'],      # stream
-            state: State | None = None,     # None: a fresh sequence
-            ) -> tuple[Tensor, State]:      # b t c, and the state after these tokens
-    "x + α mixer(LN x)"
-    y, state = self.mixer(self.norm(x), state)
-    return x + self.alpha * y, state
+    def forward(self,
+                x: Float[Tensor, 'b t c'],      # stream
+                state: State | None = None,     # None: a fresh sequence
+                ) -> tuple[Tensor, State]:      # b t c, and the state after these tokens
+        "x + α mixer(LN x)"
+        y, state = self.mixer(self.norm(x), state)
+        return x + self.alpha * y, state
 
 # %% ../../nbs/nn/adapter.ipynb #59e0229a
 def adapt(
     model: TransformerLM,   # changed in place
     mixer: nn.Module,       # not yet initialised
     at: int = 0,            # the layer it stands in front of
-    *,
-    alpha: float = 1.,      # initial share of the mixer; with 0 `out` is drawn like the rest
+    *, alpha: float = 1.,   # initial share of the mixer; with 0 `out` is drawn like the rest
     frozen: bool = True,    # only the adapter is trained
     seed: int = 0,
     std: float = .02,       # of the mixer's initial matrices

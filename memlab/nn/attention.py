@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN', 'KERNELS', 'HEAD_SCALE', 'KVState', 'causal_bias', 'visible', 'token_positions', 'rotate', 'PositionState',
-           'LearnedPositions', 'softmax_weights', 'linear', 'CausalAttention', 'project_out']
+           'LearnedPositions', 'softmax_weights', 'mix_fused', 'mix_explicit', 'project_out', 'linear',
+           'check_sequence', 'CausalAttention']
 
 # %% ../../nbs/nn/attention.ipynb #6ee40886
 import math
@@ -14,7 +15,6 @@ from typing import Sequence
 
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -107,18 +107,16 @@ class LearnedPositions(nn.Module):
         "Numbers held per row after `t` tokens."
         return 1
 
-# %% ../../nbs/nn/attention.ipynb #cfdbeb06
-@patch
-def forward(self: LearnedPositions,
-            x: Float[Tensor, 'b t c'],          # embeddings
-            state: PositionState | None = None,  # None: all rows start here
-            ) -> tuple[Tensor, PositionState]:
-    "x + P[position]; a sequence longer than the table is an error."
-    b, t, _ = x.shape
-    last = t if state is None else t + int(state.seen.max())
-    if last > len(self.weight): raise ValueError(f'{last} positions were asked for, the table holds {len(self.weight)}: raise max_len or cut the sequence')
-    at = token_positions(t, None if state is None else state.seen, x.device)
-    return x + self.weight[at], PositionState((state or self.init_state(b)).seen + t)
+    def forward(self,
+                x: Float[Tensor, 'b t c'],          # embeddings
+                state: PositionState | None = None,  # None: all rows start here
+                ) -> tuple[Tensor, PositionState]:
+        "x + P[position]; a sequence longer than the table is an error."
+        b, t, _ = x.shape
+        last = t if state is None else t + int(state.seen.max())
+        if last > len(self.weight): raise ValueError(f'{last} positions were asked for, the table holds {len(self.weight)}: raise max_len or cut the sequence')
+        at = token_positions(t, None if state is None else state.seen, x.device)
+        return x + self.weight[at], PositionState((state or self.init_state(b)).seen + t)
 
 # %% ../../nbs/nn/attention.ipynb #51169812
 OWN = ('keep', 'mask', 'delete', 'project')
@@ -137,8 +135,42 @@ def softmax_weights(
     if sink is not None: w = w * (scores.logsumexp(-1, keepdim=True) - sink[:, None, None]).sigmoid()
     return w.masked_fill(diagonal, 0.) if own in ('mask', 'delete') else w
 
-# %% ../../nbs/nn/attention.ipynb #41c7b951
+# %% ../../nbs/nn/attention.ipynb #e2b17d38
 KERNELS = ('explicit', 'fused')
+
+def mix_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    "Weighted means of the values, by PyTorch's kernel."
+    q, k, v = (rearrange(u, 'b s h d -> b h s d') for u in (q, k, v))
+    mask = None if bias is None else bias[:, None].to(q.dtype)
+    return rearrange(F.scaled_dot_product_attention(q, k, v, mask, is_causal=bias is None), 'b h t d -> b t h d')
+
+def mix_explicit(
+    q: Tensor, k: Tensor, v: Tensor,         # b t h d, b s h d, b s h d (or b s 1 c without a value matrix)
+    bias: Tensor | None,                     # b t s, 0 or -inf; None: the causal triangle
+    own: str = 'keep',                       # one of `OWN`
+    sink: Float[Tensor, 'h'] | None = None,  # logit of an empty key, one a head
+    summed: float | None = None,             # without a value matrix: the factor of the sum over heads
+) -> Tensor:                                 # b t h d, or b t 1 c without a value matrix
+    "Weighted means of the values, by three products."
+    b, t, h, d = q.shape
+    if bias is None: bias = causal_bias(t, q.dtype, q.device).expand(b * h, t, t)
+    else: bias = bias.to(q.dtype).repeat_interleave(h, 0)
+    q, k = rearrange(q, 'b t h d -> (b h) t d'), rearrange(k, 'b s h d -> (b h) d s')
+    scores = torch.baddbmm(bias, q, k, alpha=d ** -0.5)
+    w = softmax_weights(rearrange(scores, '(b h) t s -> b h t s', h=h), own, sink)
+    if summed is not None: return torch.bmm(w.sum(1) * summed, v[:, :, 0])[:, :, None]
+    return rearrange(torch.bmm(w.flatten(0, 1), rearrange(v, 'b s h d -> (b h) s d')), '(b h) t d -> b t h d', h=h)
+
+# %% ../../nbs/nn/attention.ipynb #6b87c5e3
+def project_out(
+    o: Float[Tensor, 'b t h d'],  # result of attention
+    v: Float[Tensor, 'b t h d'],  # each token's own value
+) -> Float[Tensor, 'b t h d']:
+    "Remove from `o` its component along `v`."
+    u = F.normalize(v.to(o.dtype), dim=-1)
+    return o - (o * u).sum(-1, keepdim=True) * u
+
+# %% ../../nbs/nn/attention.ipynb #41c7b951
 HEAD_SCALE = {'sum': lambda h: 1., 'mean': lambda h: 1 / h, 'sqrt': lambda h: h ** -0.5}
 
 def linear(d_in: int, d_out: int, bias: bool = True, fill: float = 0.) -> nn.Linear:
@@ -146,6 +178,17 @@ def linear(d_in: int, d_out: int, bias: bool = True, fill: float = 0.) -> nn.Lin
     layer = nn.Linear(d_in, d_out, bias=bias)
     if bias: nn.init.constant_(layer.bias, fill)
     return layer
+
+# %% ../../nbs/nn/attention.ipynb #30bc2009
+def check_sequence(x: Tensor, state: KVState | None, d_model: int, n_heads: int):
+    "Refuse inputs and states that are not a layer's of this width."
+    c = d_model
+    if x.shape[-1] != c: raise ValueError(f'x has width {x.shape[-1]}, this layer has d_model={c}: pass (batch, time, {c})')
+    if state is None: return
+    want = (len(x), n_heads, c // n_heads)
+    if not isinstance(state, KVState): raise ValueError(f'state is a {type(state).__name__}, attention needs a KVState: call init_state({len(x)})')
+    got = (state.batch, *state.k.shape[2:])
+    if got != want: raise ValueError(f'state has (batch, heads, width of a head) {got}, expected {want}: it belongs to another batch or layer')
 
 # %% ../../nbs/nn/attention.ipynb #9f0a0ba6
 class CausalAttention(nn.Module):
@@ -175,97 +218,52 @@ class CausalAttention(nn.Module):
         self.out = linear(d_model, d_model, bias, out_fill) if values else None
         self.sink = nn.Parameter(torch.zeros(n_heads)) if sink else None
 
-# %% ../../nbs/nn/attention.ipynb #71d96416
-@patch
-def project(self: CausalAttention,
-            x: Float[Tensor, 'b t c'],           # what the scores are computed from
-            at: Tensor | None,                   # positions, for RoPE
-            source: Float[Tensor, 'b t c'],      # what the values are computed from
-            ) -> tuple[Tensor, Tensor, Tensor]:  # q and k: b t h d; v: b t h d, or b t 1 c without matrices
-    "Queries, keys and values."
-    c, heads = x.shape[-1], lambda u: rearrange(u, 'b t (h d) -> b t h d', h=self.n_heads)
-    if self.out is None: (q, k), v = self.qkv(x).chunk(2, -1), source[:, :, None]
-    elif source is x: q, k, v = self.qkv(x).chunk(3, -1)
-    else:
-        w, bias = self.qkv.weight, self.qkv.bias
-        q, k = F.linear(x, w[:2*c], None if bias is None else bias[:2*c]).chunk(2, -1)
-        v = F.linear(source, w[2*c:], None if bias is None else bias[2*c:])
-    q, k = heads(q), heads(k)
-    if self.positions == 'rope': q, k = rotate(q, at), rotate(k, at)
-    return q, k, v if self.out is None else heads(v)
+    def project(self,
+                x: Float[Tensor, 'b t c'],           # what the scores are computed from
+                at: Tensor | None,                   # positions, for RoPE
+                source: Float[Tensor, 'b t c'],      # what the values are computed from
+                ) -> tuple[Tensor, Tensor, Tensor]:  # q and k: b t h d; v: b t h d, or b t 1 c without matrices
+        "Queries, keys and values."
+        c, heads = x.shape[-1], lambda u: rearrange(u, 'b t (h d) -> b t h d', h=self.n_heads)
+        if self.out is None: (q, k), v = self.qkv(x).chunk(2, -1), source[:, :, None]
+        elif source is x: q, k, v = self.qkv(x).chunk(3, -1)
+        else:
+            w, bias = self.qkv.weight, self.qkv.bias
+            q, k = F.linear(x, w[:2*c], None if bias is None else bias[:2*c]).chunk(2, -1)
+            v = F.linear(source, w[2*c:], None if bias is None else bias[2*c:])
+        q, k = heads(q), heads(k)
+        if self.positions == 'rope': q, k = rotate(q, at), rotate(k, at)
+        return q, k, v if self.out is None else heads(v)
 
-# %% ../../nbs/nn/attention.ipynb #e2b17d38
-@patch
-def mix(self: CausalAttention,
-        q: Tensor, k: Tensor, v: Tensor,   # b t h d, b s h d, b s h d (or b s 1 c)
-        bias: Tensor | None,               # b t s, 0 or -inf; None: the causal triangle
-        ) -> Tensor:                       # b t h d, or b t 1 c without matrices
-    "Weighted means of the values."
-    if self.kernel == 'fused':
-        q, k, v = (rearrange(u, 'b s h d -> b h s d') for u in (q, k, v))
-        mask = None if bias is None else bias[:, None].to(q.dtype)
-        return rearrange(F.scaled_dot_product_attention(q, k, v, mask, is_causal=bias is None), 'b h t d -> b t h d')
-    b, t, h, d = q.shape
-    if bias is None: bias = causal_bias(t, q.dtype, q.device).expand(b * h, t, t)
-    else: bias = bias.to(q.dtype).repeat_interleave(h, 0)
-    q, k = rearrange(q, 'b t h d -> (b h) t d'), rearrange(k, 'b s h d -> (b h) d s')
-    scores = torch.baddbmm(bias, q, k, alpha=d ** -0.5)
-    w = softmax_weights(rearrange(scores, '(b h) t s -> b h t s', h=h), self.own, self.sink)
-    if self.out is None: return torch.bmm(w.sum(1) * self.head_scale, v[:, :, 0])[:, :, None]
-    return rearrange(torch.bmm(w.flatten(0, 1), rearrange(v, 'b s h d -> (b h) s d')), '(b h) t d -> b t h d', h=h)
+    def forward(self,
+                x: Float[Tensor, 'b t c'],            # queries and keys are computed from this
+                state: KVState | None = None,         # None: a fresh sequence
+                source: Float[Tensor, 'b t c'] | None = None,  # values are computed from this (default: x)
+                ) -> tuple[Tensor, KVState]:          # b t c and the state after these tokens
+        "Attend over everything seen so far."
+        check_sequence(x, state, self.qkv.weight.shape[1], self.n_heads)
+        b, t, _ = x.shape
+        seen = None if state is None else state.seen
+        at = token_positions(t, seen, x.device) if self.positions == 'rope' else None
+        q, k, v = self.project(x, at, x if source is None else source)
+        keys, values, bias = k, v, None
+        if state is not None:
+            keys, values = torch.cat([state.k.to(k.dtype), k], 1), torch.cat([state.v.to(v.dtype), v], 1)
+            bias = x.new_zeros(b, t, keys.shape[1]).masked_fill_(~visible(t, seen, keys.shape[1]), -math.inf)
+        if self.kernel == 'fused': o = mix_fused(q, keys, values, bias)
+        else: o = mix_explicit(q, keys, values, bias, self.own, self.sink, self.head_scale if self.out is None else None)
+        if self.own == 'project': o = project_out(o, v)
+        y = rearrange(o, 'b t h d -> b t (h d)')
+        seen = torch.full((b,), t, device=x.device) if state is None else seen + t
+        return y if self.out is None else self.out(y), KVState(keys, values, seen)
 
-# %% ../../nbs/nn/attention.ipynb #6b87c5e3
-def project_out(
-    o: Float[Tensor, 'b t h d'],  # result of attention
-    v: Float[Tensor, 'b t h d'],  # each token's own value
-) -> Float[Tensor, 'b t h d']:
-    "Remove from `o` its component along `v`."
-    u = F.normalize(v.to(o.dtype), dim=-1)
-    return o - (o * u).sum(-1, keepdim=True) * u
+    def init_state(self, batch: int) -> KVState:
+        "Nothing seen yet."
+        w, h = self.qkv.weight, self.n_heads
+        c = w.shape[1]
+        v = w.new_zeros(batch, 0, 1, c) if self.out is None else w.new_zeros(batch, 0, h, c // h)
+        return KVState(w.new_zeros(batch, 0, h, c // h), v, torch.zeros(batch, dtype=torch.long, device=w.device))
 
-# %% ../../nbs/nn/attention.ipynb #2fce5b16
-@patch
-def forward(self: CausalAttention,
-            x: Float[Tensor, 'b t c'],            # queries and keys are computed from this
-            state: KVState | None = None,         # None: a fresh sequence
-            source: Float[Tensor, 'b t c'] | None = None,  # values are computed from this (default: x)
-            ) -> tuple[Tensor, KVState]:          # b t c and the state after these tokens
-    "Attend over everything seen so far."
-    self._check(x, state)
-    b, t, _ = x.shape
-    seen = None if state is None else state.seen
-    at = token_positions(t, seen, x.device) if self.positions == 'rope' else None
-    q, k, v = self.project(x, at, x if source is None else source)
-    keys, values, bias = k, v, None
-    if state is not None:
-        keys, values = torch.cat([state.k.to(k.dtype), k], 1), torch.cat([state.v.to(v.dtype), v], 1)
-        bias = x.new_zeros(b, t, keys.shape[1]).masked_fill_(~visible(t, seen, keys.shape[1]), -math.inf)
-    o = self.mix(q, keys, values, bias)
-    if self.own == 'project': o = project_out(o, v)
-    y = rearrange(o, 'b t h d -> b t (h d)')
-    seen = torch.full((b,), t, device=x.device) if state is None else seen + t
-    return y if self.out is None else self.out(y), KVState(keys, values, seen)
-
-# %% ../../nbs/nn/attention.ipynb #30bc2009
-@patch
-def init_state(self: CausalAttention, batch: int) -> KVState:
-    "Nothing seen yet."
-    w, h = self.qkv.weight, self.n_heads
-    c = w.shape[1]
-    v = w.new_zeros(batch, 0, 1, c) if self.out is None else w.new_zeros(batch, 0, h, c // h)
-    return KVState(w.new_zeros(batch, 0, h, c // h), v, torch.zeros(batch, dtype=torch.long, device=w.device))
-
-@patch
-def state_size(self: CausalAttention, t: int) -> int:
-    "Numbers held per row after `t` tokens."
-    return 2 * self.qkv.weight.shape[1] * t + 1
-
-@patch
-def _check(self: CausalAttention, x: Tensor, state: KVState | None):
-    c = self.qkv.weight.shape[1]
-    if x.shape[-1] != c: raise ValueError(f'x has width {x.shape[-1]}, this layer has d_model={c}: pass (batch, time, {c})')
-    if state is None: return
-    want = (len(x), self.n_heads, c // self.n_heads)
-    if not isinstance(state, KVState): raise ValueError(f'state is a {type(state).__name__}, attention needs a KVState: call init_state({len(x)})')
-    got = (state.batch, *state.k.shape[2:])
-    if got != want: raise ValueError(f'state has (batch, heads, width of a head) {got}, expected {want}: it belongs to another batch or layer')
+    def state_size(self, t: int) -> int:
+        "Numbers held per row after `t` tokens."
+        return 2 * self.qkv.weight.shape[1] * t + 1

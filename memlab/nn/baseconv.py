@@ -9,7 +9,6 @@ __all__ = ['BaseConvConfig', 'BaseConv']
 from dataclasses import dataclass
 
 import torch
-from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -48,14 +47,12 @@ class BaseConv(nn.Module):
         "Numbers held per row after `t` tokens, the count included."
         return self.conv.past * self.conv.channels + 1
 
-# %% ../../nbs/nn/baseconv.ipynb #06e79068
-@patch
-def forward(self: BaseConv,
-            u: Float[Tensor, 'b t c'],             # input
-            state: MixerState | None = None,       # None: a fresh sequence
-            ) -> tuple[Tensor, MixerState]:        # b t c, and the state after these tokens
-    "Convolve, gate, add."
-    check_input(self, u, state)
-    past = self.init_state(len(u)) if state is None else state
-    y, conv = self.conv(u, past.conv)
-    return y * self.gate(u) + u, MixerState(conv, past.seen + u.shape[1])
+    def forward(self,
+                u: Float[Tensor, 'b t c'],             # input
+                state: MixerState | None = None,       # None: a fresh sequence
+                ) -> tuple[Tensor, MixerState]:        # b t c, and the state after these tokens
+        "Convolve, gate, add."
+        check_input(self, u, state)
+        past = self.init_state(len(u)) if state is None else state
+        y, conv = self.conv(u, past.conv)
+        return y * self.gate(u) + u, MixerState(conv, past.seen + u.shape[1])

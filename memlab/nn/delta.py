@@ -10,7 +10,6 @@ __all__ = ['SPAN', 'FORMS', 'delta_recurrent', 'writes', 'delta_span', 'delta_ch
 from dataclasses import dataclass
 
 import torch
-from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -144,6 +143,18 @@ class DeltaNet(Mixer):
         "Nothing fades."
         return None
 
+    def beta(self, x: Float[Tensor, 'b t c']) -> Float[Tensor, 'b t h']:
+        "Rate of writing, one a head."
+        c = self.config
+        if self.rate is None: return x.new_ones(*x.shape[:2], c.n_heads)
+        return (self.rate(x) / c.temperature).sigmoid() * (1 + c.negative)
+
+    def mix(self, x, q, k, v, past):
+        "Correct what the keys hold, read with the queries."
+        c = self.config
+        o, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, self.beta(x), self.log_decay(x), past.S, chunk=c.chunk)
+        return o, dict(S=S)
+
 # %% ../../nbs/nn/delta.ipynb #01b4d85c
 class GatedDeltaNet(DeltaNet):
     "The same with a decay a head that depends on the input."
@@ -154,18 +165,3 @@ class GatedDeltaNet(DeltaNet):
 
     def log_decay(self, x):
         return self.decay(x)[1]
-
-# %% ../../nbs/nn/delta.ipynb #622bf35d
-@patch
-def beta(self: DeltaNet, x: Float[Tensor, 'b t c']) -> Float[Tensor, 'b t h']:
-    "Rate of writing, one a head."
-    c = self.config
-    if self.rate is None: return x.new_ones(*x.shape[:2], c.n_heads)
-    return (self.rate(x) / c.temperature).sigmoid() * (1 + c.negative)
-
-@patch
-def mix(self: DeltaNet, x, q, k, v, past):
-    "Correct what the keys hold, read with the queries."
-    c = self.config
-    o, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, self.beta(x), self.log_decay(x), past.S, chunk=c.chunk)
-    return o, dict(S=S)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -138,16 +137,14 @@ class LinearAttention(Mixer):
         "Nothing fades."
         return None
 
-# %% ../../nbs/nn/linear.ipynb #e715a2bc
-@patch
-def mix(self: LinearAttention, x, q, k, v, past):
-    "Add what is new, read with the queries."
-    c = self.config
-    if self.divides: v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-    else: q = q * c.features ** -.5
-    o, S = precise(self.FORMS[c.form], q, k, v, self.log_decay(x), past.S, chunk=c.chunk)
-    if self.divides: o = o[..., :-1] / (o[..., -1:] + 1e-6)
-    return o, dict(S=S)
+    def mix(self, x, q, k, v, past):
+        "Add what is new, read with the queries."
+        c = self.config
+        if self.divides: v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        else: q = q * c.features ** -.5
+        o, S = precise(self.FORMS[c.form], q, k, v, self.log_decay(x), past.S, chunk=c.chunk)
+        if self.divides: o = o[..., :-1] / (o[..., -1:] + 1e-6)
+        return o, dict(S=S)
 
 # %% ../../nbs/nn/linear.ipynb #1dcde5f8
 @dataclass(frozen=True, kw_only=True)

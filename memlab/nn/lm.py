@@ -9,7 +9,6 @@ __all__ = ['Memory', 'TransformerLM', 'residual_lm', 'ResidualLMConfig']
 from dataclasses import dataclass
 from typing import Sequence
 
-from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -17,6 +16,9 @@ from .attention import LearnedPositions
 from .blocks import BlockConfig, Tap, make_norm, stack
 from .init import init_parameters
 from .state import State
+
+# %% ../../nbs/nn/lm.ipynb #b3cc324e
+Memory = tuple[State, ...]
 
 # %% ../../nbs/nn/lm.ipynb #3071021e
 class TransformerLM(nn.Module):
@@ -46,66 +48,54 @@ class TransformerLM(nn.Module):
         "Everything that holds a state, in order."
         return ([] if self.positions is None else [self.positions]) + list(self.layers)
 
-# %% ../../nbs/nn/lm.ipynb #b3cc324e
-Memory = tuple[State, ...]
+    def init_memory(self, batch: int) -> Memory:
+        "An empty memory for `batch` rows."
+        return tuple(s.init_state(batch) for s in self.stages)
 
-@patch
-def init_memory(self: TransformerLM, batch: int) -> Memory:
-    "An empty memory for `batch` rows."
-    return tuple(s.init_state(batch) for s in self.stages)
+    def state_size(self, t: int) -> int:
+        "Numbers held per row after `t` tokens."
+        return sum(s.state_size(t) for s in self.stages)
 
-@patch
-def state_size(self: TransformerLM, t: int) -> int:
-    "Numbers held per row after `t` tokens."
-    return sum(s.state_size(t) for s in self.stages)
+    def streams(self,
+                ids: Int[Tensor, 'b t'],        # tokens
+                memory: Memory | None = None,   # None: fresh sequences
+                tap: Tap | None = None,         # sees each layer's tensors
+                local: bool = False,            # detach the stream between layers
+                ) -> tuple[list[Tensor], Memory]:  # r_0 .. r_L, each b t c, and the memory after these tokens
+        "The residual stream after the embedding and after every layer."
+        self.check(ids, memory)
+        states = list(memory or [None] * len(self.stages))
+        r, after = self.embed(ids), []
+        if self.positions is not None:
+            r, s = self.positions(r, states.pop(0))
+            after.append(s)
+        rs = [r]
+        for layer, state in zip(self.layers, states):
+            r = r.detach() if local and len(rs) > 1 else r
+            r, s = layer(r, state) if tap is None else layer(r, state, tap=tap)
+            rs.append(r); after.append(s)
+        return rs, tuple(after)
 
-# %% ../../nbs/nn/lm.ipynb #0bd447b9
-@patch
-def streams(self: TransformerLM,
-            ids: Int[Tensor, 'b t'],        # tokens
-            memory: Memory | None = None,   # None: fresh sequences
-            tap: Tap | None = None,         # sees each layer's tensors
-            local: bool = False,            # detach the stream between layers
-            ) -> tuple[list[Tensor], Memory]:  # r_0 .. r_L, each b t c, and the memory after these tokens
-    "The residual stream after the embedding and after every layer."
-    self.check(ids, memory)
-    states = list(memory or [None] * len(self.stages))
-    r, after = self.embed(ids), []
-    if self.positions is not None:
-        r, s = self.positions(r, states.pop(0))
-        after.append(s)
-    rs = [r]
-    for layer, state in zip(self.layers, states):
-        r = r.detach() if local and len(rs) > 1 else r
-        r, s = layer(r, state) if tap is None else layer(r, state, tap=tap)
-        rs.append(r); after.append(s)
-    return rs, tuple(after)
+    def features(self,
+                 ids: Int[Tensor, 'b t'],       # tokens
+                 memory: Memory | None = None,  # None: fresh sequences
+                 ) -> tuple[Float[Tensor, 'b t c'], Memory]:
+        "What the readout sees; losses start here."
+        rs, memory = self.streams(ids, memory)
+        return self.norm(rs[-1]), memory
 
-# %% ../../nbs/nn/lm.ipynb #1a59b39b
-@patch
-def features(self: TransformerLM,
-             ids: Int[Tensor, 'b t'],       # tokens
-             memory: Memory | None = None,  # None: fresh sequences
-             ) -> tuple[Float[Tensor, 'b t c'], Memory]:
-    "What the readout sees. Losses start here, so that nobody needs all the logits."
-    rs, memory = self.streams(ids, memory)
-    return self.norm(rs[-1]), memory
+    def forward(self,
+                ids: Int[Tensor, 'b t'],       # tokens
+                memory: Memory | None = None,  # None: fresh sequences
+                ) -> tuple[Float[Tensor, 'b t v'], Memory]:
+        "Logits of the next token, and the memory after these."
+        h, memory = self.features(ids, memory)
+        return h @ self.readout.T, memory
 
-@patch
-def forward(self: TransformerLM,
-            ids: Int[Tensor, 'b t'],       # tokens
-            memory: Memory | None = None,  # None: fresh sequences
-            ) -> tuple[Float[Tensor, 'b t v'], Memory]:
-    "Logits of the next token, and the memory after these."
-    h, memory = self.features(ids, memory)
-    return h @ self.readout.T, memory
-
-# %% ../../nbs/nn/lm.ipynb #48db79d9
-@patch
-def check(self: TransformerLM, ids: Tensor, memory: Memory | None):
-    "Refuse tokens or memories that are not of this model."
-    if ids.dim() != 2: raise ValueError(f'ids have shape {tuple(ids.shape)}, expected (batch, time): add a batch dimension')
-    if memory is not None and len(memory) != len(self.stages): raise ValueError(f'memory has {len(memory)} states, this model has {len(self.stages)} stages: it belongs to another model')
+    def check(self, ids: Tensor, memory: Memory | None):
+        "Refuse tokens or memories that are not of this model."
+        if ids.dim() != 2: raise ValueError(f'ids have shape {tuple(ids.shape)}, expected (batch, time): add a batch dimension')
+        if memory is not None and len(memory) != len(self.stages): raise ValueError(f'memory has {len(memory)} states, this model has {len(self.stages)} stages: it belongs to another model')
 
 # %% ../../nbs/nn/lm.ipynb #16d57983
 def residual_lm(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..core.files import write_atomic
 from .attention import KVState
-from .infini import InfiniConfig, InfiniState, SegmentMemory, reset_rows, settle, with_frozen
+from .infini import InfiniConfig, InfiniState, SegmentMemory, reset_rows, settle
 from .lm import Memory, TransformerLM
 from .softmax import HeldState
 from .state import State
@@ -105,7 +105,7 @@ def with_banks(
     if not known: raise ValueError('no layer of this memory has banks: build the model with a compressive memory')
     banks, chosen = None if banks is None else list(banks), set(known if layers is None else layers)
     if bad := sorted(chosen - set(known)): raise ValueError(f'layer {bad[0]} has no banks: those that do are {known}')
-    return tuple(with_frozen(s, flag, banks, rows) if i in chosen else s for i, s in enumerate(memory))
+    return tuple(s.with_frozen(flag, banks, rows) if i in chosen else s for i, s in enumerate(memory))
 
 # %% ../../nbs/nn/memory.ipynb #f0dc499a
 def freeze(memory: Memory, banks: Iterable[int] | None = None, layers: Iterable[int] | None = None, rows: Bool[Tensor, 'b'] | None = None) -> Memory:

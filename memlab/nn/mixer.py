@@ -14,7 +14,6 @@ from typing import Callable, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -68,17 +67,15 @@ class ShortConv(nn.Module):
         "Tokens held."
         return max(self.taps - 1, 0)
 
-# %% ../../nbs/nn/mixer.ipynb #288faea6
-@patch
-def forward(self: ShortConv,
-            x: Float[Tensor, 'b t c'],     # inputs
-            past: Float[Tensor, 'b w c'],  # the inputs before them
-            ) -> tuple[Tensor, Tensor]:    # b t c, and the inputs to hold now
-    "y_t = act(Σ_i w_i x_{t-taps+1+i}), the oldest of `taps` tokens first"
-    if not self.taps or not x.shape[1]: return x, past
-    seen = torch.cat([past.to(x.dtype), x], 1)
-    y = F.conv2d(seen[:, None].permute(0, 3, 1, 2), self.weight[:, None, None].to(x.dtype), groups=self.channels)  # channels last as they lie
-    return ACTS[self.act](y.permute(0, 2, 3, 1)[:, 0]), seen[:, seen.shape[1] - self.past:]
+    def forward(self,
+                x: Float[Tensor, 'b t c'],     # inputs
+                past: Float[Tensor, 'b w c'],  # the inputs before them
+                ) -> tuple[Tensor, Tensor]:    # b t c, and the inputs to hold now
+        "y_t = act(Σ_i w_i x_{t-taps+1+i}), the oldest of `taps` tokens first"
+        if not self.taps or not x.shape[1]: return x, past
+        seen = torch.cat([past.to(x.dtype), x], 1)
+        y = F.conv2d(seen[:, None].permute(0, 3, 1, 2), self.weight[:, None, None].to(x.dtype), groups=self.channels)  # channels last as they lie
+        return ACTS[self.act](y.permute(0, 2, 3, 1)[:, 0]), seen[:, seen.shape[1] - self.past:]
 
 # %% ../../nbs/nn/mixer.ipynb #dc8f3177
 @dataclass(frozen=True, kw_only=True)
@@ -120,19 +117,17 @@ class MixerConfig:
         "Width of a head's keys after the feature map."
         return KERNELS[self.k_kernel].width(self.key)
 
-# %% ../../nbs/nn/mixer.ipynb #fa87c1b0
-@patch
-def check(self: MixerConfig):
-    "Refuse words that are not known and sizes that do not fit."
-    words = dict(conv_act=ACTS, q_kernel=KERNELS, k_kernel=KERNELS, v_kernel=KERNELS, q_norm=NORMS, k_norm=NORMS, out_norm=('none', 'rms'), out_gate=ACTS)
-    for name, known in words.items():
-        if getattr(self, name) not in known: raise ValueError(f'{name}={getattr(self, name)!r}: expected one of {sorted(known)}')
-    if self.dk is None and self.d_model % self.n_heads: raise ValueError(f'd_model={self.d_model} does not divide into n_heads={self.n_heads}: choose a multiple, or give dk')
-    for name, least in dict(d_model=1, n_heads=1, key=1, value=1, conv=0, chunk=1).items():
-        if getattr(self, name) < least: raise ValueError(f'{name}={getattr(self, name)}: expected at least {least}')
-    if KERNELS[self.q_kernel].width(self.key) != self.features: raise ValueError(f'q_kernel={self.q_kernel!r} and k_kernel={self.k_kernel!r} make queries and keys of different widths: choose the same')
-    if KERNELS[self.v_kernel].width(self.value) != self.value: raise ValueError(f'v_kernel={self.v_kernel!r} widens the values: choose one that keeps their width')
-    if self.rope and self.features % 2: raise ValueError(f'rope turns pairs of channels, keys have {self.features}: choose an even dk')
+    def check(self):
+        "Refuse words that are not known and sizes that do not fit."
+        words = dict(conv_act=ACTS, q_kernel=KERNELS, k_kernel=KERNELS, v_kernel=KERNELS, q_norm=NORMS, k_norm=NORMS, out_norm=('none', 'rms'), out_gate=ACTS)
+        for name, known in words.items():
+            if getattr(self, name) not in known: raise ValueError(f'{name}={getattr(self, name)!r}: expected one of {sorted(known)}')
+        if self.dk is None and self.d_model % self.n_heads: raise ValueError(f'd_model={self.d_model} does not divide into n_heads={self.n_heads}: choose a multiple, or give dk')
+        for name, least in dict(d_model=1, n_heads=1, key=1, value=1, conv=0, chunk=1).items():
+            if getattr(self, name) < least: raise ValueError(f'{name}={getattr(self, name)}: expected at least {least}')
+        if KERNELS[self.q_kernel].width(self.key) != self.features: raise ValueError(f'q_kernel={self.q_kernel!r} and k_kernel={self.k_kernel!r} make queries and keys of different widths: choose the same')
+        if KERNELS[self.v_kernel].width(self.value) != self.value: raise ValueError(f'v_kernel={self.v_kernel!r} widens the values: choose one that keeps their width')
+        if self.rope and self.features % 2: raise ValueError(f'rope turns pairs of channels, keys have {self.features}: choose an even dk')
 
 # %% ../../nbs/nn/mixer.ipynb #8555e77d
 @dataclass(frozen=True)
@@ -167,72 +162,66 @@ class Mixer(nn.Module):
     def memory_size(self, t: int) -> int: raise NotImplementedError
     def mix(self, x, q, k, v, past): raise NotImplementedError
 
-# %% ../../nbs/nn/mixer.ipynb #a3d63f27
-@patch
-def zeros(self: Mixer, *shape: int) -> Tensor:
-    "A memory full of zeros, in at least float32."
-    w = self.out.weight
-    return torch.zeros(shape, dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
+    def zeros(self, *shape: int) -> Tensor:
+        "A memory full of zeros, in at least float32."
+        w = self.out.weight
+        return torch.zeros(shape, dtype=torch.promote_types(w.dtype, torch.float32), device=w.device)
 
-@patch
-def init_state(self: Mixer, batch: int) -> MixerState:
-    "Nothing seen yet."
-    conv = self.out.weight.new_zeros(batch, self.conv.past, self.conv.channels)
-    return self.State(conv=conv, seen=torch.zeros(batch, dtype=torch.long, device=conv.device), **self.init_memory(batch))
+    def init_state(self, batch: int) -> MixerState:
+        "Nothing seen yet."
+        conv = self.out.weight.new_zeros(batch, self.conv.past, self.conv.channels)
+        return self.State(conv=conv, seen=torch.zeros(batch, dtype=torch.long, device=conv.device), **self.init_memory(batch))
 
-@patch
-def state_size(self: Mixer, t: int) -> int:
-    "Numbers held per row after `t` tokens, the convolution's and the count included."
-    return self.memory_size(t) + self.conv.past * self.conv.channels + 1
+    def state_size(self, t: int) -> int:
+        "Numbers held per row after `t` tokens, the convolution's and the count included."
+        return self.memory_size(t) + self.conv.past * self.conv.channels + 1
 
-# %% ../../nbs/nn/mixer.ipynb #b28faea4
-@patch
-def address(self: Mixer,
-            which: str,                  # 'q' or 'k'
-            x: Float[Tensor, 'b t c'],   # the layer's input, for the gate
-            u: Float[Tensor, 'b t n'],   # projected
-            ) -> Float[Tensor, 'b t h k']:
-    "Queries or keys: feature map, norm, gate."
-    c = self.config
-    u = rearrange(u, 'b t (h k) -> b t h k', k=c.key)
-    u = NORMS[getattr(c, f'{which}_norm')](KERNELS[getattr(c, f'{which}_kernel')].map(u))
-    return u if which not in self.gates else u * rearrange(self.gates[which](x).sigmoid(), 'b t (h k) -> b t h k', k=c.features)
+    def address(self,
+                which: str,                  # 'q' or 'k'
+                x: Float[Tensor, 'b t c'],   # the layer's input, for the gate
+                u: Float[Tensor, 'b t n'],   # projected
+                ) -> Float[Tensor, 'b t h k']:
+        "Queries or keys: feature map, norm, gate."
+        c = self.config
+        u = rearrange(u, 'b t (h k) -> b t h k', k=c.key)
+        u = NORMS[getattr(c, f'{which}_norm')](KERNELS[getattr(c, f'{which}_kernel')].map(u))
+        return u if which not in self.gates else u * rearrange(self.gates[which](x).sigmoid(), 'b t (h k) -> b t h k', k=c.features)
 
-@patch
-def write(self: Mixer,
-          x: Float[Tensor, 'b t c'],     # the layer's input, for the gate
-          o: Float[Tensor, 'b t h v'],   # what was read
-          ) -> Float[Tensor, 'b t c']:
-    "Norm, gate and project what was read."
-    y = rearrange(o if self.norm is None else self.norm(o.to(self.norm.weight.dtype)), 'b t h v -> b t (h v)')
-    return self.out(y if self.gate is None else y * ACTS[self.config.out_gate](self.gate(x)))
+    def write(self,
+              x: Float[Tensor, 'b t c'],     # the layer's input, for the gate
+              o: Float[Tensor, 'b t h v'],   # what was read
+              ) -> Float[Tensor, 'b t c']:
+        "Norm, gate and project what was read."
+        y = rearrange(o if self.norm is None else self.norm(o.to(self.norm.weight.dtype)), 'b t h v -> b t (h v)')
+        return self.out(y if self.gate is None else y * ACTS[self.config.out_gate](self.gate(x)))
 
-# %% ../../nbs/nn/mixer.ipynb #63957db6
-@patch
-def forward(self: Mixer,
-            x: Float[Tensor, 'b t c'],           # input
-            state: MixerState | None = None,     # None: a fresh sequence
-            ) -> tuple[Tensor, MixerState]:      # b t c, and the state after these tokens
-    "Project, convolve, use the memory, write."
-    check_input(self, x, state, self.fits)
-    c, past = self.config, self.init_state(len(x)) if state is None else state
-    streams, conv = self.conv(torch.cat([p(x) for p in self.proj.values()], -1), past.conv)
-    q, k, v = self.heads(x, streams.split(list(self.widths().values()), -1))
-    if c.rope:
-        at = token_positions(x.shape[1], None if state is None else past.seen, x.device)
-        q, k = rotate(q, at), rotate(k, at)
-    o, memory = self.mix(x, q, k, v, past)
-    return self.write(x, o), self.State(conv=conv, seen=past.seen + x.shape[1], **memory)
+    def forward(self,
+                x: Float[Tensor, 'b t c'],           # input
+                state: MixerState | None = None,     # None: a fresh sequence
+                ) -> tuple[Tensor, MixerState]:      # b t c, and the state after these tokens
+        "Project, convolve, use the memory, write."
+        check_input(self, x, state, self.fits)
+        c, past = self.config, self.init_state(len(x)) if state is None else state
+        streams, conv = self.conv(torch.cat([p(x) for p in self.proj.values()], -1), past.conv)
+        q, k, v = self.heads(x, streams.split(list(self.widths().values()), -1))
+        if c.rope:
+            at = token_positions(x.shape[1], None if state is None else past.seen, x.device)
+            q, k = rotate(q, at), rotate(k, at)
+        o, memory = self.mix(x, q, k, v, past)
+        return self.write(x, o), self.State(conv=conv, seen=past.seen + x.shape[1], **memory)
 
-@patch
-def heads(self: Mixer,
-          x: Float[Tensor, 'b t c'],         # the layer's input
-          streams: tuple[Tensor, ...],       # its projections, convolved
-          ) -> tuple[Tensor, Tensor, Tensor]:  # b t h k, b t h k, b t h v
-    "Queries, keys and values."
-    q, k, v = streams
-    v = KERNELS[self.config.v_kernel].map(rearrange(v, 'b t (h v) -> b t h v', v=self.config.value))
-    return self.address('q', x, q), self.address('k', x, k), v
+    def heads(self,
+              x: Float[Tensor, 'b t c'],         # the layer's input
+              streams: tuple[Tensor, ...],       # its projections, convolved
+              ) -> tuple[Tensor, Tensor, Tensor]:  # b t h k, b t h k, b t h v
+        "Queries, keys and values."
+        q, k, v = streams
+        v = KERNELS[self.config.v_kernel].map(rearrange(v, 'b t (h v) -> b t h v', v=self.config.value))
+        return self.address('q', x, q), self.address('k', x, k), v
+
+    def fits(self, name: str, got: torch.Size, want: torch.Size) -> bool:
+        "May a field of the state have this shape?"
+        return got == want
 
 # %% ../../nbs/nn/mixer.ipynb #1dea3059
 def log_rates(lowest: float) -> Callable[[torch.Size, torch.Generator], Tensor]:
@@ -272,11 +261,6 @@ def check_input(
         if fits(name, got.shape, want.shape): continue
         raise ValueError(f'state.{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}: it belongs to another layer or batch')
     if bad := [n for n, s in state.tensors().items() if not torch.isfinite(s).all()]: raise ValueError(f'state.{bad[0]} is not finite: start again from init_state({len(x)}), or from a state saved before')
-
-@patch
-def fits(self: Mixer, name: str, got: torch.Size, want: torch.Size) -> bool:
-    "May a field of the state have this shape?"
-    return got == want
 
 # %% ../../nbs/nn/mixer.ipynb #d517058f
 def precise(

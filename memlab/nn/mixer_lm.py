@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -84,18 +83,17 @@ class MixerLMConfig:
         if not self.mixers: raise ValueError('mixers is empty: give at least one layer')
         if len({m.d_model for m in self.mixers}) > 1: raise ValueError(f'mixers have widths {sorted({m.d_model for m in self.mixers})}: give all the same d_model')
 
-@patch
-def build(self: MixerLMConfig,
-          seed: int = 0,
-          vocab_size: int | None = None,   # of the task, to be the same
-          ) -> TransformerLM:
-    "The model, with its initial weights drawn."
-    if vocab_size not in (None, self.vocab_size): raise ValueError(f'the task has {vocab_size} tokens, the model {self.vocab_size}: make them the same')
-    width = self.mixers[0].d_model
-    layers = [MixerBlock(m.build(), width, self.expand, self.act) for m in self.mixers]
-    positions = LearnedPositions(self.max_len, width) if self.positions == 'learned' else None
-    model = TransformerLM(layers, vocab_size=self.vocab_size, d_model=width, positions=positions, norm=nn.RMSNorm(width, eps=1e-5), tied=self.tied)
-    return init_parameters(model, seed, self.std, (2 * len(layers)) ** -.5 if self.scale_out else 1.)
+    def build(self,
+              seed: int = 0,
+              vocab_size: int | None = None,   # of the task, to be the same
+              ) -> TransformerLM:
+        "The model, with its initial weights drawn."
+        if vocab_size not in (None, self.vocab_size): raise ValueError(f'the task has {vocab_size} tokens, the model {self.vocab_size}: make them the same')
+        width = self.mixers[0].d_model
+        layers = [MixerBlock(m.build(), width, self.expand, self.act) for m in self.mixers]
+        positions = LearnedPositions(self.max_len, width) if self.positions == 'learned' else None
+        model = TransformerLM(layers, vocab_size=self.vocab_size, d_model=width, positions=positions, norm=nn.RMSNorm(width, eps=1e-5), tied=self.tied)
+        return init_parameters(model, seed, self.std, (2 * len(layers)) ** -.5 if self.scale_out else 1.)
 
 # %% ../../nbs/nn/mixer_lm.ipynb #7882bdba
 def count_block_parameters(model: TransformerLM) -> int:

@@ -5,18 +5,16 @@
 # %% auto #0
 __all__ = ['MEMORIES', 'WANTED', 'NEOX_NAMES', 'BUFFERS', 'PythiaAttention', 'PythiaLayer', 'PythiaConfig', 'memory_options',
            'idle_fields', 'create_model', 'neox_config', 'neox_name', 'read_object', 'indexed_files',
-           'safetensors_files', 'read_safetensors', 'match_tensors', 'hub_folder']
+           'safetensors_files', 'read_safetensors', 'match_tensors', 'hub_folder', 'from_pretrained']
 
 # %% ../../nbs/nn/pythia.ipynb #7a8332b5
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import no_type_check
 
 import torch
 from einops import rearrange
-from fastcore.basics import patch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -44,18 +42,16 @@ class PythiaAttention(CausalAttention):
         if not 0 <= rotary_pct <= 1 or self.rotary % 2: raise ValueError(f'rotary_pct={rotary_pct} turns {self.rotary} of {d_model // n_heads} channels: expected an even number of them, a share of 0 to 1')
         self.positions = 'rope' if self.rotary else 'none'
 
-# %% ../../nbs/nn/pythia.ipynb #820e60a8
-@patch
-def project(self: PythiaAttention,
-            x: Float[Tensor, 'b t c'],          # input
-            at: Int[Tensor, '#b t'] | None,     # positions; None: no rotation
-            source: Float[Tensor, 'b t c'],     # the same: values have no source of their own here
-            ) -> tuple[Tensor, Tensor, Tensor]: # b t h d each
-    "Queries, keys and values, the first channels of queries and keys turned."
-    assert source is x
-    q, k, v = rearrange(self.qkv(x), 'b t (h n d) -> n b t h d', n=3, h=self.n_heads)
-    turn = lambda u: torch.cat([rotate(u[..., :self.rotary], at, self.base), u[..., self.rotary:]], -1)
-    return (q, k, v) if at is None else (turn(q), turn(k), v)
+    def project(self,
+                x: Float[Tensor, 'b t c'],          # input
+                at: Int[Tensor, '#b t'] | None,     # positions; None: no rotation
+                source: Float[Tensor, 'b t c'],     # the same: values have no source of their own here
+                ) -> tuple[Tensor, Tensor, Tensor]: # b t h d each
+        "Queries, keys and values, the first channels of queries and keys turned."
+        assert source is x
+        q, k, v = rearrange(self.qkv(x), 'b t (h n d) -> n b t h d', n=3, h=self.n_heads)
+        turn = lambda u: torch.cat([rotate(u[..., :self.rotary], at, self.base), u[..., self.rotary:]], -1)
+        return (q, k, v) if at is None else (turn(q), turn(k), v)
 
 # %% ../../nbs/nn/pythia.ipynb #79ee404a
 class PythiaLayer(nn.Module):
@@ -80,18 +76,16 @@ class PythiaLayer(nn.Module):
         "Numbers held per row after `t` tokens."
         return 1 if self.mixer is None else self.mixer.state_size(t)
 
-# %% ../../nbs/nn/pythia.ipynb #8e85faf7
-@patch
-def forward(self: PythiaLayer,
-            x: Float[Tensor, 'b t c'],       # stream
-            state: State | None = None,      # None: a fresh sequence
-            ) -> tuple[Tensor, State]:       # b t c, and the state after these tokens
-    "x + mixer(LN₁ x) + MLP(LN₂ x)"
-    u = self.norm1(x)
-    y = x + self.mlp(u if self.norm2 is None else self.norm2(x))
-    if self.mixer is None: return y, PositionState((self.init_state(len(x)) if state is None else state).seen + x.shape[1])
-    a, state = self.mixer(u, state)
-    return y + a, state
+    def forward(self,
+                x: Float[Tensor, 'b t c'],       # stream
+                state: State | None = None,      # None: a fresh sequence
+                ) -> tuple[Tensor, State]:       # b t c, and the state after these tokens
+        "x + mixer(LN₁ x) + MLP(LN₂ x)"
+        u = self.norm1(x)
+        y = x + self.mlp(u if self.norm2 is None else self.norm2(x))
+        if self.mixer is None: return y, PositionState((self.init_state(len(x)) if state is None else state).seen + x.shape[1])
+        a, state = self.mixer(u, state)
+        return y + a, state
 
 # %% ../../nbs/nn/pythia.ipynb #441cecc3
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +109,16 @@ class PythiaConfig:
         for name in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'intermediate'):
             if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected at least 1')
 
-# %% ../../nbs/nn/pythia.ipynb #a2831a06
-@patch
-def build(self: PythiaConfig,
-          mixers: Sequence[nn.Module | None] = (),  # of the first layers; the others attend
-          seed: int = 0,
-          ) -> TransformerLM:
-    "The model, with its initial weights drawn."
-    if len(mixers) > self.n_layers: raise ValueError(f'{len(mixers)} mixers for n_layers={self.n_layers}: give fewer, or raise n_layers')
-    attention = [PythiaAttention(self.d_model, self.n_heads, self.rotary_pct, self.base, self.kernel) for _ in range(self.n_layers - len(mixers))]
-    layers = [PythiaLayer(m, self.d_model, self.intermediate, self.norms, self.eps) for m in [*mixers, *attention]]
-    model = TransformerLM(layers, vocab_size=self.vocab_size, d_model=self.d_model, norm=nn.LayerNorm(self.d_model, eps=self.eps), tied=self.tied)
-    return init_parameters(model, seed, self.std)
+    def build(self,
+              mixers: Sequence[nn.Module | None] = (),  # of the first layers; the others attend
+              seed: int = 0,
+              ) -> TransformerLM:
+        "The model, with its initial weights drawn."
+        if len(mixers) > self.n_layers: raise ValueError(f'{len(mixers)} mixers for n_layers={self.n_layers}: give fewer, or raise n_layers')
+        attention = [PythiaAttention(self.d_model, self.n_heads, self.rotary_pct, self.base, self.kernel) for _ in range(self.n_layers - len(mixers))]
+        layers = [PythiaLayer(m, self.d_model, self.intermediate, self.norms, self.eps) for m in [*mixers, *attention]]
+        model = TransformerLM(layers, vocab_size=self.vocab_size, d_model=self.d_model, norm=nn.LayerNorm(self.d_model, eps=self.eps), tied=self.tied)
+        return init_parameters(model, seed, self.std)
 
 # %% ../../nbs/nn/pythia.ipynb #0aa88568
 MEMORIES = dict(infini=InfiniConfig, multi_memory=MultiMemoryConfig, hierarchical=HierarchicalConfig)
@@ -258,13 +250,11 @@ def hub_folder(
     except Exception as e: raise ValueError(f'{name!r} is no folder here and could not be fetched from the hub: {e}. Without a network, give a folder with config.json and model.safetensors') from e
 
 # %% ../../nbs/nn/pythia.ipynb #eacdcb18
-@patch(cls_method=True)
-@no_type_check  # `cls` is annotated with the class that is patched, of which it is no instance
-def from_pretrained(cls: TransformerLM,
-                    name: str | Path,                    # a folder, or a model of the hub, such as 'EleutherAI/pythia-70m'
-                    revision: str | None = None,         # of the hub: branch, tag or commit, such as 'step3000'
-                    dtype: torch.dtype = torch.float32,  # of the weights, whatever the file has
-                    ) -> TransformerLM:
+def from_pretrained(
+    name: str | Path,                    # a folder, or a model of the hub, such as 'EleutherAI/pythia-70m'
+    revision: str | None = None,         # of the hub: branch, tag or commit, such as 'step3000'
+    dtype: torch.dtype = torch.float32,  # of the weights, whatever the file has
+) -> TransformerLM:
     "A Pythia, or any GPT-NeoX of the same kind, with its trained weights."
     folder = Path(name) if Path(name).is_dir() else hub_folder(str(name), revision)
     if not (folder/'config.json').is_file(): raise ValueError(f'{folder.name} has no config.json: expected a folder with config.json and model.safetensors')

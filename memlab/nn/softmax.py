@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'readable', 'attention_recurrent', 'attention_parallel', 'attention_fused', 'HeldState', 'AttentionState',
-           'AttentionConfig', 'Attention', 'append', 'UnifiedState', 'UnifiedKVConfig', 'UnifiedKV']
+           'AttentionConfig', 'append', 'Attention', 'UnifiedState', 'UnifiedKVConfig', 'UnifiedKV']
 
 # %% ../../nbs/nn/softmax.ipynb #5cbc3a0f
 import math
@@ -14,7 +14,6 @@ from typing import Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -90,6 +89,14 @@ class AttentionConfig(MixerConfig):
 
     def build(self) -> 'Attention': return Attention(self)
 
+# %% ../../nbs/nn/softmax.ipynb #02c91a14
+def append(
+    old: Float[Tensor, 'b s h d'],  # held
+    new: Float[Tensor, 'b t h d'],  # of the new tokens
+) -> Float[Tensor, 'b n h d']:
+    "Held vectors followed by new ones."
+    return torch.cat([old.to(new.dtype), new], 1)
+
 # %% ../../nbs/nn/softmax.ipynb #574f2c04
 class Attention(Mixer):
     "Reads everything it has seen."
@@ -111,30 +118,19 @@ class Attention(Mixer):
         "Any number of tokens may be held."
         return got[:1] + got[2:] == want[:1] + want[2:] if name in ('k', 'v', 'u') else got == want
 
-# %% ../../nbs/nn/softmax.ipynb #02c91a14
-def append(
-    old: Float[Tensor, 'b s h d'],  # held
-    new: Float[Tensor, 'b t h d'],  # of the new tokens
-) -> Float[Tensor, 'b n h d']:
-    "Held vectors followed by new ones."
-    return torch.cat([old.to(new.dtype), new], 1)
+    def keep(self, u: Float[Tensor, 'b s h d']) -> Float[Tensor, 'b n h d']:
+        "The part that may be read again."
+        return u[:, u.shape[1] - self.held(u.shape[1]):]
 
-@patch
-def keep(self: Attention, u: Float[Tensor, 'b s h d']) -> Float[Tensor, 'b n h d']:
-    "The part that may be read again."
-    return u[:, u.shape[1] - self.held(u.shape[1]):]
+    def read(self, q: Tensor, k: Tensor, v: Tensor, past: HeldState) -> Float[Tensor, 'b t h v']:
+        "Attend with the configured form; where nothing is held all rows may read alike."
+        c, (t, s) = self.config, (q.shape[1], k.shape[1])
+        return self.FORMS[c.form](q * c.features ** -.5, k, v, readable(t, s, past.seen if s > t else past.seen[:1] * 0, c.window))
 
-@patch
-def read(self: Attention, q: Tensor, k: Tensor, v: Tensor, past: HeldState) -> Float[Tensor, 'b t h v']:
-    "Attend with the configured form; where nothing is held all rows may read alike."
-    c, (t, s) = self.config, (q.shape[1], k.shape[1])
-    return self.FORMS[c.form](q * c.features ** -.5, k, v, readable(t, s, past.seen if s > t else past.seen[:1] * 0, c.window))
-
-@patch
-def mix(self: Attention, x, q, k, v, past):
-    "Hold the new keys and values, read with the queries."
-    k, v = append(past.k, k), append(past.v, v)
-    return self.read(q, k, v, past), dict(k=self.keep(k), v=self.keep(v))
+    def mix(self, x, q, k, v, past):
+        "Hold the new keys and values, read with the queries."
+        k, v = append(past.k, k), append(past.v, v)
+        return self.read(q, k, v, past), dict(k=self.keep(k), v=self.keep(v))
 
 # %% ../../nbs/nn/softmax.ipynb #78f01266
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -103,6 +102,7 @@ class TitansState(MixerState):
     M: Tensor  # b h k v
     S: Tensor  # b h k v
 
+# %% ../../nbs/nn/titans.ipynb #87406130
 @dataclass(frozen=True, kw_only=True)
 class TitansConfig(MixerConfig):
     "Linear Titans memory (Behrouz et al. 2025)."
@@ -136,12 +136,10 @@ class TitansMemory(Mixer):
         "Memory and momentum; the same at any `t`."
         return 2 * self.config.n_heads * self.config.features * self.config.value
 
-# %% ../../nbs/nn/titans.ipynb #5384f390
-@patch
-def mix(self: TitansMemory, x, q, k, v, past):
-    "Learn every token, read after it."
-    c = self.config
-    off = x.new_zeros(*x.shape[:2], c.n_heads)
-    rates = (self.rates[n](x).sigmoid() if n in self.rates else off for n in RATES)
-    o, M, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, *rates, past.M, past.S, chunk=c.chunk)
-    return o, dict(M=M, S=S)
+    def mix(self, x, q, k, v, past):
+        "Learn every token, read after it."
+        c = self.config
+        off = x.new_zeros(*x.shape[:2], c.n_heads)
+        rates = (self.rates[n](x).sigmoid() if n in self.rates else off for n in RATES)
+        o, M, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, *rates, past.M, past.S, chunk=c.chunk)
+        return o, dict(M=M, S=S)

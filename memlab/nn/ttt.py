@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -186,12 +185,10 @@ class TTTLinear(Mixer):
         "Opening weights and summed steps; the same at any `t`."
         return 2 * self.config.n_heads * (self.config.value + 1) * self.config.value
 
-# %% ../../nbs/nn/ttt.ipynb #ba27d2a5
-@patch
-def mix(self: TTTLinear, x, q, k, v, past):
-    "Train on every token, read after it."
-    c = self.config
-    lr = c.base_lr / c.value * self.rate(x).sigmoid()
-    gain, bias = (rearrange(u, '(h d) -> h d', d=c.value) for u in (self.gain, self.bias))
-    o, W, G = precise(self.FORMS[c.form], q, k, v, lr, gain, bias, self.pos.clamp(min=0), past.seen % c.mini_batch, past.W, past.G, chunk=c.mini_batch)
-    return o, dict(W=W, G=G)
+    def mix(self, x, q, k, v, past):
+        "Train on every token, read after it."
+        c = self.config
+        lr = c.base_lr / c.value * self.rate(x).sigmoid()
+        gain, bias = (rearrange(u, '(h d) -> h d', d=c.value) for u in (self.gain, self.bias))
+        o, W, G = precise(self.FORMS[c.form], q, k, v, lr, gain, bias, self.pos.clamp(min=0), past.seen % c.mini_batch, past.W, past.G, chunk=c.mini_batch)
+        return o, dict(W=W, G=G)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
@@ -134,52 +133,43 @@ class LaggedCache:
 
     def __repr__(self): return f'LaggedCache({self.states.nbytes:,} bytes of {self.states.dtype}, {(self.step >= 0).sum()} of {len(self.step)} samples stored)'
 
-# %% ../../nbs/train/lagged.ipynb #34387fd6
-@patch
-def places(self: LaggedCache, ids: Int[Tensor, 'b']) -> Int[Tensor, 'b']:
-    "The numbers, if all are of samples."
-    ids, n = ids.cpu(), len(self.step)
-    if len(ids) and not (0 <= ids.min() and ids.max() < n): raise ValueError(f'sample ids from {ids.min()} to {ids.max()}: expected 0 to {n - 1}; leave out rows without a sample')
-    return ids
+    def places(self, ids: Int[Tensor, 'b']) -> Int[Tensor, 'b']:
+        "The numbers, if all are of samples."
+        ids, n = ids.cpu(), len(self.step)
+        if len(ids) and not (0 <= ids.min() and ids.max() < n): raise ValueError(f'sample ids from {ids.min()} to {ids.max()}: expected 0 to {n - 1}; leave out rows without a sample')
+        return ids
 
-# %% ../../nbs/train/lagged.ipynb #c0ee9563
-@patch
-def read(self: LaggedCache,
-         ids: Int[Tensor, 'b'],                # numbers of the samples
-         dtype: torch.dtype = torch.float32,   # to compute in
-         device: torch.device | str = 'cpu',   # to compute on
-         ) -> Float[Tensor, 'b t c']:
-    "A copy of what is stored; zeros for samples never stored."
-    return self.states[self.places(ids)].to(device, dtype)
+    def read(self,
+             ids: Int[Tensor, 'b'],                # numbers of the samples
+             dtype: torch.dtype = torch.float32,   # to compute in
+             device: torch.device | str = 'cpu',   # to compute on
+             ) -> Float[Tensor, 'b t c']:
+        "A copy of what is stored; zeros for samples never stored."
+        return self.states[self.places(ids)].to(device, dtype)
 
-# %% ../../nbs/train/lagged.ipynb #8e2058ba
-@patch
-def write(self: LaggedCache,
-          ids: Int[Tensor, 'b'],           # numbers of the samples
-          states: Float[Tensor, '...'],    # b t c, any dtype and device; no graph is kept
-          step: int,                       # of the weights they were computed with
-          ) -> None:
-    "Store states in place of the last ones."
-    want, rows = (len(ids), *self.states.shape[1:]), self.places(ids)
-    if states.shape != want: raise ValueError(f'states have shape {tuple(states.shape)}: expected {want}, samples, tokens and channels')
-    if step < 0: raise ValueError(f'step={step}: steps count from 0')
-    kept = states.detach().to('cpu', self.states.dtype)
-    if (kept.isinf() & states.detach().cpu().isfinite()).any(): raise ValueError(f'a state of size {states.detach().abs().max():.3g} does not fit {kept.dtype}: store bfloat16 or float32')
-    self.states[rows], self.step[rows] = kept, step
+    def write(self,
+              ids: Int[Tensor, 'b'],           # numbers of the samples
+              states: Float[Tensor, '...'],    # b t c, any dtype and device; no graph is kept
+              step: int,                       # of the weights they were computed with
+              ) -> None:
+        "Store states in place of the last ones."
+        want, rows = (len(ids), *self.states.shape[1:]), self.places(ids)
+        if states.shape != want: raise ValueError(f'states have shape {tuple(states.shape)}: expected {want}, samples, tokens and channels')
+        if step < 0: raise ValueError(f'step={step}: steps count from 0')
+        kept = states.detach().to('cpu', self.states.dtype)
+        if (kept.isinf() & states.detach().cpu().isfinite()).any(): raise ValueError(f'a state of size {states.detach().abs().max():.3g} does not fit {kept.dtype}: store bfloat16 or float32')
+        self.states[rows], self.step[rows] = kept, step
 
-# %% ../../nbs/train/lagged.ipynb #e28aaf96
-@patch
-def seen(self: LaggedCache, ids: Int[Tensor, 'b']) -> Bool[Tensor, 'b']:
-    "Which samples were stored."
-    return self.step[self.places(ids)] >= 0
+    def seen(self, ids: Int[Tensor, 'b']) -> Bool[Tensor, 'b']:
+        "Which samples were stored."
+        return self.step[self.places(ids)] >= 0
 
-@patch
-def age(self: LaggedCache,
-        ids: Int[Tensor, 'b'],
-        step: int,                 # of the weights now
-        ) -> Float64[Tensor, 'b']:
-    "Optimizer steps since the states were computed; infinite for samples never stored."
-    return (step - self.step[self.places(ids)]).double().where(self.seen(ids), math.inf)
+    def age(self,
+            ids: Int[Tensor, 'b'],
+            step: int,                 # of the weights now
+            ) -> Float64[Tensor, 'b']:
+        "Optimizer steps since the states were computed; infinite for samples never stored."
+        return (step - self.step[self.places(ids)]).double().where(self.seen(ids), math.inf)
 
 # %% ../../nbs/train/lagged.ipynb #b8240bcd
 def agreement(
