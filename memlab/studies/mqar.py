@@ -7,13 +7,12 @@ __all__ = ['SOLVED', 'NANO', 'OVERWRITE', 'SHIFT', 'RAW', 'FIVE_RATES', 'FLOATS'
            'training', 'asked', 'checks', 'load', 'lm', 'Sizes', 'shifts', 'unified', 'count_of', 'loads', 'overwrites',
            'carries', 'even_std', 'holdings', 'everyone', 'windows_of_rates', 'extrapolations', 'feedforwards', 'tuned',
            'everything', 'quick', 'cpu', 'lengths', 'gpu', 'full', 'own_arm', 'recalled', 'steps_to', 'floors',
-           'unanimous', 'at_least', 'at_most', 'parity_holds', 'rests_at_ceiling', 'resting', 'shift_is_bottleneck',
-           'unified_is_free', 'unified_without_shift', 'delta_beats_additive', 'delta_overwrites', 'held',
-           'bytes_predict', 'width_follows_length', 'narrow_window', 'forms_agree', 'extrapolates', 'carries_over',
+           'parity_holds', 'rests_at_ceiling', 'resting', 'shift_is_bottleneck', 'unified_is_free',
+           'unified_without_shift', 'delta_beats_additive', 'delta_overwrites', 'held', 'bytes_predict',
+           'width_follows_length', 'narrow_window', 'forms_agree', 'extrapolates', 'carries_over',
            'writable_feedforward']
 
 # %% ../../nbs/studies/mqar.ipynb #9dcd6e09
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 
@@ -27,7 +26,8 @@ from ..eval.equivalences import BlockParameters, Equivalences, RecallRules
 from ..eval.planted import planted_recall
 from ..eval.recall_measures import Recalled, RecallElsewhere, RecallPlaces, RecallSizes
 from ..lab.arm import Arm, arms_where, factors
-from ..lab.claims import Evidence, Missing, enough, every, in_common, interval, require
+from ..lab.claims import Evidence, Missing, enough, every, in_common, require
+from ..lab.rules import at_least, at_most, unanimous
 from ..lab.study import Preset, Study
 from ..lab.tuning import Planned, staged
 from ..nn.baseconv import BaseConvConfig
@@ -177,7 +177,7 @@ def feedforwards(z: Sizes) -> list[Arm]:
     models = {'static feed-forward': static, 'memory as feed-forward': written(match_width(written, count_of(static)))}
     return [z.arm(name + label, replace(model, std=std), NANO) for name, model in models.items() for label, std in {'': .02, ', even': even_std(z.width)}.items()]
 
-# %% ../../nbs/studies/mqar.ipynb #823cf071
+# %% ../../nbs/studies/mqar.ipynb #3c14b905
 def tuned(plan: list[Planned], z: Sizes) -> Preset:
     "Trials of rates and the exact checks, then every seed at the best rate."
     return staged(plan, z.rates, [(a, (0, 1, 2)) for a in checks()], leave_out=(RecallElsewhere,))
@@ -276,20 +276,6 @@ def floors(records: pd.DataFrame, arm: str) -> dict[str, float]:
     rows = records[(records.arm == arm) & (records.metric == 'floor')]
     if rows.empty: raise Missing(f'{arm} (no floors)')
     return rows.groupby('item').value.max().to_dict()
-
-# %% ../../nbs/studies/mqar.ipynb #7a359125
-def unanimous(values, holds: Callable[[float], bool], note: str = '') -> Evidence:
-    "Supported when every seed's value passes, refuted when none does; the effect is the mean, or the median where some value is infinite."
-    v = np.asarray(values, float)
-    if not len(v): raise Missing('any seed')
-    passed = [bool(holds(x)) for x in v]
-    effect, low, high = interval(v) if np.isfinite(v).all() else (float(np.median(v)), float('nan'), float('nan'))
-    verdict = 'supported' if all(passed) else 'refuted' if not any(passed) else 'inconclusive'
-    told = note if verdict != 'inconclusive' else '; '.join(filter(None, [note, f'{sum(passed)} of {len(v)} seeds pass: more seeds would tell how often']))
-    return enough(Evidence(effect, low, high, len(v), verdict, told))
-
-def at_least(values, bar: float, note: str = '') -> Evidence: return unanimous(values, lambda x: x >= bar, note)
-def at_most(values, bar: float, note: str = '') -> Evidence: return unanimous(values, lambda x: x <= bar, note)
 
 # %% ../../nbs/studies/mqar.ipynb #dcac3185
 study = Study('mqar', 'What must a memory do to recall, and does it need a key and a value?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), planted=dict(recall=planted_recall))
