@@ -12,20 +12,37 @@ import pytest
 import torch
 from invented import diverged, of, without
 from memlab.data.corpus import load_corpus
+from memlab.data.documents import Documents, documents
 from memlab.data.facts import FactRows, count_exposures, facts
+from memlab.data.lessons import QuestionLessons
 from memlab.data.recall import IGNORE
-from memlab.eval.perplexity import shared_ngrams
+from memlab.data.relay import Relay, Topics, relay_batch, topic_batch
+from memlab.data.text import library
 from memlab.data.tokens import Batch
+from memlab.eval import probes
+from memlab.eval.measure import Trial
+from memlab.eval.perplexity import shared_ngrams
+from memlab.eval.reading import DocumentScores, remembers
+from memlab.eval.routing import choice, rules
+from memlab.eval.told import left_over
+from memlab.lab.arm import execute, with_factors
 from memlab.lab.claims import check_twins, judge
 from memlab.lab.records import run_id
+from memlab.lab.rules import often
 from memlab.nn.infini import InfiniConfig
 from memlab.nn.linear import LinearAttentionConfig
+from memlab.nn.memory import keep_banks
+from memlab.nn.segment import SegmentStack
 from memlab.studies import infini_memory as study
-from memlab.train.learner import RowMemories
+from memlab.train.learner import Learner
 from memlab.train.optim import AdamWConfig
 from memlab.train.schedule import Cosine
 
 CLAIMS = {c.id: c for c in study.study.claims}
+
+
+@cache
+def plan(preset): return {arm.name: (arm, seeds) for arm, seeds in study.study.presets[preset]().plan}
 
 
 # -- invented numbers -------------------------------------------------------------------------------------------------
@@ -42,7 +59,9 @@ def rows(ran, seed):
     return [dict(step=0 if metric == 'floor' else 100, metric=metric, value=of(v, seed), item=item, position=position) for (metric, item, position), v in ran.found.items()]
 
 
-def tables(arms): return invented.tables(arms, rows)
+def tables(arms):
+    runs, records = invented.tables(arms, rows)
+    return with_factors(runs, [arm for arm, _ in plan('cpu').values()]), records
 
 
 SPREAD = np.array([-.02, -.01, 0, .01, .02])        # what seeds differ by
@@ -55,7 +74,7 @@ LENGTHS = (16, 32, 64, 128, 256, 512)
 
 
 def speaks(slope): return Ran({(f'rms_{n}', 'last', str(s)): around(v, .1 * v) if n == 'memory' else v for s in LENGTHS for n, v in dict(memory=s ** slope, local=1.).items()})
-def writes(recall, scale=1.): return Ran({('recall', 'overwritten', str(s)): around(recall, .01 * recall) for s in study.SPREADS} | {('scale', None, '1.0'): around(scale, .1)})
+def writes(recall, scale=1.): return Ran({('recall', 'overwritten', str(s)): around(recall, .01 * recall) for s in probes.SPREADS} | {('scale', None, '1.0'): around(scale, .1)})
 def holds(**by): return Ran({(m, '64 pairs', str(d)): around(v, .1) for m in ('recall', 'similarity') for d, v in {16: by['narrow'], 64: by['narrow'], 256: by['wide'], 512: by['wide']}.items()})
 
 
@@ -183,7 +202,7 @@ def scene(claim):
 
 @pytest.mark.parametrize('up, down, verdict', [(5, 0, 'supported'), (4, 1, 'supported'), (3, 2, 'inconclusive'), (1, 4, 'refuted'), (0, 5, 'refuted'), (0, 0, 'inconclusive'), (4, 0, 'supported')])
 def test_often_counts_seeds(up, down, verdict):
-    assert study.often(pd.Series([1.] * up + [-1.] * down + [0.] * (5 - up - down))).verdict == verdict
+    assert often(pd.Series([1.] * up + [-1.] * down + [0.] * (5 - up - down))).verdict == verdict
 
 
 def test_every_claim_has_every_verdict():
@@ -222,10 +241,6 @@ def test_one_seed_decides_nothing(claim):
 
 # -- arms -------------------------------------------------------------------------------------------------------------
 
-@cache
-def plan(preset): return {arm.name: (arm, seeds) for arm, seeds in study.study.presets[preset]().plan}
-
-
 def test_the_arms_of_every_claim_are_in_every_plan():
     for claim, (base, *_) in SCENES.items():
         for preset in study.study.presets: assert set(base) <= plan(preset).keys(), (claim, preset)
@@ -242,38 +257,44 @@ def test_every_arm_has_a_name_of_its_own_and_a_run_id():
 @pytest.mark.parametrize('on, off, fields', [
     ('read-out as coded', 'read-out corrected', ['layer.as_coded.readout_scale']), ('overwrite delta as coded', 'overwrite delta', ['layer.as_coded']),
     ('overwrite additive as coded', 'overwrite additive', ['layer.as_coded']), ('overwrite delta with z', 'overwrite delta', ['layer.as_coded.normalised_delta']),
-    ('split by chunks, many chunks', 'split by documents, many chunks', ['by']), ('split by chunks, one chunk', 'split by documents, one chunk', ['by'])])
+    ('split by chunks, many chunks', 'split by documents, many chunks', ['task.by']), ('split by chunks, one chunk', 'split by documents, one chunk', ['task.by'])])
 def test_twins_differ_in_the_defect_alone(on, off, fields):
-    for preset in study.study.presets: check_twins(plan(preset)[on][0], plan(preset)[off][0], fields)
+    of = lambda arm: arm if arm.train else arm.measures[0]
+    for preset in study.study.presets: check_twins(of(plan(preset)[on][0]), of(plan(preset)[off][0]), fields)
 
 
 def test_layers_as_coded_differ_in_what_is_coded():
     for name, twin in (('text infini as coded', 'text infini delta'), ('topics as coded', 'topics')):
         (a, _), (b, _) = (plan('cpu')[n] for n in (name, twin))
-        check_twins(a.stack.mixers[0], b.stack.mixers[0], ['as_coded'])
-        assert replace(a, name=b.name, stack=b.stack) == b
+        check_twins(a.model.mixers[0], b.model.mixers[0], ['as_coded'])
+        assert replace(a, name=b.name, model=b.model) == b
 
 
 def test_scorings_differ_in_the_defect_alone():
-    for name in ('facts infini', 'facts multi', 'facts hierarchical'): check_twins(plan('cpu')[name][0].asked[2], plan('cpu')[name][0].asked[1], ['contaminated'])
-    asked = dict(plan('cpu')['text pythia'][0].protocols)
+    for name in ('facts infini', 'facts multi', 'facts hierarchical'):
+        asked = plan('cpu')[name][0].measures[0].asked
+        check_twins(asked[2], asked[1], ['contaminated'])
+    asked = dict(measure('text pythia', DocumentScores).protocols)
     for n in (16, 64): check_twins(asked[f'segment {n}, shifted twice'], asked[f'segment {n}'], ['labels_by'])
 
 
-READERS = [n for n in plan('cpu') if n.startswith('text ')]
+def measure(name, kind): return next(m for m in plan('cpu')[name][0].measures if isinstance(m, kind))
+
+
+READERS = [n for n, (arm, _) in plan('cpu').items() if isinstance(arm.task, Documents)]
 
 
 def test_27_readers_differ_in_their_mixers_alone():
     pythia = plan('cpu')['text pythia'][0]
     for name in READERS:
         arm = plan('cpu')[name][0]
-        same = dict(name='', protocols=(), watched=False, silent=False, stack=None)
-        assert replace(arm, **same) == replace(pythia, **same) and replace(arm.stack, mixers=()) == replace(pythia.stack, mixers=())
+        assert arm.task == pythia.task and replace(arm.train, objective=None) == replace(pythia.train, objective=None) and replace(arm.model, mixers=()) == replace(pythia.model, mixers=())
+        assert replace(measure(name, DocumentScores), protocols=()) == replace(measure('text pythia', DocumentScores), protocols=())
 
 
 def test_27_readers_are_of_one_size_and_start_alike():
     "Within 2 % of Pythia's parameters, apart from the arm without attention and the net of the hierarchy; what they share starts equal."
-    models = {n: plan('cpu')[n][0].stack.build(2048, 3) for n in READERS}
+    models = {n: plan('cpu')[n][0].model.build(3, 2048) for n in READERS}
     pythia = dict(models['text pythia'].named_parameters())
     count = lambda m: sum(p.numel() for p in m.parameters())
     for name, model in models.items():
@@ -288,20 +309,20 @@ def test_27_parameters_and_operations_are_printed():
     cells = nbformat.read(Path(__file__).parents[1]/'nbs'/'studies'/'infini_memory.ipynb', 4).cells
     [shown] = [o.data['text/plain'] for c in cells if c.cell_type == 'code' for o in c.outputs if 'FLOPs a token' in str(o.get('data'))]
     printed = {name: parameters for name, parameters, *_ in (re.split(r'\s{2,}', line) for line in shown.splitlines()[1:])}
-    for arm in (arm for arm, _ in plan('cpu').values() if isinstance(arm, study.Reader)):
-        assert printed[arm.name.removeprefix('text ')] == f"{sum(p.numel() for p in arm.stack.build(2048, 0).parameters()):,}"
+    for name in READERS: assert printed[name.removeprefix('text ')] == f"{sum(p.numel() for p in plan('cpu')[name][0].model.build(0, 2048).parameters()):,}"
 
 
 def test_banks_hold_equal_floats():
-    held = {n: plan('cpu')[f'banks {n}'][0].stack.mixers[0] for n in (1, 2, 4)}
+    held = {n: plan('cpu')[f'banks {n}'][0].model.mixers[0] for n in (1, 2, 4)}
     floats = {n: m.banks * m.n_heads * (m.features * m.value + m.features) for n, m in held.items()}
     assert len(set(floats.values())) == 1 and [m.banks for m in held.values()] == [1, 2, 4], floats
 
 
 def test_heads_hold_equal_floats():
-    records = study.capacity(replace(plan('quick')['capacity elu+1'][0], sizes=(16, 32, 64), floats=2 ** 12), 0)
+    probe = plan('quick')['capacity elu+1'][0].measures[0]
+    records = replace(probe, sizes=(16, 32, 64), floats=2 ** 12).records(Trial(None, None, 0), 0)
     assert {r['position'] for r in records} == {'16', '32', '64'}           # 16, 4 and 1 head
-    assert not study.capacity(replace(plan('quick')['capacity elu+1'][0], sizes=(128,), floats=2 ** 12), 0)   # one head would hold too much
+    assert not replace(probe, sizes=(128,), floats=2 ** 12).records(Trial(None, None, 0), 0)   # one head would hold too much
 
 
 # -- what is read -----------------------------------------------------------------------------------------------------
@@ -309,27 +330,21 @@ def test_heads_hold_equal_floats():
 TEXT = dict(corpus='stdlib-docs', tokenizer='bytes')
 
 
-def batches(arm, seed, steps, monkeypatch):
+def batches(arm, seed, steps):
     "What an arm's training reads."
-    seen = []
-    def read(model, batch, *_, **__):
-        seen.extend(batch(step) for step in range(steps))
-        raise StopIteration
-    with monkeypatch.context() as m, pytest.raises(StopIteration):
-        m.setattr(study, 'fit', read)
-        study.execute(arm, seed, None, progress=False)
-    return seen
+    batch = arm.task.batches(seed)
+    return [batch(step) for step in range(steps)]
 
 
 @pytest.mark.parametrize('a, b', [('text pythia', 'text hierarchical'), ('credit 0', 'credit 4'), ('banks 1', 'banks 4'), ('topics', 'topics as coded'), ('facts pythia', 'facts multi')])
-def test_27_arms_of_a_seed_read_the_same(a, b, monkeypatch):
-    one, two, other = (batches(plan('quick')[n][0], seed, 2, monkeypatch) for n, seed in ((a, 1), (b, 1), (a, 2)))
+def test_27_arms_of_a_seed_read_the_same(a, b):
+    one, two, other = (batches(plan('quick')[n][0], seed, 2) for n, seed in ((a, 1), (b, 1), (a, 2)))
     assert all(torch.equal(x, y) for p, q in zip(one, two) for x, y in zip(p, q))
     assert not all(torch.equal(x, y) for p, q in zip(one, other) for x, y in zip(p, q))
 
 
-def test_a_mask_changes_labels_alone(monkeypatch):
-    none, statement, span = (batches(plan('quick')[f'questions, mask {m}'][0], 0, 3, monkeypatch) for m in ('none', 'statement', 'span'))
+def test_a_mask_changes_labels_alone():
+    none, statement, span = (batches(plan('quick')[f'questions, mask {m}'][0], 0, 3) for m in ('none', 'statement', 'span'))
     for n, s, r in zip(none, statement, span):
         assert torch.equal(n[0], s[0]) and torch.equal(n[0], r[0])
         hidden = [(x[1] == IGNORE).sum() - (n[1] == IGNORE).sum() for x in (s, r)]
@@ -338,9 +353,8 @@ def test_a_mask_changes_labels_alone(monkeypatch):
 
 
 def test_what_is_held_out_is_never_asked_in_training():
-    arm = plan('cpu')['questions, mask statement'][0]
-    tokenizer = study.library(**TEXT)[2]
-    lines, held = study.study_lines(arm, 0, tokenizer)
+    task = replace(plan('cpu')['questions, mask statement'][0].task, **TEXT)
+    tokenizer, lines, held = task.tokenizer_, task.lines(0), task.pairs(0)[1]
     text = '\n'.join(tokenizer.decode(line.ids) for line in lines)
     assert len(held) == 50 and len(lines) == 450
     for fact in held:
@@ -348,36 +362,37 @@ def test_what_is_held_out_is_never_asked_in_training():
         assert fact.forward not in text and fact.ask('forward')[0] not in text
 
 
-def test_every_packing_reads_the_same_sentences_at_every_step(monkeypatch):
+def test_every_packing_reads_the_same_sentences_at_every_step():
     arms = {how: plan('quick')[f'packing {how}'][0] for how in ('packed', 'padded', 'padded masked')}
-    tokenizer = study.library(**TEXT)[2]
-    told = [f.forward for f in facts(arms['packed'].facts, 0)]
-    for step, rows in enumerate(zip(*(batches(a, 0, 3, monkeypatch) for a in arms.values()))):
-        sentences = [count_exposures(FactRows(ids[:-arms['packed'].text_rows], labels[:-arms['packed'].text_rows], 0), told, tokenizer) for ids, labels in rows]
-        assert sentences[0] == sentences[1] == sentences[2] and sum(sentences[0]) == arms['packed'].told
-        counted = [(labels[:-arms['packed'].text_rows] != IGNORE).sum() for _, labels in rows]
+    tokenizer = library(**TEXT)[2]
+    task = arms['packed'].task
+    told = [f.forward for f in facts(task.facts, 0)]
+    for step, rows in enumerate(zip(*(batches(a, 0, 3) for a in arms.values()))):
+        sentences = [count_exposures(FactRows(ids[:-task.text_rows], labels[:-task.text_rows], 0), told, tokenizer) for ids, labels in rows]
+        assert sentences[0] == sentences[1] == sentences[2] and sum(sentences[0]) == task.told
+        counted = [(labels[:-task.text_rows] != IGNORE).sum() for _, labels in rows]
         assert counted[0] == counted[2] < counted[1]                            # padding counts in one of the three
 
 
-def test_every_sentence_is_told_once_an_epoch(monkeypatch):
-    arm = replace(plan('quick')['facts pythia'][0], facts=12, told=3)
-    tokenizer, told = study.library(**TEXT)[2], [f.forward for f in facts(12, 0)]
-    ids = torch.cat([x[0][:-arm.text_rows] for x in batches(arm, 0, 8, monkeypatch)])
+def test_every_sentence_is_told_once_an_epoch():
+    arm = plan('quick')['facts pythia'][0]
+    task = replace(arm.task, facts=12, told=3)
+    tokenizer, told = library(**TEXT)[2], [f.forward for f in facts(12, 0)]
+    ids = torch.cat([x[0][:-task.text_rows] for x in batches(replace(arm, task=task), 0, 8)])
     assert count_exposures(FactRows(ids, ids, 0), told, tokenizer) == [2] * 12
 
 
 @pytest.mark.parametrize('chunks', [32, 40])
 def test_splits_share_their_test_and_nothing_else(chunks):
     "Documents are on one side, also where three quarters of them is no whole number."
-    store = study.library(**TEXT)[0]
-    arm = replace(plan('quick')['split by documents, many chunks'][0], chunks=chunks, each=8, **TEXT)
-    (train, test), (near, same) = (study.chunk_sides(replace(arm, by=by), store, 0) for by in ('documents', 'chunks'))
+    task = replace(plan('quick')['split by documents, many chunks'][0].task, chunks=chunks, each=8, **TEXT)
+    (train, test), (near, same) = (replace(task, by=by).sides(0) for by in ('documents', 'chunks'))
     assert torch.equal(test, same) and train.shape == near.shape and len(train) == 24 and len(test) == (chunks - 24) // 2
     rows = lambda x: {tuple(r) for r in x[:, 1:].tolist()}
     assert not rows(train) & rows(test) and not rows(near) & rows(test) and len(rows(near) - rows(train)) == len(test)
     batch = lambda x: Batch(x, torch.arange(len(x)))
     assert not shared_ngrams(batch(train), batch(test), 50).any()
-    alone = study.chunk_sides(replace(arm, each=1, by='chunks'), store, 0)
+    alone = replace(task, each=1, by='chunks').sides(0)
     assert len(alone[0]) == 3 * chunks // 4 and len(alone[1]) == chunks // 8
 
 
@@ -390,17 +405,17 @@ def test_a_module_stands_once_in_the_text_that_is_split():
 
 
 def test_nothing_of_a_relay_is_told_and_asked_in_one_segment():
-    task = study.Relay(pairs=4, segments=5)
-    ids, at, answers = study.relay_batch(task, 8, seed=0)
+    task = Relay(pairs=4, segments=5)
+    ids, at, answers = relay_batch(task, 8, seed=0)
     for row, row_at, want in zip(ids.view(8, 5, 16).tolist(), at.tolist(), answers.tolist()):
         for where, value in zip(row_at, want):
             segment, key = where // 16, row[where // 16][where % 16]
             assert value not in row[segment] and (key, value) in list(zip(row[segment - 1][:8:2], row[segment - 1][1:8:2]))
-    assert not torch.equal(ids, study.relay_batch(task, 8, seed=0, split='test')[0])
+    assert not torch.equal(ids, relay_batch(task, 8, seed=0, split='test')[0])
 
 
 def test_topics_share_no_key():
-    ids, at, answers, told = study.topic_batch(study.Topics(), 16, seed=0)
+    ids, at, answers, told = topic_batch(Topics(), 16, seed=0)
     keys = ids[:, :64].view(16, 4, 8, 2)[..., 0]
     assert all(len({(k - 1) // 31 for k in segment}) == 1 for row in keys.tolist() for segment in row) and ((keys - 1) // 31).sum() == 16 * 8 * 6
     assert (told.bincount(minlength=4) > 0).all()
@@ -409,25 +424,25 @@ def test_topics_share_no_key():
 def test_the_rule_of_the_source_is_the_one_its_model_was_trained_with():
     "The mean is over all tokens of the segment, those that do not ask included."
     arm = plan('cpu')['topics as coded'][0]
-    model, batch = arm.stack.build(arm.task.vocab_size, 0), study.topic_batch(arm.task, 32, seed=0)
-    (q, asks, z, _), layer, cut = study.choice(model, batch), model.layers[0], arm.task.length - model.segment
-    scores = study.rules(q, asks, z, torch.zeros(q.shape[2], q.shape[3], q.shape[3]))['mean']
+    model, batch = arm.model.build(0, arm.task.vocab_size), topic_batch(arm.task.config, 32, seed=0)
+    (q, asks, z, _), layer, cut = choice(model, batch), model.layers[0], arm.task.length - model.segment
+    scores = rules(q, asks, z, torch.zeros(q.shape[2], q.shape[3], q.shape[3]))['mean']
     with torch.no_grad(): weights = layer.mixer.routing(layer.norm1(model.embed(batch[0][:, cut:])), model.features(batch[0][:, :cut])[1][0])
     torch.testing.assert_close(weights[:, asks].log() - weights[:, asks].log().mean(-1, keepdim=True), scores - scores.mean(-1, keepdim=True), atol=1e-3, rtol=1e-3)
 
 
 def test_a_memory_that_forgets_nothing_is_measured_as_such_at_every_width(monkeypatch):
     "Two pairs under a feature map that keeps keys apart: what the way back through the heads loses is not the memory's."
-    monkeypatch.setattr(study, 'PAIRS', (2,))
-    layer = replace(plan('cpu')['capacity taylor'][0].layer, d_model=16)
-    found = study.capacity(study.Probe(name='few', what='capacity', layer=layer, sizes=(8, 16), floats=2 ** 14), 0)
+    monkeypatch.setattr(probes, 'PAIRS', (2,))
+    probe = plan('cpu')['capacity taylor'][0].measures[0]
+    found = replace(probe, layer=replace(probe.layer, d_model=16), sizes=(8, 16), floats=2 ** 14).records(Trial(None, None, 0), 0)
     assert all(r['value'] > .9 for r in found if r['metric'] == 'recall')
 
 
 def test_statement_and_question_stand_in_one_segment():
     for preset in study.study.presets:
         for arm, _ in plan(preset).values():
-            if isinstance(arm, study.Student): assert arm.stack.segment == arm.length
+            if isinstance(arm.task, QuestionLessons): assert arm.model.segment == arm.task.length
 
 
 # -- segments ---------------------------------------------------------------------------------------------------------
@@ -437,15 +452,15 @@ def test_a_segment_is_all_that_is_seen_without_banks():
     ids = torch.randint(50, (2, 48), generator=g)
     changed = torch.cat([(ids[:, :1] + 1) % 50, ids[:, 1:]], 1)
     for name in READERS:
-        model = study.with_segment(plan('quick')[name][0].stack, 16).build(50, 0)
+        model = plan('quick')[name][0].model.of_segments(16).build(0, 50)
         last = lambda x: model.features(x)[0][:, 16:]
-        assert torch.equal(last(ids), last(changed)) == (not study.remembers(model)), name
+        assert torch.equal(last(ids), last(changed)) == (not remembers(model)), name
 
 
 @pytest.mark.parametrize('credit, teaches', [(0, [0, 0, 0, 0]), (1, [1, 0, 1, 0]), (2, [1, 1, 0, 1]), (4, [1, 1, 1, 1])])
 def test_credit_is_counted_over_segments(credit, teaches):
     "Do the features of segments 2 to 5 teach what the segment before wrote?"
-    model = study.Stack(mixers=(InfiniConfig(d_model=16, n_heads=2, segment=8, credit=credit), 'rope'), d_model=16, segment=8).build(50, 0)
+    model = SegmentStack(mixers=(InfiniConfig(d_model=16, n_heads=2, segment=8, credit=credit), 'rope'), d_model=16, segment=8).build(0, 50)
     seen, r = [], torch.Generator().manual_seed(0)
     model.embed.register_forward_hook(lambda module, args, x: seen.append(x))
     h, _ = model.features(torch.randint(50, (2, 40), generator=r))
@@ -456,47 +471,47 @@ def test_credit_is_counted_over_segments(credit, teaches):
 
 def test_a_memory_cut_in_a_segment_goes_on_with_what_it_has():
     "Banks alone do not say where in a segment they stand: they are kept where one ends."
-    model, ids = study.Stack(mixers=(InfiniConfig(d_model=16, n_heads=2, segment=8), 'rope'), d_model=16, segment=8).build(50, 0), torch.zeros(1, 1, dtype=torch.long)
+    model, ids = SegmentStack(mixers=(InfiniConfig(d_model=16, n_heads=2, segment=8), 'rope'), d_model=16, segment=8).build(0, 50), torch.zeros(1, 1, dtype=torch.long)
     cut, whole = (model.features(torch.zeros(1, n, dtype=torch.long))[1] for n in (11, 16))
-    model.features(ids, cut); model.features(ids, study.keep_banks(model, whole))
-    with pytest.raises(ValueError, match='stand at the same place'): model.features(ids, study.keep_banks(model, cut))
+    model.features(ids, cut); model.features(ids, keep_banks(model, whole))
+    with pytest.raises(ValueError, match='stand at the same place'): model.features(ids, keep_banks(model, cut))
 
 
 @pytest.mark.parametrize('name, carries', [('text infini', True), ('text multi', True), ('text infini silent', False), ('text pythia', False)])
 def test_memory_goes_on_from_piece_to_piece_of_a_document(name, carries):
     "The second piece is read otherwise if it begins a document; a memory that is never written, and attention, know no difference."
     arm = plan('quick')[name][0]
-    ids = torch.randint(256, (2, 2 * arm.length + 1), generator=torch.Generator().manual_seed(0))
+    n, ids = arm.task.length, torch.randint(256, (2, 2 * arm.task.length + 1), generator=torch.Generator().manual_seed(0))
     def second(begins):
-        rows = RowMemories(arm.stack.build(256, 0), 2)
-        return [study.carried_loss(rows, arm.silent, ids[:, i:i + arm.length], ids[:, i + 1:i + 1 + arm.length], torch.tensor(b))[1] for i, b in ((0, [True, True]), (arm.length, begins))]
+        model, loss = arm.model.build(0, 256), arm.train.objective
+        learner = Learner(model, arm.train.optimizer.build(model), loss.carry(model, 2))
+        return [loss(learner, ids[:, i:i + n], ids[:, i + 1:i + 1 + n], torch.tensor(b))[1] for i, b in ((0, [True, True]), (n, begins))]
     (first, on), (same, mixed), (_, fresh) = map(second, ([False, False], [False, True], [True, True]))
     assert first == same and (on != mixed) == (mixed != fresh) == carries
-    with pytest.raises(ValueError, match='3 rows, memories are held for 2'): RowMemories(arm.stack.build(256, 0), 2).begin(torch.tensor([True] * 3))
 
 
 def test_what_is_scored_is_whole_documents():
     "Of a store with more documents than are wanted, some of all parts, each from its beginning."
-    store = study.library(**TEXT)[0]
-    some = study.documents(store, 5, 100)
+    store = library(**TEXT)[0]
+    some = documents(store, 5, 100)
     assert len(some.starts) == 6 and some.ids.max() <= store.ids.max() and np.diff(some.starts).max() == 100
     n = len(store.starts) - 1
     for i in range(5): assert (some.ids[some.starts[i]:some.starts[i + 1]] == store.ids[store.starts[i * n // 5]:][:some.starts[i + 1] - some.starts[i]]).all()
-    assert len(study.documents(store, 10 ** 6, 10 ** 9).ids) == len(store.ids) and some.fingerprint != store.fingerprint
+    assert len(documents(store, 10 ** 6, 10 ** 9).ids) == len(store.ids) and some.fingerprint != store.fingerprint
 
 
 def test_rows_at_different_places_are_refused():
-    model = study.Stack(mixers=('rope', 'rope'), d_model=16, segment=8).build(50, 0)
+    model = SegmentStack(mixers=('rope', 'rope'), d_model=16, segment=8).build(0, 50)
     memories = [model.features(torch.zeros(1, n, dtype=torch.long))[1] for n in (3, 5)]
     with pytest.raises(ValueError, match='stand at the same place'): model.features(torch.zeros(2, 1, dtype=torch.long), tuple(type(a).cat([a, b]) for a, b in zip(*memories)))
 
 
 def test_a_sentence_that_is_left_over_is_written_whole_and_alone():
-    stack = study.Stack(mixers=(InfiniConfig(d_model=16, n_heads=1, segment=64), 'rope'), d_model=16)
-    model, tokenizer = stack.build(256, 0), study.library(**TEXT)[2]
-    memory = study.left_over(model, stack, ['Balol wrote Dedax.', 'Two.'], tokenizer)
+    stack = SegmentStack(mixers=(InfiniConfig(d_model=16, n_heads=1, segment=64), 'rope'), d_model=16)
+    model, tokenizer = stack.build(0, 256), library(**TEXT)[2]
+    memory = left_over(model, stack, ['Balol wrote Dedax.', 'Two.'], tokenizer)
     assert memory[0].writes.tolist() == [[1], [1]] and memory[0].filled.tolist() == [0, 0] and memory[1].seen.tolist() == [0, 0]
-    alone = study.left_over(model, stack, ['Two.'], tokenizer)
+    alone = left_over(model, stack, ['Two.'], tokenizer)
     assert torch.equal(alone[0].M, memory[0].M[1:]) and memory[0].seen.tolist() == [19, 5]
 
 
@@ -508,17 +523,17 @@ TRAINED = ['text infini as coded', 'text infini silent', 'text multi', 'split by
 @pytest.mark.parametrize('name', TRAINED)
 def test_an_interrupted_run_goes_on_to_the_bit(name, tmp_path):
     arm = plan('quick')[name][0]
-    arm = replace(arm, fit=replace(arm.fit, steps=4, log_every=1))
+    arm = replace(arm, train=replace(arm.train, steps=4, log_every=1))
     (tmp_path/'a').mkdir(), (tmp_path/'b').mkdir()
-    whole = study.execute(arm, 1, tmp_path/'a', progress=False)
-    half = study.execute(arm, 1, tmp_path/'b', progress=False, stop=2)
+    whole = execute(arm, 1, tmp_path/'a', progress=False)
+    half = execute(arm, 1, tmp_path/'b', progress=False, stop=2)
     assert half.status == 'stopped' and half.tokens == whole.tokens // 2
-    again = study.execute(arm, 1, tmp_path/'b', progress=False)
+    again = execute(arm, 1, tmp_path/'b', progress=False)
     assert again.status == 'finished' and again.records == whole.records and again.params == whole.params
 
 
 def test_a_diverged_run_is_a_result(tmp_path):
     arm = plan('quick')['credit 0'][0]
-    arm = replace(arm, fit=replace(arm.fit, steps=4, optimizer=AdamWConfig(lr=1e30), clip=1e30, schedule=Cosine(warmup=1), log_every=1))
-    found = study.execute(arm, 0, tmp_path, progress=False)
+    arm = replace(arm, train=replace(arm.train, steps=4, optimizer=AdamWConfig(lr=1e30), clip=1e30, schedule=Cosine(warmup=1), log_every=1))
+    found = execute(arm, 0, tmp_path, progress=False)
     assert found.status == 'diverged' and found.diverged_at > 0 and not [r for r in found.records if r['metric'] == 'state_bytes']

@@ -86,7 +86,7 @@ class Routing(Measure):
     rows: int = 256
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
-        draw = lambda **which: choice(trial.model, [u.to(trial.device) for u in trial.task.draw(self.rows, seed=trial.seed, **which)])
+        draw = lambda **which: choice(trial.model, tuple(u.to(trial.device) for u in trial.task.draw(self.rows, seed=trial.seed, **which)))
         (q, asks, z, told), (seen, at, landmarks, about) = draw(split='test'), draw(step=trial.train.steps)
         form = fitted(seen[:, at], landmarks, about)
         times = 1 + torch.rand(z.shape[:2], generator=generator_of(trial.seed, 'often')).argsort(1).to(z.device)[..., None, None]

@@ -129,12 +129,12 @@ SPREAD, SEEDS = 3., 3   # ranges of the seeds by which a number of a whole run m
 def _last(records):
     "The last value of everything a run measured, by address without its step."
     kept = [r for r in records if not r['metric'].startswith('seconds') and r['metric'] not in ('loss', 'train_loss', 'retrieved')]
-    return {_address(r)[1:]: float(r['value']) for r in sorted(kept, key=lambda r: r['step'])}
+    return {_address(r)[1:]: (float(r['value']), r.get('of', 0)) for r in sorted(kept, key=lambda r: r['step'])}
 
-def _ranges(was, now, values):
-    "How far a number moved, in ranges of the seeds; not at all within the tolerance."
-    if abs(now - was) <= TOLERANCE*max(1., abs(was)): return 0.
-    reach = max(values) - min(values)
+def _ranges(was, now, of, values):
+    "How far a number moved, in ranges of the seeds, which for a share are two answers at least; not at all within the margin."
+    if abs(now - was) <= _margin(of, was): return 0.
+    reach = max(max(values) - min(values), ANSWERS/of if of else 0.)
     return abs(now - was)/reach if reach else float('inf')
 
 # %% ../../nbs/lab/renew.ipynb #a0dc9670
@@ -145,11 +145,11 @@ def moved(
 ) -> tuple[float, str]:        # the largest move in ranges of the seeds; the first that is too large
     "Is a whole run still a sample of what its arm's seeds are samples of?"
     seeds, now, moves = {s: _last(mine.to_dict('records')) for s, mine in stored.groupby('seed')}, _last(fresh), {}
-    for at, was in seeds[seed].items():
-        if at in now: moves.setdefault(at[0], []).append((_ranges(was, now[at], [mine[at] for mine in seeds.values() if at in mine]), at))
+    for at, (was, _) in seeds[seed].items():
+        if at in now: moves.setdefault(at[0], []).append((_ranges(was, *now[at], [mine[at][0] for mine in seeds.values() if at in mine]), at))
     if lost := sorted({at[0] for at in seeds[seed]} - moves.keys()): return float('inf'), f'metric {lost[0]} is gone'
     worst, at = max((sorted(m, key=lambda pair: pair[0])[int(.9*(len(m) - 1))] for m in moves.values()), key=lambda pair: pair[0], default=(0., None))
-    return worst, f'{_told((None, *at))}: {seeds[seed][at]:.6g}, now {now[at]:.6g}, {worst:.1f} times the range of its seeds' if worst > SPREAD else ''
+    return worst, f'{_told((None, *at))}: {seeds[seed][at][0]:.6g}, now {now[at][0]:.6g}, {worst:.1f} times the range of its seeds' if worst > SPREAD else ''
 
 # %% ../../nbs/lab/renew.ipynb #811c8c20
 @dataclass(frozen=True)
