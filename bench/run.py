@@ -24,7 +24,7 @@ from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
 from memlab.nn.pythia import PythiaAttention, PythiaConfig, PythiaLayer, create_model
 from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
-from memlab.train.loop import FitConfig, make_optimizer, train_step
+from memlab.train.loop import FitConfig, train_step
 from memlab.train.losses import lm_loss, recall_loss
 from peers import nanogpt, plain_recall
 
@@ -54,7 +54,7 @@ def our_step(vocab, length, layers, width, heads, precision, placement='single',
     "One optimizer step of our model, as `fit` takes it."
     config = FitConfig(steps=1, precision=precision)
     model = residual_lm(vanilla(n_layers=layers, d_model=width, n_heads=heads, kernel=kernel), vocab, length)
-    optimizer = make_optimizer(model, config)
+    optimizer = config.optimizer.build(model)
     def loss(model, ids):
         total, each = lm_loss(model, ids[:, :-1], ids[:, 1:], placement)
         return total, each[-1]
@@ -155,7 +155,7 @@ def recall_step():
     "A training step on recall, logits at the queries only, against logits everywhere in a plain loop."
     batch = recall_batch(RecallConfig(vocab_size=2048, length=128, pairs=32), 64, seed=0)
     model, config = MixerLMConfig(vocab_size=2048, mixers=(AttentionConfig(d_model=64, n_heads=2, dk=48),) * 4).build(), FitConfig(steps=1)
-    optimizer, plain = make_optimizer(model, config), plain_recall.trainer(2048, 64, 2, 48, 4)
+    optimizer, plain = config.optimizer.build(model), plain_recall.trainer(2048, 64, 2, 48, 4)
     a, b = interleaved(lambda: train_step(model, optimizer, (batch.ids, batch.at, batch.answers), recall_loss, config), lambda: plain(batch.ids, batch.labels))
     yield report('recall, 98,560 block parameters, batch 64, T 128, V 2048: plain/ours', b / a, 1.7)
 

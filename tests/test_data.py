@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from memlab.data.corpus import RULES, Corpus, Document, home, load_corpus, split
+from memlab.core.files import home
+from memlab.data.corpus import RULES, Corpus, Document, load_corpus, split
 from memlab.data.facts import facts
 from memlab.data.ordered import OrderedStream
 from memlab.data.recall import RecallConfig, recall_batch

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from check import stale  # noqa: E402
 
-LAYERS = ["data", "nn", "train", "eval", "lab", "studies", "cli"]  # a module imports only from the left of itself
+LAYERS = ["core", "data", "nn", "train", "eval", "lab", "studies", "cli"]  # a module imports only from the left of itself
 HEAVY = {"matplotlib", "pandas", "datasets", "IPython", "ipywidgets", "nbdev"}
 HANGING = {"interact", "interact_manual", "interactive", "interactive_output", "Output"}  # these hang headless runs
 PLACES = re.compile(r"(?<![\w.])/(work|root|home|Users|tmp)/\w|\b[A-Z]:\\\\?Users|pythonhosted|registry\.npm|\blocalhost\b|\b127\.0\.0\.1\b")

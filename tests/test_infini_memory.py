@@ -21,6 +21,9 @@ from memlab.lab.records import run_id
 from memlab.nn.infini import InfiniConfig
 from memlab.nn.linear import LinearAttentionConfig
 from memlab.studies import infini_memory as study
+from memlab.train.learner import RowMemories
+from memlab.train.optim import AdamWConfig
+from memlab.train.schedule import Cosine
 
 CLAIMS = {c.id: c for c in study.study.claims}
 
@@ -465,11 +468,11 @@ def test_memory_goes_on_from_piece_to_piece_of_a_document(name, carries):
     arm = plan('quick')[name][0]
     ids = torch.randint(256, (2, 2 * arm.length + 1), generator=torch.Generator().manual_seed(0))
     def second(begins):
-        rows = study.Carried(arm.stack.build(256, 0), 2, arm.silent)
-        return [study.carried_loss(rows, ids[:, i:i + arm.length], ids[:, i + 1:i + 1 + arm.length], torch.tensor(b))[1] for i, b in ((0, [True, True]), (arm.length, begins))]
+        rows = RowMemories(arm.stack.build(256, 0), 2)
+        return [study.carried_loss(rows, arm.silent, ids[:, i:i + arm.length], ids[:, i + 1:i + 1 + arm.length], torch.tensor(b))[1] for i, b in ((0, [True, True]), (arm.length, begins))]
     (first, on), (same, mixed), (_, fresh) = map(second, ([False, False], [False, True], [True, True]))
     assert first == same and (on != mixed) == (mixed != fresh) == carries
-    with pytest.raises(ValueError, match='3 rows, memories are held for 2'): study.Carried(arm.stack.build(256, 0), 2).memory(torch.tensor([True] * 3))
+    with pytest.raises(ValueError, match='3 rows, memories are held for 2'): RowMemories(arm.stack.build(256, 0), 2).begin(torch.tensor([True] * 3))
 
 
 def test_what_is_scored_is_whole_documents():
@@ -516,6 +519,6 @@ def test_an_interrupted_run_goes_on_to_the_bit(name, tmp_path):
 
 def test_a_diverged_run_is_a_result(tmp_path):
     arm = plan('quick')['credit 0'][0]
-    arm = replace(arm, fit=replace(arm.fit, steps=4, lr=1e30, clip=1e30, warmup=1, log_every=1))
+    arm = replace(arm, fit=replace(arm.fit, steps=4, optimizer=AdamWConfig(lr=1e30), clip=1e30, schedule=Cosine(warmup=1), log_every=1))
     found = study.execute(arm, 0, tmp_path, progress=False)
     assert found.status == 'diverged' and found.diverged_at > 0 and not [r for r in found.records if r['metric'] == 'state_bytes']

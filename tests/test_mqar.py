@@ -4,11 +4,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import invented
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 from invented import diverged, of, without
 from memlab.cli import main
+from memlab.eval import recall_measures
+from memlab.lab.arm import with_factors
 from memlab.lab.claims import claim_row, judge
 from memlab.lab.records import RECORDS, read_table
 from memlab.nn.mixer_lm import count_block_parameters
@@ -17,6 +20,15 @@ from memlab.studies import mqar
 CLAIMS = {c.id: c for c in mqar.study.claims}
 STEPS = range(0, 3001, 100)
 FLOORS = dict(vocabulary=1/64, row=1/8, position=.22)
+
+
+@cache
+def plan(preset):
+    "Both stages of a preset, the second as if no trial had told anything."
+    found = mqar.study.presets[preset]()
+    first = [arm for arm, _ in found.plan]
+    runs = with_factors(pd.DataFrame(dict(arm=[arm.name for arm in first])), first)
+    return {arm.name: (arm, seeds) for arm, seeds in found.plan + found.then(runs, invented.tables({}, rows)[1])}
 
 
 # -- invented numbers -------------------------------------------------------------------------------------------------
@@ -40,14 +52,16 @@ def rows(ran, seed):
     for (metric, item), value in ran.also.items(): yield row(0 if metric in ('difference', 'error', 'error_float32', 'state_bytes') else 3000, metric, of(value, seed), item)
 
 
-def tables(arms): return invented.tables(arms, rows)
+def tables(arms):
+    runs, records = invented.tables(arms, rows)
+    return with_factors(runs, [arm for name in ('cpu', 'gpu') for arm, _ in plan(name).values()]), records
 
 
 def changed(untouched, updated, stale): return Ran(also={('untouched', None): untouched, ('updated', None): updated, ('stale', None): stale})
 def asked(many, more): return Ran(also={('accuracy', '32 pairs'): many, ('accuracy', '64 pairs'): more})
 def carried(value): return Ran(also={('accuracy', 'carried'): value})
 def loads(**by): return {f'{m} load {n}': Ran(end=e) for m, ends in by.items() for n, e in zip((8, 16, 32), ends)}
-def rates(**by): return {f'{m} rate {i}': Ran(solved=500 if i < n else None, end=1. if i < n else .2) for m, n in by.items() for i in range(5)}
+def rates(**by): return {f'{m} rate {r:g}': Ran(solved=500 if i < n else None, end=1. if i < n else .2) for m, n in by.items() for i, r in enumerate(mqar.FIVE_RATES)}
 def holds(**by): return {f'{m} holds {f}': Ran(end=e, also={('state_bytes', None): 4 * f}) for m, ends in by.items() for f, e in zip((64, 128, 256, 512, 1024), ends)}
 
 
@@ -109,7 +123,7 @@ SCENES = {
     'MQ9': (rates(attention=4, delta=2), [
         ('refuted', rates(delta=4)),
         ('refuted', rates(attention=2, delta=1)),
-        ('inconclusive', {'attention rate 2': Ran(solved=[500, None, None], end=[1., .2, .2]), 'attention rate 3': Ran(end=.2)})]),
+        ('inconclusive', {'attention rate 0.003': Ran(solved=[500, None, None], end=[1., .2, .2]), 'attention rate 0.01': Ran(end=.2)})]),
     'MQ10': ({'equivalences': Ran(also={('error', 'a'): 1e-14, ('error_float32', 'a'): 1e-6})}, [
         ('refuted', {'equivalences': Ran(also={('error', 'a'): 1e-8, ('error_float32', 'a'): 1e-6})}),
         ('refuted', {'equivalences': Ran(also={('error', 'a'): 1e-14, ('error_float32', 'a'): 1e-3})}),
@@ -181,17 +195,8 @@ def test_an_effect_has_the_unit_of_the_part_that_is_shown(claim, changes, unit):
 
 # -- presets ----------------------------------------------------------------------------------------------------------
 
-@cache
-def plan(preset):
-    "Both stages of a preset, the second as if no trial had told anything."
-    found = mqar.study.presets[preset]()
-    _, records = tables({'nothing': Ran()})
-    return {arm.name: (arm, seeds) for arm, seeds in found.plan + found.then(None, records)}
-
-
 def test_the_arms_of_every_claim_are_in_the_plan():
-    renamed = {f'{m} rate {i}': f'{m} rate {r:g}' for m in ('attention', 'delta') for i, r in enumerate(mqar.FIVE_RATES)}
-    for claim, (base, _) in SCENES.items(): assert {renamed.get(a, a) for a in base} <= plan('gpu' if claim == 'MQ8' else 'cpu').keys()
+    for claim, (base, _) in SCENES.items(): assert base.keys() <= plan('gpu' if claim == 'MQ8' else 'cpu').keys()
 
 
 def test_the_source_is_planned_at_its_own_size():
@@ -214,12 +219,6 @@ def test_matched_arms_are_matched():
         assert set(sizes.values()) == {floats}, sizes
 
 
-def test_a_rate_is_the_best_of_its_trials():
-    trial = lambda end, solved=None: Ran(end=end, solved=solved, seeds=1)
-    _, records = tables({'a trial 0.001': trial(.9), 'a trial 0.003': trial(1., 500), 'a trial 0.01': trial(.2), 'b trial 0.001': trial(.4), 'b trial 0.003': trial(.3), 'b trial 0.01': trial(.2)})
-    assert [mqar.best_rate(records, name, (1e-3, 3e-3, 1e-2)) for name in 'ab'] == [3e-3, 1e-3]
-
-
 def test_trials_and_families_share_rates():
     first = {a.name for a, _ in mqar.study.presets['cpu']().plan}
     assert {f'delta load 16 trial {r:g}' for r in (1e-3, 3e-3, 1e-2)} <= first and not any(n.startswith('delta load 8 ') for n in first)
@@ -228,18 +227,14 @@ def test_trials_and_families_share_rates():
 
 # -- the control ------------------------------------------------------------------------------------------------------
 
-def test_shuffled_answers_are_those_of_the_row_in_another_order():
-    arm = plan('cpu')['shuffled answers'][0]
-    ids, at, answers = mqar.rows_of(arm, 0)(3)
-    plain = mqar.rows_of(mqar.replace(arm, shuffled=False), 0)(3)
-    assert torch.equal(ids, plain[0]) and torch.equal(at, plain[1]) and not torch.equal(answers, plain[2])
-    assert torch.equal(answers.sort(1).values, plain[2].sort(1).values)
-    assert torch.equal(answers, mqar.rows_of(arm, 0)(3)[2])
+def test_the_control_is_shuffled_and_nothing_else():
+    control, plain = (plan('cpu')[n][0] for n in ('shuffled answers', 'attention learned 2'))
+    assert control.task == replace(plain.task, shuffled=True) and control.measures == plain.measures
 
 
 def test_arms_of_a_seed_read_the_same_rows():
-    a, b = (plan('cpu')[n][0] for n in ('attention conv 2', 'delta carried'))
-    for x, y in zip(mqar.rows_of(a, 1)(7), mqar.rows_of(b, 1)(7)): assert torch.equal(x, y)
+    a, b = (plan('cpu')[n][0].task for n in ('attention conv 2', 'delta carried'))
+    for x, y in zip(a.batches(1)(7), b.batches(1)(7)): assert torch.equal(x, y)
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
@@ -257,16 +252,16 @@ def trained(home, monkeypatch, *more):
 def test_a_model_is_trained_interrupted_and_trained_on(tmp_path, monkeypatch):
     code, said, whole = trained(tmp_path/'a', monkeypatch)
     assert code == 0 and 'at step 300 (guessing: ' in said and len(whole) == 1
-    scored = mqar.scored
+    scored = recall_measures.score_records
     def stumble(step, *rest):
         if step == 200: raise KeyboardInterrupt
         return scored(step, *rest)
     with monkeypatch.context() as m:
-        m.setattr(mqar, 'scored', stumble)
+        m.setattr(recall_measures, 'score_records', stumble)
         code, said, none = trained(tmp_path/'b', m)
         assert code == 130 and 'goes on' in said and none == []
     fresh = []
-    monkeypatch.setattr(mqar, 'scored', lambda step, *rest: fresh.append(step) or scored(step, *rest))
+    monkeypatch.setattr(recall_measures, 'score_records', lambda step, *rest: fresh.append(step) or scored(step, *rest))
     code, _, again = trained(tmp_path/'b', monkeypatch)
     assert code == 0 and again == whole and fresh == [200, 300]                 # from the checkpoint of step 100
     done = next(tmp_path.joinpath('b').rglob('done.json'))

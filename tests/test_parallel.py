@@ -17,10 +17,13 @@ import torch
 import torch.distributed as dist
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
-from memlab.train.loop import FitConfig, fit, record, world
+from memlab.core.record import record
+from memlab.train.loop import FitConfig, fit_model, world
+from memlab.train.optim import AdamWConfig
+from memlab.train.schedule import Constant
 from memlab.train.losses import lm_loss
 
-CONFIG = FitConfig(steps=8, lr=1e-2, warmup=3, clip=.5, log_every=4)
+CONFIG = FitConfig(steps=8, optimizer=AdamWConfig(lr=1e-2), schedule=Constant(warmup=3), clip=.5, log_every=4)
 
 def train(folder, accumulate, rows=8, seen=None, **options):
     "Weights and records of a small model in float64."
@@ -30,8 +33,8 @@ def train(folder, accumulate, rows=8, seen=None, **options):
         if seen is not None: seen.append(ids)
         objective, layers = lm_loss(model, ids[:, :-1], ids[:, 1:], 'all')
         return objective, layers[-1]
-    def hook(model, step): return [record(step, 'norm', float(sum(p.detach().norm() for p in model.parameters())))]
-    result = fit(model, batch, loss, replace(CONFIG, accumulate=accumulate), hooks=[hook], folder=folder, save_every=3, **options)
+    def hook(learner, step): return [record(step, 'norm', float(sum(p.detach().norm() for p in model.parameters())))]
+    result = fit_model(model, batch, loss, replace(CONFIG, accumulate=accumulate), hooks=[hook], folder=folder, save_every=3, **options)
     return dict(weights=model.state_dict(), records=result.records, status=result.status, step=result.step)
 
 def refusal(rows):

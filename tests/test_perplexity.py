@@ -18,7 +18,9 @@ from memlab.nn.init import init_parameters
 from memlab.nn.lm import TransformerLM
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
 from memlab.train.losses import lm_loss
-from memlab.train.loop import FitConfig, fit
+from memlab.train.loop import FitConfig, fit_model
+from memlab.train.optim import AdamWConfig
+from memlab.train.schedule import Constant
 
 PROTOCOLS = dict(document=Perplexity(length=16), reset=Perplexity(length=16, memory='reset'), segment=Perplexity(protocol='segment', length=16),
                  sliding=Perplexity(protocol='sliding', length=16, stride=5))
@@ -209,7 +211,7 @@ def trained(text, by=1, steps=30):
     def loss(model, ids, labels):
         total, each = lm_loss(model, ids, labels)
         return total, each[-1]
-    fit(model, lambda step: shift(windows(text, 8, 24, 0, step).ids, by), loss, FitConfig(steps=steps, lr=.03, warmup=5, weight_decay=0.))
+    fit_model(model, lambda step: shift(windows(text, 8, 24, 0, step).ids, by), loss, FitConfig(steps=steps, optimizer=AdamWConfig(lr=.03, weight_decay=0.), schedule=Constant(warmup=5)))
     return model
 
 

@@ -11,6 +11,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from memlab.eval.held_out import HeldOut
+from memlab.eval.stream import Streams
+from memlab.lab import arm as arm_
+from memlab.lab.arm import with_factors
 from memlab.lab.claims import claim_row, judge
 from memlab.lab.records import RUNS, frame, record_table
 from memlab.nn.lm import residual_lm
@@ -42,6 +46,9 @@ def curve(arm, seed, step):
     return 2 + 2*exp(-step/100) + seed%5/10 + .3*(' shared' in arm) + .4*(' long' in arm) + .2*(' warmup' in arm)
 
 
+def asked(arm, kind): return next(m for m in arm.measures if isinstance(m, kind))
+
+
 @cache
 def plan(preset): return {arm.name: (arm, seeds) for arm, seeds in rg.study.presets[preset]().plan}
 
@@ -51,9 +58,9 @@ def rows(arm, fake, seed):
     row = lambda step, metric, value, layer=None, position=None, item=None: dict(step=step, metric=metric, layer=layer, position=position, item=item, value=value)
     yield row(0, 'floor', UNIGRAM, item='unigram')
     yield row(0, 'floor', fake.bigram, item='bigram')
-    for step in arm.evals: yield row(step, 'val_loss', curve(arm.name, seed, step) + said(fake.gap, seed, step))
-    for step in arm.marks:
-        for layer in range(1, arm.block.n_layers + 1):
+    for step in asked(arm, HeldOut).at: yield row(step, 'val_loss', curve(arm.name, seed, step) + said(fake.gap, seed, step))
+    for step in asked(arm, Streams).at:
+        for layer in range(1, arm.model.block.n_layers + 1):
             for metric in ('rms', 'cos'): yield row(step, f'{metric}_stream', said(getattr(fake, metric), seed, step, layer), layer, 'rest')
             yield row(step, 'rms_stream', 1e3, layer, 'first')                      # a position apart, which no claim may read
 
@@ -64,7 +71,7 @@ def tables(arms: dict, preset='cpu'):
     todo = [(f'{arm.name} {seed}', arm, fake, seed) for arm, seeds, fake in todo for seed in seeds]
     runs = [dict(run_id=i, arm=arm.name, seed=seed, status='finished', seconds=fake.seconds) for i, arm, fake, seed in todo]
     records = pa.concat_tables(record_table(list(rows(arm, fake, seed)), i, arm.name, seed) for i, arm, fake, seed in todo)
-    return frame(pa.Table.from_pylist(runs, RUNS)), frame(records)
+    return with_factors(frame(pa.Table.from_pylist(runs, RUNS)), [arm for arm, _ in plan(preset).values()]), frame(records)
 
 
 def noise(mean, size): return lambda seed, *_: mean + size*DEVIATION[seed]
@@ -363,8 +370,9 @@ def test_what_the_gpu_preset_leaves_out():
 
 
 def flat(config, prefix=''):
-    "Nested dicts as {dotted path: value}."
-    return {k: v for name, x in config.items() for k, v in (flat(x, f'{prefix}{name}.') if isinstance(x, dict) else {prefix + name: x}).items()}
+    "Nested mappings and sequences as {dotted path: value}."
+    config = dict(enumerate(config)) if isinstance(config, tuple) else config
+    return {k: v for name, x in config.items() for k, v in (flat(x, f'{prefix}{name}.') if isinstance(x, dict) or name == 'measures' or prefix == 'measures.' else {f'{prefix}{name}': x}).items()}
 
 
 @cache
@@ -374,7 +382,7 @@ def fields(preset, arm): return flat(asdict(plan(preset)[arm][0]))
 def differences(preset, one, other):
     "Fields in which two arms differ, apart from their names and from the kernel, which computes the same."
     a, b = fields(preset, one), fields(preset, other)
-    return {k for k in a if a[k] != b[k]} - {'name', 'block.kernel'}
+    return {k for k in a if a[k] != b[k]} - {'name', 'factors', 'model.block.kernel', 'train.objective.placement'}   # placement follows the block's
 
 
 @pytest.mark.parametrize('preset', PRESETS)
@@ -384,26 +392,26 @@ def test_arms_differ(preset):
     assert [(a, b) for i, a in enumerate(names) for b in names[:i] if not differences(preset, a, b)] == []
 
 
-PARALLEL = 'block.mlp_in, block.update, block.carry'
+PARALLEL = 'model.block.mlp_in, model.block.update, model.block.carry'
 TWINS = {   # one, other: all that differs
-    **{(f'r*A {cell}', f'r+A {cell}'): 'block.mid' for cell in rg.CELLS},
-    **{(f'{sign} {share} all', f'{sign} {share} single'): 'block.loss' for sign in ('r*A', 'r+A') for share in ('shared', 'unshared')},
-    **{(f'{sign} shared {loss}', f'{sign} unshared {loss}'): 'block.share' for sign in ('r*A', 'r+A') for loss in ('all', 'single')},
-    **{(f'{sign} shared all affine', f'{sign} shared all'): 'block.affine' for sign in ('r*A', 'r+A')},
-    **{(f'{arm} shared', arm): 'block.share' for arm in ('vanilla', 'parallel', 'normed skip', 'normed skip x sqrt(L)')},
+    **{(f'r*A {cell}', f'r+A {cell}'): 'model.block.mid' for cell in rg.CELLS},
+    **{(f'{sign} {share} all', f'{sign} {share} single'): 'model.block.loss' for sign in ('r*A', 'r+A') for share in ('shared', 'unshared')},
+    **{(f'{sign} shared {loss}', f'{sign} unshared {loss}'): 'model.block.share' for sign in ('r*A', 'r+A') for loss in ('all', 'single')},
+    **{(f'{sign} shared all affine', f'{sign} shared all'): 'model.block.affine' for sign in ('r*A', 'r+A')},
+    **{(f'{arm} shared', arm): 'model.block.share' for arm in ('vanilla', 'parallel', 'normed skip', 'normed skip x sqrt(L)')},
     **{(f'parallel{x}', f'vanilla{x}'): PARALLEL for x in ('', ' shared')},
-    **{(f'normed skip{x}', f'vanilla{x}'): 'block.skip' for x in ('', ' shared')},
-    **{(f'normed skip x sqrt(L){x}', f'normed skip{x}'): 'block.skip_scale' for x in ('', ' shared')},
-    **{(f'parallel shared {x}A{y}', 'parallel shared'): z for x, y, z in (('2', '', 'block.attn_scale'), ('', '/2', 'block.attn_scale'), ('no ', '', 'block.update'))},
+    **{(f'normed skip{x}', f'vanilla{x}'): 'model.block.skip' for x in ('', ' shared')},
+    **{(f'normed skip x sqrt(L){x}', f'normed skip{x}'): 'model.block.skip_scale' for x in ('', ' shared')},
+    **{(f'parallel shared {x}A{y}', 'parallel shared'): z for x, y, z in (('2', '', 'model.block.attn_scale'), ('', '/2', 'model.block.attn_scale'), ('no ', '', 'model.block.update'))},
     **{(f'axm shared{w}', f'vanilla shared{w}'): PARALLEL for w in ('', ' warmup 10', ' warmup 400')},
-    **{(f'{arm} shared warmup {w}', f'{arm} shared'): 'fit.warmup' for arm in ('axm', 'vanilla') for w in (10, 400)},
-    ('novalue sum', 'vanilla'): 'block.values, block.mlp_ratio',
-    **{(f'novalue {scale}', 'novalue sum'): 'block.head_scale' for scale in ('mean', 'sqrt')},
-    ('r*A*M shared from one', 'r*A*M shared'): 'block.product_fill',
-    ('r*A*M shared', 'vanilla shared'): 'block.mid, block.write, fit.steps, marks, evals',
-    **{(f'own {kind}', 'vanilla'): 'block.own' for kind in ('deleted', 'masked', 'projected')},
-    ('sink key', 'vanilla'): 'block.sink',
-    ('own deleted long', 'vanilla long'): 'block.own',
+    **{(f'{arm} shared warmup {w}', f'{arm} shared'): 'train.schedule.warmup' for arm in ('axm', 'vanilla') for w in (10, 400)},
+    ('novalue sum', 'vanilla'): 'model.block.values, model.block.mlp_ratio',
+    **{(f'novalue {scale}', 'novalue sum'): 'model.block.head_scale' for scale in ('mean', 'sqrt')},
+    ('r*A*M shared from one', 'r*A*M shared'): 'model.block.product_fill',
+    ('r*A*M shared', 'vanilla shared'): 'model.block.mid, model.block.write, train.steps, measures.0.at, measures.1.at',
+    **{(f'own {kind}', 'vanilla'): 'model.block.own' for kind in ('deleted', 'masked', 'projected')},
+    ('sink key', 'vanilla'): 'model.block.sink',
+    ('own deleted long', 'vanilla long'): 'model.block.own',
 }
 
 
@@ -419,12 +427,12 @@ def test_twins_differ_in_what_they_are_named_after(preset):
 def test_long_sequences_are_longer_and_as_many_tokens():
     for preset in ('quick', 'full', 'cpu'):
         short, long = (plan(preset)[arm][0] for arm in ('vanilla', 'vanilla long'))
-        assert long.length > short.length and long.block == replace(short.block, positions='rope') and long.fit == short.fit
-    assert long.length == 512 and short.length == 128 and long.tokens == short.tokens
+        assert long.task.length > short.task.length and long.model.block == replace(short.model.block, positions='rope') and long.train == short.train
+    assert long.task.length == 512 and short.task.length == 128 and long.tokens == short.tokens
 
 
 def test_novalue_has_the_parameters_of_vanilla():
-    blocks = [plan('cpu')[arm][0].block for arm in ('novalue sum', 'vanilla')]
+    blocks = [plan('cpu')[arm][0].model.block for arm in ('novalue sum', 'vanilla')]
     novalue, vanilla = (sum(p.numel() for p in residual_lm(block, 256, 128).parameters()) for block in blocks)
     assert abs(novalue / vanilla - 1) < .01 and novalue != vanilla
 
@@ -438,13 +446,13 @@ def begin(tmp_path_factory):
     for i in range(12): (home/f'{i:02}.txt').write_text(' '.join(str(n*n) for n in range(i, 400 + i)))
     def run(arm, seed):
         got = []
-        def fit(model, batch, loss, config, **options):
-            got.extend([model, batch])
-            return FitResult(status='finished', step=config.steps)
+        def fit(learner, batch, step, config, **options):
+            got.extend([learner.model, batch])
+            return FitResult(status='stopped', step=config.steps)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv('MEMLAB_HOME', str(home/'home'))
-            patch.setattr(rg, 'fit', fit)
-            rg.execute(replace(plan('quick')[arm][0], corpus=str(home)), seed, home)
+            patch.setattr(arm_, 'fit', fit)
+            arm_.execute(plan('quick')[arm][0].on(str(home)), seed, home)
         return got
     return run
 
@@ -455,8 +463,8 @@ def test_arms_of_a_seed_read_the_same_batches(begin, one, other):
     "A batch is a function of seed and step."
     (_, a), (_, b), (_, c) = begin(one, 0), begin(other, 0), begin(one, 1)
     for step in (5, 0, 3):                                            # in any order
-        assert torch.equal(a(step), b(step)) and not torch.equal(a(step), c(step))
-    assert not torch.equal(a(0), a(1)) and torch.equal(a(0), a(0))
+        assert torch.equal(a(step)[0], b(step)[0]) and not torch.equal(a(step)[0], c(step)[0])
+    assert not torch.equal(a(0)[0], a(1)[0]) and torch.equal(a(0)[0], a(0)[0])
 
 
 BRANCHES = 'attn.qkv, attn.out, mlp.up, mlp.out'

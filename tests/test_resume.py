@@ -13,8 +13,10 @@ import torch
 from memlab.lab.records import RUNS, read_table
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
-from memlab.train.checkpoint import load_tensors
-from memlab.train.loop import CHECKPOINT, FitConfig, fit
+from memlab.core.files import load_tensors
+from memlab.train.loop import CHECKPOINT, FitConfig, fit_model
+from memlab.train.optim import AdamWConfig
+from memlab.train.schedule import Constant
 from memlab.train.losses import lm_loss
 
 # Each attempt is a process of its own, forked from one that has only imported things. It kills itself when its moment has come: at an
@@ -56,7 +58,10 @@ STEPS, SAVE_EVERY = 24, 4
 TRAIN = ATTEMPTS + f'''
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
-from memlab.train.loop import FitConfig, fit, record
+from memlab.core.record import record
+from memlab.train.loop import FitConfig, fit_model
+from memlab.train.optim import AdamWConfig
+from memlab.train.schedule import Cosine
 from memlab.train.losses import lm_loss
 
 def train(folder, moment):
@@ -69,11 +74,11 @@ def train(folder, moment):
         objective, layers = lm_loss(model, ids[:, :-1], ids[:, 1:])
         moment.pass_('loss')
         return objective, layers[-1]
-    def hook(model, step):
+    def hook(learner, step):
         moment.step = step; moment.pass_('hook')
         return [record(step, 'norm', float(p.norm()), layer, 'rest') for layer, p in enumerate(model.parameters())]
-    config = FitConfig(steps={STEPS}, lr=1e-2, warmup=6, schedule='cosine', log_every=5)
-    result = fit(model, batch, loss, config, hooks=[hook], folder=folder, save_every={SAVE_EVERY})
+    config = FitConfig(steps={STEPS}, optimizer=AdamWConfig(lr=1e-2), schedule=Cosine(warmup=6), log_every=5)
+    result = fit_model(model, batch, loss, config, hooks=[hook], folder=folder, save_every={SAVE_EVERY})
     torch.save(dict(weights=model.state_dict(), records=result.records, status=result.status), folder/'end')
 
 all_attempts(train)
@@ -126,7 +131,7 @@ def test_three_kills_leave_no_trace(stories, story):
     assert {r['step'] for r in got['records'] if r['metric'] == 'norm'} == set(range(STEPS + 1))
     assert all(torch.equal(w, got['weights'][n]) for n, w in want['weights'].items())
     want, got = (load_tensors(f/CHECKPOINT)[0] for f in (whole, folder))  # with the optimizer's moments
-    assert want.keys() == got.keys() and any(n.startswith('optimizer/exp_avg_sq/') for n in got)
+    assert want.keys() == got.keys() and any(n.startswith('optimizer/optimizer/exp_avg_sq/') for n in got)
     assert all(torch.equal(t, got[n]) for n, t in want.items())
 
 
@@ -144,7 +149,7 @@ def tiny(folder):
     model = residual_lm(BlockConfig(n_layers=1, d_model=8, n_heads=2), 16, 8, seed=0)
     ids = torch.arange(18).remainder(16).view(2, 9)
     def loss(model, ids): return (lm_loss(model, ids[:, :-1], ids[:, 1:])[0],)*2
-    return fit(model, lambda step: ids, loss, FitConfig(steps=8, warmup=0), folder=folder, save_every=2, stop=4)
+    return fit_model(model, lambda step: ids, loss, FitConfig(steps=8, schedule=Constant(warmup=0)), folder=folder, save_every=2, stop=4)
 
 
 @pytest.mark.parametrize('keep', [0, 5, 60, .5, -1])
@@ -159,22 +164,23 @@ def test_a_truncated_checkpoint_is_named(tmp_path, keep):
 
 STUDY = ATTEMPTS + '''
 from dataclasses import replace
-from functools import partial
+from memlab.data import text
 from memlab.lab.study import Preset
 from memlab.studies import residual_growth as rg
 
-arm = replace(next(a for a, _ in rg.quick().plan if a.name == 'r*A shared all'), corpus=os.environ['CORPUS'])
+arm = next(a for a, _ in rg.quick().plan if a.name == 'r*A shared all').on(os.environ['CORPUS'])
+arm = replace(arm, train=replace(arm.train, log_every=2))   # a checkpoint at every second step
 rg.study.presets = dict(quick=lambda: Preset(((arm, (0,)),)))
-draw = rg.windows
+draw = text.windows
 
 def train(home, moment):
-    "Run the study with a checkpoint every second step, and write down which steps are trained."
+    "Run the study, and write down which steps are trained."
     def windows(*args):
         moment.step = args[-1]; moment.pass_('batch')
         with open(home/'steps', 'a') as f: f.write(f'{moment.step} ')
         return draw(*args)
     os.environ['MEMLAB_HOME'] = str(home)
-    rg.windows, rg.fit = windows, partial(rg.fit, save_every=2)
+    text.windows = windows
     rg.study.run('quick', progress=False)
 
 all_attempts(train)
@@ -201,4 +207,4 @@ def test_a_run_of_the_study_survives_three_kills(tmp_path):
     assert want == got and len(want) > 1000
     want, got = ([row | dict(seconds=0) for row in read_table(t/'runs.parquet', RUNS).to_pylist()] for t in tables)
     assert want == got and [row['status'] for row in got] == ['finished']
-    assert not list(killed.rglob('*.part'))
+    assert not [p for p in killed.rglob('*.part') if p.is_dir()]

@@ -12,7 +12,9 @@ import pytest
 import toy
 from filelock import FileLock
 
-from memlab.lab.study import Preset, RunFailed, Study
+from memlab.lab.renew import read_rehearsals, renew
+from memlab.lab.study import Preset, Study
+from memlab.lab.work import RunFailed
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +141,7 @@ def test_two_processes_share_the_work(home):
 
 def test_a_failing_run_is_named_and_the_others_finish(home):
     study = toy.make(toy.Arm('bad', .1, fault='raise'), toy.ARMS[1])
-    with pytest.raises(RunFailed, match=r'(?s)2 runs of toy failed: bad seed 0, bad seed 1.*the fourth step is too steep'): study.run('cpu', progress=False)
+    with pytest.raises(RunFailed, match=r'(?s)2 runs failed: bad seed 0, bad seed 1.*the fourth step is too steep'): study.run('cpu', progress=False)
     assert study.load('cpu')[0].arm.tolist() == ['fast', 'fast']
     evidence = study.verdicts('cpu').iloc[0]
     assert evidence.verdict == 'inconclusive' and 'slow (no run)' in evidence.note and '2 of 4 runs computed' in evidence.note
@@ -167,21 +169,21 @@ def test_changed_code_makes_results_stale(home, monkeypatch):
     study = toy.make()
     study.run('cpu', progress=False)
     assert study.stale('cpu') == []
-    monkeypatch.setattr('memlab.lab.study.code_hash', lambda execute, configs: 'othercode')
+    monkeypatch.setattr('memlab.lab.study.code_hash', lambda execute, configs: 'other.code')
     assert len(study.stale('cpu')) == 4
     study.run('cpu', progress=False)
     assert set(executed(home).values()) == {1}                                    # shown, not recomputed
 
 
-def test_replay_finds_a_difference(home):
-    study = toy.make()
-    study.run('cpu', progress=False)
-    run = study.load('cpu')[0].run_id[0]
-    same = study.replay('cpu', run, steps=5)
-    assert same.step.tolist() == [1, 2, 3, 4, 5] and (same.stored - same.replayed).abs().max() < 1e-6
-    study.execute = lambda arm, *a, **k: toy.execute(toy.Arm(arm.name, arm.rate*1.01, arm.steps), *a, **k)
-    other = study.replay('cpu', run, steps=5)
-    assert (other.stored - other.replayed).abs().max() > 1e-4
+def test_an_interrupted_run_of_other_code_is_kept(home, monkeypatch):
+    study = toy.make(toy.Arm('fast', .5, fault='interrupt'), seeds=(0,))
+    with pytest.raises(KeyboardInterrupt): study.run('cpu', progress=False)
+    monkeypatch.setattr('memlab.lab.study.code_hash', lambda execute, configs: 'other.code')
+    with pytest.raises(RunFailed, match='fast seed 0 was begun by other code.*--continue.*--fresh'): study.run('cpu', progress=False)
+    part, = study.folder('cpu').glob('*.part')
+    assert json.loads((part/'place.json').read_text())[0] == 4
+    study.run('cpu', go_on=True, progress=False)
+    assert 'goes on after step 4' in (home/'log.txt').read_text()
 
 
 def test_verdicts_follow_the_numbers(home):

@@ -59,7 +59,9 @@ from memlab.data.corpus import load_corpus
 from memlab.data.tokens import TokenStore, byte_tokenizer, shift, windows
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
-from memlab.train.loop import FitConfig, fit
+from memlab.train.loop import FitConfig, fit_model
+from memlab.train.optim import AdamWConfig
+from memlab.train.schedule import Constant
 from memlab.train.losses import lm_loss
 
 def loss(model, ids):
@@ -68,7 +70,8 @@ def loss(model, ids):
 
 store = TokenStore.build(load_corpus('stdlib-docs'), byte_tokenizer())
 model = residual_lm(BlockConfig(n_layers=2, d_model=32), store.vocab_size, max_len=32)
-result = fit(model, lambda step: windows(store, batch=8, length=32, seed=0, step=step).ids, loss, FitConfig(steps=5, lr=1e-2, warmup=0))
+config = FitConfig(steps=5, optimizer=AdamWConfig(lr=1e-2), schedule=Constant(warmup=0))
+result = fit_model(model, lambda step: windows(store, batch=8, length=32, seed=0, step=step).ids, loss, config)
 losses = [r['value'] for r in result.records if r['metric'] == 'loss']
 print(result.status, len(losses), losses[-1] < losses[0] - 0.5)
 """

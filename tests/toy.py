@@ -3,7 +3,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memlab.lab.claims import compare, paired, require
@@ -18,18 +18,21 @@ class Arm:
     steps: int = 8
     pause: float = 0.0   # seconds a step
     fault: str = ''      # 'raise', 'diverge', 'interrupt' (once) or nothing
+    quiet: bool = False  # leaves no line in the log
 
     @property
     def tokens(self): return 10*self.steps
 
+    def rehearsal(self): return replace(self, steps=4, pause=0., quiet=True)
+
 
 def execute(arm, seed, folder, progress=True, stop=None):
     "x <- x - rate*x, written down after each step."
-    log(f'{arm.name} {seed}')
+    if not arm.quiet: log(f'{arm.name} {seed}')
     place = folder/'place.json'
     step, x, records = json.loads(place.read_text()) if place.exists() else (0, 1 + seed/7, [])
-    if step: log(f'goes on after step {step}')
-    while step < (stop or arm.steps):
+    if step and not arm.quiet: log(f'goes on after step {step}')
+    while step < min(stop or arm.steps, arm.steps):
         time.sleep(arm.pause)
         x, step = x - arm.rate*x, step + 1
         records.append(dict(step=step, metric='loss', value=x*x))

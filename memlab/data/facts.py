@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .recall import IGNORE, generator_of
+from ..core.draw import generator_of
+from .recall import IGNORE
 from .tokens import Tokenizer
 
 # %% ../../nbs/data/facts.ipynb #c54bdb5a

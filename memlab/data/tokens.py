@@ -20,7 +20,8 @@ from filelock import FileLock
 from jaxtyping import Bool,Int64,Integer
 from torch import Tensor
 
-from .corpus import Corpus,home,write_atomic
+from ..core.files import home, write_atomic
+from .corpus import Corpus
 
 # %% ../../nbs/data/tokens.ipynb #ff2ea939
 def shift(

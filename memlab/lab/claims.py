@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..data.corpus import write_atomic
+from ..core.files import write_atomic
 from .records import size_of
 
 # %% ../../nbs/lab/claims.ipynb #e2525686
@@ -305,7 +305,7 @@ def check_twins(
 ):
     "Raise unless the two configs differ in the named fields and (their name apart) nowhere else."
     a, b = _flat(on), _flat(off)
-    differ = {k for k in a.keys() | b.keys() if k != 'name' and (k not in a or k not in b or a[k] != b[k])}
+    differ = {k for k in a.keys() | b.keys() if k not in ('name', 'factors') and (k not in a or k not in b or a[k] != b[k])}
     named = {k for k in differ if any(k == f or k.startswith(f + '.') for f in fields)}
     if extra := sorted(differ - named):
         raise ValueError(f'twin arms differ in {", ".join(extra)} as well as in the defect ({", ".join(fields)}): make them equal there')

@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from ..data.corpus import home, write_atomic
+from ..core.files import home, write_atomic
 from .claims import fmt_effect, interval, read_claims
 from .records import size_of
 

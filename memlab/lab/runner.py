@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
-from ..data.corpus import home, write_atomic
+from ..core.files import home, write_atomic
 from .code import skeleton
-from .records import canonical, digest, figures_folder, file_name, results_folder, size_of
+from ..core.identity import canonical, digest
+from .records import figures_folder, file_name, results_folder, size_of
 
 # %% ../../nbs/lab/runner.ipynb #302f46f8
 def notebook_file(

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..data.corpus import write_atomic
+from ..core.files import write_atomic
 from .attention import KVState
 from .infini import InfiniConfig, InfiniState, SegmentMemory, reset_rows, settle
 from .lm import Memory, TransformerLM

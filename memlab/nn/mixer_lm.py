@@ -87,8 +87,10 @@ class MixerLMConfig:
 
     def build(self,
               seed: int = 0,
+              vocab_size: int | None = None,   # of the task, to be the same
               ) -> TransformerLM:
         "The model, with its initial weights drawn."
+        if vocab_size not in (None, self.vocab_size): raise ValueError(f'the task has {vocab_size} tokens, the model {self.vocab_size}: make them the same')
         width = self.mixers[0].d_model
         layers = [MixerBlock(m.build(), width, self.expand, self.act) for m in self.mixers]
         positions = LearnedPositions(self.max_len, width) if self.positions == 'learned' else None

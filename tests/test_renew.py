@@ -1,0 +1,124 @@
+"Code that changes is tried before evidence is believed: what renewal stamps, what it leaves, and that the committed rows are what the code gives."
+from dataclasses import replace
+
+import pytest
+import toy
+
+from memlab.core.identity import digest
+from memlab.core.record import record
+from memlab.lab.records import made_by
+from memlab.lab.renew import compare, environment, planted_findings, read_rehearsals, rehearse, renew, stale_arms
+from memlab.lab.study import find_study, study_names
+
+COMMITTED = [(name, preset) for name in study_names() for preset in find_study(name).presets
+             if preset != 'quick' and (find_study(name).results(preset)/'rehearsals.parquet').exists()]
+each_table = pytest.mark.parametrize('name, preset', COMMITTED, ids=lambda x: x)
+
+
+# -- the committed evidence -------------------------------------------------------------------------------------------
+
+@each_table
+def test_two_arms_are_what_their_rows_say(name, preset):
+    "The stale ones first; a deviation is a failure only where a row claims today's code."
+    study = find_study(name)
+    known, stale = read_rehearsals(study, preset), stale_arms(study, preset)
+    arms = {r.arm.name: r.arm for r in study.runs(preset)}
+    codes = study.codes(arms.values())
+    chosen = sorted(arms.keys() & known.keys(), key=lambda a: (a not in stale, digest(a + codes[a])))[:2]
+    if not chosen: pytest.skip('another Python carries other text')
+    for a in chosen:
+        if set(known[a].env) != {environment(arms[a])}: pytest.skip(f'rehearsed with {", ".join(set(known[a].env))}')
+        deviation, differs = compare(known[a], rehearse(study.execute, arms[a]))
+        assert not differs or a in stale, f'{a}: {differs}'
+
+
+@each_table
+def test_evaluators_say_of_planted_answers_what_they_said(name, preset):
+    study = find_study(name)
+    found = planted_findings(study, read_rehearsals(study, preset))
+    assert {f.arm for f in found} == {f'planted {n}' for n in study.planted} and not [f for f in found if f.differs]
+
+
+@each_table
+def test_every_arm_has_a_rehearsal_of_one_code(name, preset):
+    study = find_study(name)
+    known = read_rehearsals(study, preset)
+    assert set(study.load(preset)[0].arm) <= set(known) and all(rows.code.nunique() == 1 for rows in known.values())
+    assert (study.results(preset)/'rehearsals.parquet').stat().st_size < 1e6
+
+
+# -- what renewal does ------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    "A study whose two runs an arm are in the tables."
+    monkeypatch.setenv('MEMLAB_HOME', str(tmp_path))
+    made = toy.make()
+    made.run('cpu', progress=False)
+    return made
+
+
+def code(monkeypatch, hash_): monkeypatch.setattr('memlab.lab.study.code_hash', lambda execute, configs: hash_)
+
+
+def test_rows_whose_numbers_stayed_are_stamped(study, monkeypatch):
+    before = study.load('cpu')
+    judges = made_by(before[0].iloc[0]).partition('.')[2]
+    code(monkeypatch, f'new.{judges}')
+    found = list(renew(study, 'cpu'))
+    runs, records = study.load('cpu')
+    assert [f.differs for f in found] == ['', ''] and not [f for f in found if f.whole] and study.stale('cpu') == []
+    assert set(runs.renewed_by) == {f'new.{judges}'} and set(runs.deviation) == {0.} and records.equals(before[1])
+    assert runs.drop(columns=['renewed_by', 'deviation']).equals(before[0].drop(columns=['renewed_by', 'deviation']))
+
+
+def test_a_number_that_moved_is_named_and_its_rows_stay_stale(study, monkeypatch):
+    moved = lambda arm, *a, **k: toy.execute(replace(arm, rate=arm.rate*1.01) if arm.name == 'fast' else arm, *a, **k)
+    monkeypatch.setattr(study, 'execute', moved)
+    found = {f.arm: f.differs for f in renew(study, 'cpu') if not f.whole}
+    assert found['slow'] == '' and found['fast'].startswith('step 1, metric loss: ')
+    assert stale_arms(study, 'cpu') == ['fast']
+
+
+def test_a_changed_evaluation_asks_for_a_whole_run(study, monkeypatch):
+    "What only the end of a run shows is seen, though no rehearsal gets there."
+    code(monkeypatch, 'new.judge')
+    late = lambda arm, *a, **k: (out := toy.execute(arm, *a, **k)) and replace(out, records=[r | dict(value=r['value'] + (r['step'] == 8)) for r in out.records])
+    good = toy.execute
+    monkeypatch.setattr(study, 'execute', late)
+    found = list(renew(study, 'cpu'))
+    assert [bool(f.differs) for f in found if f.whole] == [True] and not any(f.differs for f in found if not f.whole) and len(study.stale('cpu')) == 4
+    monkeypatch.setattr(study, 'execute', good)
+    assert len([f for f in renew(study, 'cpu') if f.whole]) == 1 and study.stale('cpu') == []
+    assert not list(renew(study, 'cpu'))                       # nothing is left to look at
+
+
+def test_more_whole_runs_can_be_asked_for(study, monkeypatch):
+    code(monkeypatch, f"new.{made_by(study.load('cpu')[0].iloc[0]).partition('.')[2]}")
+    assert len([f for f in renew(study, 'cpu', whole=3) if f.whole]) == 3
+
+
+def test_evaluators_that_changed_their_mind_stamp_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv('MEMLAB_HOME', str(tmp_path))
+    study, says = toy.make(), [1.]
+    study.planted = dict(answers=lambda: [record(0, 'accuracy', says[0])])
+    study.run('cpu', progress=False)
+    code(monkeypatch, 'new.judge')
+    says[0] = .5
+    found, = renew(study, 'cpu')
+    assert (found.arm, found.differs) == ('planted answers', 'step 0, metric accuracy: 1, now 0.5') and len(study.stale('cpu')) == 4
+
+
+def test_rehearsals_change_only_with_the_runs(study, monkeypatch):
+    file = study.results('cpu')/'rehearsals.parquet'
+    before = file.read_bytes()
+    code(monkeypatch, 'new.judge')
+    list(renew(study, 'cpu')), study.run('cpu', progress=False)
+    assert file.read_bytes() == before
+    study.run('cpu', fresh=True, progress=False)
+    assert {str(c) for rows in read_rehearsals(study, 'cpu').values() for c in rows.code} == {'new.judge'}
+
+
+def test_a_preset_without_rehearsals_says_so(study):
+    (study.results('cpu')/'rehearsals.parquet').unlink()
+    with pytest.raises(ValueError, match='toy has no rehearsals at preset cpu: they are made when its runs are computed'): list(renew(study, 'cpu'))
