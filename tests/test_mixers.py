@@ -15,6 +15,7 @@ from memlab.nn.linear import BasedConfig, GLAConfig, LinearAttentionConfig, Mamb
 from memlab.nn.mixer import KERNELS, NORMS, precise
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
 from memlab.nn.pythia import PythiaConfig
+from memlab.nn.segment import SegmentStack
 from memlab.nn.softmax import AttentionConfig, UnifiedKVConfig
 from memlab.nn.state import State
 from memlab.nn.titans import titans_chunked, titans_recurrent
@@ -206,6 +207,13 @@ def test_a_step_never_waits_for_the_device(name):
         _, state = layer(x[:, :8])                    # at the end of a segment, where nothing of it is held
         with Waits(): layer(x[:, 8:]), layer(x[:, 8:], state)
     with pytest.raises(AssertionError, match='asks the device'), Waits(): x.isfinite().all().item()
+
+
+def test_a_model_of_segments_never_waits_for_the_device():
+    model, ids = SegmentStack(mixers=('none', InfiniConfig(d_model=16, segment=4), 'rope'), d_model=16, segment=4).build(0, 16), torch.arange(16).view(2, 8)
+    with torch.no_grad(), Waits(): model(ids)
+    with torch.no_grad(): model.embed.weight.fill_(torch.inf)
+    assert model(ids)[0].isnan().all()                # a run that diverges goes on to a loss that is no number
 
 
 @pytest.mark.parametrize('name', LAYERS)
