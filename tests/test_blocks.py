@@ -8,6 +8,7 @@ import pytest
 import references as R
 import torch
 from memlab.nn import blocks
+from memlab.nn.attention import CausalAttention, rotate
 from memlab.nn.blocks import BlockConfig, ResidualBlock
 from memlab.nn.lm import residual_lm
 from memlab.nn.variants import VARIANTS, vanilla
@@ -145,6 +146,54 @@ def test_a_setting_changes_the_result(fields):
     r = stream(plain)
     with torch.no_grad(): gap = (block(r)[0] - other(r)[0]).abs().max().item()
     assert (gap > 1e-6) == bool(fields)
+
+
+IDLE = {  # option: another word for it, and blocks in which it can say what it likes
+    "mid": ("times", [dict(mlp_in="x", carry="r")]), "skip": ("x", [dict(mlp_in="x", carry="r"), dict(mid="replace")]), "skip_scale": (2., [dict(), dict(mid="replace")]),
+    "scores": ("m", [dict(mlp_in="x", carry="r")]), "source": ("m", [dict(mlp_in="x", carry="r")]), "values": (False, [dict(mlp_in="x", carry="r")]),
+    "head_scale": ("mean", [dict()]), "own": ("delete", [dict(mlp_in="x", carry="r")]), "sink": (True, [dict(mlp_in="x", carry="r")]), "attn_scale": (2., [dict(mlp_in="x", carry="r")]),
+    "mlp_in": ("x", [dict(update="a", carry="r"), dict(update="a")]), "write": ("times", [dict(carry="0"), dict(carry="0", update="a*m", mlp_in="x")]),
+    "product_fill": (1., [dict(), dict(mid="times", values=False), dict(mid="times", bias=False), dict(write="times", update="a", carry="r"), dict(mid="replace"), dict(carry="0")]),
+    "share": ("qkv", [dict(mlp_in="x", carry="r")]), "positions": ("rope", [dict(mlp_in="x", carry="r")]), "kernel": ("fused", [dict(mlp_in="x", carry="r")]),
+}
+
+
+@pytest.mark.parametrize("name, block", [(name, block) for name, (_, blocks_) in IDLE.items() for block in blocks_], ids=str)
+def test_an_idle_word_is_refused_by_name(name, block):
+    BlockConfig(**block)
+    with pytest.raises(ValueError, match=f"{name}=.* would change nothing in this block: leave it at its default"): BlockConfig(**block, **{name: IDLE[name][0]})
+
+
+@pytest.mark.parametrize("name, block", [(name, block) for name, (_, blocks_) in IDLE.items() for block in blocks_ if name != "head_scale" and "bias" not in block], ids=str)   # those two are refused by attention too
+def test_what_is_refused_as_idle_would_indeed_have_changed_nothing(name, block, monkeypatch):
+    "Past the check, both make the same model: parameters by name, their initial values, and what comes out."
+    monkeypatch.setattr(blocks, "check_block", lambda c: None)
+    sizes, ids = dict(d_model=8, n_heads=2, n_layers=2), torch.arange(10).view(2, 5)
+    one, other = (residual_lm(BlockConfig(**block, **sizes, **some), 11, 5) for some in (dict(), {name: IDLE[name][0]}))
+    if name == "positions": other.positions, other.state_dict = one.positions, one.state_dict   # 'learned' adds a table, which is no part of the block
+    assert one.state_dict().keys() == other.state_dict().keys() and all(torch.equal(p, other.state_dict()[n]) for n, p in one.state_dict().items())
+    with torch.no_grad(): assert torch.equal(one(ids)[0], other(ids)[0])
+
+
+def test_shared_weights_that_no_layer_has_are_refused():
+    with pytest.raises(ValueError, match="share='mlp' would change nothing"): BlockConfig(update="a", carry="r", share="mlp")
+    with pytest.raises(ValueError, match="write='double' needs an MLP"): BlockConfig(update="a", carry="r", write="double")
+
+
+def test_a_word_that_is_not_idle_changes_the_block():
+    "The grammar refuses nothing that matters: what it calls idle in one block changes another."
+    for name, (word, _) in IDLE.items():
+        base = {"skip_scale": dict(skip="x"), "source": dict(mlp_in="x"), "scores": dict(mlp_in="x"), "head_scale": dict(values=False), "product_fill": dict(mid="times"), "kernel": dict()}.get(name, dict())
+        BlockConfig(**base, **{name: word})
+
+
+@pytest.mark.parametrize("width, heads", [(6, 2), (9, 3), (2, 2)])
+def test_rotation_needs_even_heads(width, heads):
+    "Three channels were silently widened to four, one was a RuntimeError."
+    d = width // heads
+    with pytest.raises(ValueError, match=f"positions='rope' turns pairs of channels, heads of d_model={width} / n_heads={heads} have {d}: choose"): BlockConfig(d_model=width, n_heads=heads, positions="rope")
+    with pytest.raises(ValueError, match=f"positions='rope' turns pairs of channels, heads of d_model={width} / n_heads={heads} have {d}: choose"): CausalAttention(width, heads, positions="rope")
+    with pytest.raises(ValueError, match=f"RoPE turns pairs of channels, x has {d}: choose an even width"): rotate(torch.zeros(1, 2, heads, d), torch.arange(2)[None])
 
 
 # -- the references differ from each other ----------------------------------------------------------------------------

@@ -6,14 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from memlab.nn.attention import CausalAttention, LearnedPositions
 from memlab.nn.checks import check_mixer, error_ratio
 from memlab.nn.delta import DeltaNetConfig, GatedDeltaNetConfig, delta_recurrent
+from memlab.nn.infini import InfiniConfig
 from memlab.nn.init import init_parameters
 from memlab.nn.linear import BasedConfig, GLAConfig, LinearAttentionConfig, Mamba2Config, linear_recurrent
 from memlab.nn.mixer import KERNELS, NORMS, precise
-from memlab.nn.mixer_lm import MIXERS, mixer_config
+from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
+from memlab.nn.pythia import PythiaConfig
+from memlab.nn.segment import SegmentStack
 from memlab.nn.softmax import AttentionConfig, UnifiedKVConfig
+from memlab.nn.state import State
 from memlab.nn.titans import titans_chunked, titans_recurrent
+from torch.utils._python_dispatch import TorchDispatchMode
 
 WIDE = dict(d_model=8, n_heads=2, dk=4, dv=6, chunk=4)
 PLAIN = dict(d_model=8, n_heads=2, dk=4, chunk=4)
@@ -150,7 +156,8 @@ def test_a_state_of_another_layer_width_or_batch_is_refused():
     with pytest.raises(ValueError, match='this layer needs a MatrixState'): layer(x, built(OPTIONS['attention'])(x)[1])
     with pytest.raises(ValueError, match='belongs to another layer or batch'): layer(x, state[:1])
     with pytest.raises(ValueError, match='belongs to another layer or batch'): layer(x, built(replace(OPTIONS['delta'], dv=4))(x)[1])
-    with pytest.raises(ValueError, match='state.S is not finite'): layer(x, replace(state, S=state.S / 0))
+    with pytest.raises(ValueError, match='state.S is torch.int64, expected torch.float64: it belongs to another layer'): layer(x, replace(state, S=state.S.long()))
+    with pytest.raises(ValueError, match='state.seen is torch.float32, expected torch.int64'): layer(x, replace(state, seen=state.seen.float()))
     with pytest.raises(ValueError, match=r'pass \(batch, time, 8\)'): layer(normal(2, 3, 9))
 
 
@@ -158,6 +165,77 @@ def test_a_state_of_another_layer_width_or_batch_is_refused():
 def test_an_unknown_word_is_refused_with_the_known_ones(field, word, known):
     with pytest.raises(ValueError, match=f'{field}={word!r}') as error: DeltaNetConfig(**WIDE, **{field: word}).build()
     assert all(repr(k) in str(error.value) for k in known)
+
+
+@pytest.mark.parametrize('make, named', [
+    (lambda: mixer_config('attention', **PLAIN, conv_act='none'), "conv_act='none' changes nothing with conv=0"), (lambda: DeltaNetConfig(**WIDE, beta=False, temperature=2.), 'temperature=2.0 changes nothing with beta=False'),
+    (lambda: DeltaNetConfig(**WIDE, beta=False, negative=True), 'negative=True changes nothing with beta=False'),
+    (lambda: MixerLMConfig(vocab_size=9, mixers=(DeltaNetConfig(**WIDE),), act='sigmoid'), "act='sigmoid' changes nothing with expand=0"),
+    (lambda: MixerLMConfig(vocab_size=9, mixers=(DeltaNetConfig(**WIDE),), max_len=8), "max_len=8 changes nothing with positions='none'"),
+    (lambda: CausalAttention(8, 2, head_scale='mean'), "head_scale='mean' changes nothing with values=True"), (lambda: CausalAttention(8, 2, values=False, out_fill=1.), 'out_fill=1.0 changes nothing with values=False'),
+    (lambda: CausalAttention(8, 2, bias=False, out_fill=1.), 'out_fill=1.0 changes nothing with bias=False'), (lambda: PythiaConfig(rotary_pct=0., base=500.), 'base=500.0 changes nothing with rotary_pct=0.0')])
+def test_an_idle_option_is_refused_by_name(make, named):
+    with pytest.raises(ValueError, match=f'{named}: leave it at its default, or change'): make()
+
+
+def test_a_rotation_of_an_odd_number_of_channels_is_refused_with_the_config():
+    with pytest.raises(ValueError, match='rope turns pairs of channels, keys have 3'): AttentionConfig(d_model=6, rope=True)
+    with pytest.raises(ValueError, match='turns 3 of 8 channels: expected an even number'): PythiaConfig(d_model=16, n_heads=2, rotary_pct=.4)
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+LAYERS = OPTIONS | dict(causal=None, novalue=None, infini=InfiniConfig(d_model=8, segment=4), banks=InfiniConfig(d_model=8, segment=4, rule='delta', banks=2), positions=None)
+
+def layer_of(name):
+    "A layer of each kind of state there is."
+    made = dict(causal=lambda: CausalAttention(8, 2), novalue=lambda: CausalAttention(8, 2, values=False), positions=lambda: LearnedPositions(50, 8))
+    return made[name]().double() if name in made else built(LAYERS[name])
+
+
+class Waits(TorchDispatchMode):
+    "Raises where the host would have to wait for a number from the device."
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default): raise AssertionError(f'the step asks the device: {func}')
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize('name', [n for n in LAYERS if n != 'positions'])
+def test_a_step_never_waits_for_the_device(name):
+    layer, x = layer_of(name), normal(2, 16, 8)
+    with torch.no_grad():
+        _, state = layer(x[:, :8])                    # at the end of a segment, where nothing of it is held
+        with Waits(): layer(x[:, 8:]), layer(x[:, 8:], state)
+    with pytest.raises(AssertionError, match='asks the device'), Waits(): x.isfinite().all().item()
+
+
+def test_a_model_of_segments_never_waits_for_the_device():
+    model, ids = SegmentStack(mixers=('none', InfiniConfig(d_model=16, segment=4), 'rope'), d_model=16, segment=4).build(0, 16), torch.arange(16).view(2, 8)
+    with torch.no_grad(), Waits(): model(ids)
+    with torch.no_grad(): model.embed.weight.fill_(torch.inf)
+    assert model(ids)[0].isnan().all()                # a run that diverges goes on to a loss that is no number
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_states_without_rows_are_joined_and_read(name):
+    layer, x = layer_of(name), normal(2, 12, 8)
+    with torch.no_grad():
+        whole, state = layer(x[:, :6])[1], layer(x[:, :6])[1]
+        want = layer(x[:, 6:], whole)[0]
+        for none in (state[:0], state[[]], layer.init_state(0)):
+            for some in ([state, none], [none, state], [none, state[:1], none, state[1:]]):
+                both = type(state).cat(some)
+                for a, b in zip(both.tensors().values(), state.tensors().values(), strict=True): assert torch.equal(a, b)
+                assert torch.equal(layer(x[:, 6:], both)[0], want)
+            nobody = type(state).cat([none, none])
+            assert nobody.batch == 0 and nobody.numel() == 0 and layer(x[:0, 6:], nobody)[0].shape == (0, 6, 8)
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_no_states_cannot_be_joined(name):
+    T = type(layer_of(name).init_state(1))
+    with pytest.raises(ValueError, match=f'no states were given: {T.__name__}.cat joins at least one'): T.cat([])
+    with pytest.raises(ValueError, match=f'{T.__name__}.cat was given a State: join states of one layer'): T.cat([layer_of(name).init_state(1), State()])
 
 
 # -- scale ------------------------------------------------------------------------------------------------------------

@@ -121,6 +121,7 @@ def memory_after(
     rows: int = 64,                        # texts read at a time
 ) -> Memory:                               # a row for each text
     "The memory after a separator and a text, each text read with a fresh one."
+    if not texts: raise ValueError('no texts were given: a memory of nothing is model.init_memory(rows)')
     lines = [[tokenizer.separator, *map(int, tokenizer.encode(text))] for text in texts]
     order = batches([len(line) for line in lines], rows)
     with still(model): parts = [advance(model, [lines[i] for i in some]) for some in order]

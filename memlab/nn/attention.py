@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'KERNELS', 'HEAD_SCALE', 'KVState', 'causal_bias', 'visible', 'token_positions', 'rotate', 'PositionState',
-           'LearnedPositions', 'softmax_weights', 'mix_fused', 'mix_explicit', 'project_out', 'linear',
+           'LearnedPositions', 'softmax_weights', 'mix_fused', 'mix_explicit', 'project_out', 'linear', 'check_heads',
            'check_sequence', 'CausalAttention']
 
 # %% ../../nbs/nn/attention.ipynb #6ee40886
@@ -30,11 +30,11 @@ class KVState(State):
     seen: Tensor  # b, tokens seen by each row
 
     @classmethod
-    def cat(cls, states: Sequence['KVState']) -> 'KVState':
-        "Join along the batch, padding shorter memories on the left."
+    def aligned(cls, states: Sequence['KVState']) -> Sequence['KVState']:
+        "Shorter memories padded on the left."
         s = max(x.k.shape[1] for x in states)
         pad = lambda x: F.pad(x, (0, 0, 0, 0, s - x.shape[1], 0))
-        return cls(*(torch.cat(xs) for xs in zip(*((pad(x.k), pad(x.v), x.seen) for x in states))))
+        return [cls(pad(x.k), pad(x.v), x.seen) for x in states]
 
 # %% ../../nbs/nn/attention.ipynb #3ba724da
 @lru_cache(maxsize=32)
@@ -76,6 +76,7 @@ def rotate(
 ) -> Float[Tensor, 'b t h d']:
     "RoPE: turn channel pairs (i, i + d/2) by an angle proportional to position (Su et al. 2021)."
     d = x.shape[-1]
+    if d % 2: raise ValueError(f'RoPE turns pairs of channels, x has {d}: choose an even width of a head')
     rate = base ** -(torch.arange(0, d, 2, device=x.device, dtype=torch.float64) / d)
     angle = (at[:, :, None, None] * rate)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
@@ -113,7 +114,7 @@ class LearnedPositions(nn.Module):
                 ) -> tuple[Tensor, PositionState]:
         "x + P[position]; a sequence longer than the table is an error."
         b, t, _ = x.shape
-        last = t if state is None else t + int(state.seen.max())
+        last = t if state is None or not b else t + int(state.seen.max())
         if last > len(self.weight): raise ValueError(f'{last} positions were asked for, the table holds {len(self.weight)}: raise max_len or cut the sequence')
         at = token_positions(t, None if state is None else state.seen, x.device)
         return x + self.weight[at], PositionState((state or self.init_state(b)).seen + t)
@@ -180,6 +181,12 @@ def linear(d_in: int, d_out: int, bias: bool = True, fill: float = 0.) -> nn.Lin
     return layer
 
 # %% ../../nbs/nn/attention.ipynb #30bc2009
+def check_heads(d_model: int, n_heads: int, rope: bool = False):
+    "Refuse heads that do not divide the width, or that RoPE cannot turn."
+    if d_model % n_heads: raise ValueError(f'd_model={d_model} does not divide into n_heads={n_heads}: choose a multiple')
+    d = d_model // n_heads
+    if rope and d % 2: raise ValueError(f"positions='rope' turns pairs of channels, heads of d_model={d_model} / n_heads={n_heads} have {d}: choose an even width of a head, or positions='none'")
+
 def check_sequence(x: Tensor, state: KVState | None, d_model: int, n_heads: int):
     "Refuse inputs and states that are not a layer's of this width."
     c = d_model
@@ -210,7 +217,9 @@ class CausalAttention(nn.Module):
         super().__init__()
         for name, given, known in (('positions', positions, ('none', 'rope')), ('own', own, OWN), ('head_scale', head_scale, HEAD_SCALE), ('kernel', kernel, KERNELS)):
             if given not in known: raise ValueError(f'{name}={given!r}: expected one of {sorted(known)}')
-        if d_model % n_heads: raise ValueError(f'd_model={d_model} does not divide into n_heads={n_heads}: choose a multiple')
+        check_heads(d_model, n_heads, positions == 'rope')
+        if values and head_scale != 'sum': raise ValueError(f'head_scale={head_scale!r} changes nothing with values=True: leave it at its default, or change values')
+        if out_fill and not (values and bias): raise ValueError(f'out_fill={out_fill} changes nothing with {"bias" if values else "values"}=False: leave it at its default, or change {"bias" if values else "values"}')
         if kernel == 'fused' and (own != 'keep' or sink or not values): raise ValueError("kernel='fused' computes plain attention only: use kernel='explicit' with own, sink or values=False")
         self.n_heads, self.positions, self.own, self.kernel = n_heads, positions, own, kernel
         self.head_scale = HEAD_SCALE[head_scale](n_heads)

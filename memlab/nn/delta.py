@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .config import check_idle
 from .linear import MatrixState, decay_between, fold, unfold
 from .mixer import DecayGate, Mixer, MixerConfig, precise
 
@@ -108,8 +109,10 @@ class DeltaNetConfig(MixerConfig):
     temperature: float = 1.         # divides the input of the rate's sigmoid
     negative: bool = False          # rates in (0, 2), so that a write may overshoot (Grazzi et al. 2024)
 
-    def __post_init__(self):
-        self.check()
+    def check(self):
+        "Refuse what no mixer accepts, and ways of a rate that is always 1."
+        super().check()
+        if not self.beta: check_idle(self, dict(temperature=['beta'], negative=['beta']))
         if self.temperature <= 0: raise ValueError(f'temperature={self.temperature}: expected a positive number')
 
     def build(self) -> 'DeltaNet': return DeltaNet(self)

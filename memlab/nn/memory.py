@@ -26,7 +26,7 @@ from .attention import KVState
 from .infini import InfiniConfig, InfiniState, SegmentMemory, reset_rows, settle
 from .lm import Memory, TransformerLM
 from .softmax import HeldState
-from .state import State
+from .state import State, same_kind
 
 # %% ../../nbs/nn/memory.ipynb #77c2c029
 def memory_bytes(memory: Memory) -> int:
@@ -88,7 +88,7 @@ def trim(memory: Memory) -> Memory:
     "The memory without held keys and values that belong to no row."
     def shorter(state):
         if not isinstance(state, KVState | HeldState): return state
-        most = int(state.seen.max())
+        most = int(state.seen.max()) if state.batch else 0
         return replace(state, **{n: u[:, max(u.shape[1] - most, 0):] for n, u in state.tensors().items() if n not in ('seen', 'conv')})
     return tuple(map(shorter, memory))
 
@@ -142,7 +142,7 @@ def check_memory(
             got = getattr(state, name)
             held = got.dim() > 1 and want.dim() > 1 and want.shape[1] == 0   # any number of tokens
             if got.shape[:1] + got.shape[1 + held:] != want.shape[:1] + want.shape[1 + held:]: raise ValueError(f'state {i}: {name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}: it belongs to another model or batch')
-            if got.dtype != want.dtype and not (got.is_floating_point() and want.is_floating_point()): raise ValueError(f'state {i}: {name} is {got.dtype}, expected {want.dtype}')
+            if not same_kind(got.dtype, want.dtype): raise ValueError(f'state {i}: {name} is {got.dtype}, expected {want.dtype}')
             if not torch.isfinite(got).all(): raise ValueError(f'state {i}: {name} is not finite: go back to a memory from before')
         if (state.seen < 0).any(): raise ValueError(f'state {i}: seen is {state.seen.tolist()}, expected counts of tokens')
         if isinstance(state, InfiniState): check_pointers(f'state {i}', state, getattr(layer, 'mixer', layer).config)

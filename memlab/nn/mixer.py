@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention import rotate, token_positions
+from .config import check_idle, check_least, check_words
 from .init import drawn
-from .state import State
+from .state import State, same_kind
 
 # %% ../../nbs/nn/mixer.ipynb #2515388d
 def dpfp(x: Float[Tensor, '... k']) -> Float[Tensor, '... n']:
@@ -118,13 +119,11 @@ class MixerConfig:
         return KERNELS[self.k_kernel].width(self.key)
 
     def check(self):
-        "Refuse words that are not known and sizes that do not fit."
-        words = dict(conv_act=ACTS, q_kernel=KERNELS, k_kernel=KERNELS, v_kernel=KERNELS, q_norm=NORMS, k_norm=NORMS, out_norm=('none', 'rms'), out_gate=ACTS)
-        for name, known in words.items():
-            if getattr(self, name) not in known: raise ValueError(f'{name}={getattr(self, name)!r}: expected one of {sorted(known)}')
+        "Refuse words that are not known, or change nothing, and sizes that do not fit."
+        check_words(self, dict(conv_act=ACTS, q_kernel=KERNELS, k_kernel=KERNELS, v_kernel=KERNELS, q_norm=NORMS, k_norm=NORMS, out_norm=('none', 'rms'), out_gate=ACTS))
         if self.dk is None and self.d_model % self.n_heads: raise ValueError(f'd_model={self.d_model} does not divide into n_heads={self.n_heads}: choose a multiple, or give dk')
-        for name, least in dict(d_model=1, n_heads=1, key=1, value=1, conv=0, chunk=1).items():
-            if getattr(self, name) < least: raise ValueError(f'{name}={getattr(self, name)}: expected at least {least}')
+        check_least(self, dict(d_model=1, n_heads=1, key=1, value=1, conv=0, chunk=1))
+        if not self.conv: check_idle(self, dict(conv_act=['conv']))
         if KERNELS[self.q_kernel].width(self.key) != self.features: raise ValueError(f'q_kernel={self.q_kernel!r} and k_kernel={self.k_kernel!r} make queries and keys of different widths: choose the same')
         if KERNELS[self.v_kernel].width(self.value) != self.value: raise ValueError(f'v_kernel={self.v_kernel!r} widens the values: choose one that keeps their width')
         if self.rope and self.features % 2: raise ValueError(f'rope turns pairs of channels, keys have {self.features}: choose an even dk')
@@ -258,9 +257,8 @@ def check_input(
     if type(state) is not layer.State: raise ValueError(f'state is a {type(state).__name__}, this layer needs a {layer.State.__name__}: call init_state({len(x)})')
     for name, want in layer.init_state(len(x)).tensors().items():
         got = getattr(state, name)
-        if fits(name, got.shape, want.shape): continue
-        raise ValueError(f'state.{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}: it belongs to another layer or batch')
-    if bad := [n for n, s in state.tensors().items() if not torch.isfinite(s).all()]: raise ValueError(f'state.{bad[0]} is not finite: start again from init_state({len(x)}), or from a state saved before')
+        if not fits(name, got.shape, want.shape): raise ValueError(f'state.{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}: it belongs to another layer or batch')
+        if not same_kind(got.dtype, want.dtype): raise ValueError(f'state.{name} is {got.dtype}, expected {want.dtype}: it belongs to another layer')
 
 # %% ../../nbs/nn/mixer.ipynb #d517058f
 def precise(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .attention import LearnedPositions
 from .baseconv import BaseConvConfig
+from .config import check_idle, check_words
 from .delta import DeltaNetConfig, GatedDeltaNetConfig
 from .init import init_parameters
 from .linear import BasedConfig, GLAConfig, LinearAttentionConfig, Mamba2Config, RetentionConfig
@@ -77,8 +78,9 @@ class MixerLMConfig:
     scale_out: bool = False      # output matrices start smaller by sqrt(2 × layers)
 
     def __post_init__(self):
-        if self.act not in ACTS: raise ValueError(f'act={self.act!r}: expected one of {sorted(ACTS)}')
-        if self.positions not in ('none', 'learned'): raise ValueError(f"positions={self.positions!r}: expected 'none' or 'learned'")
+        check_words(self, dict(act=ACTS, positions=('none', 'learned')))
+        if not self.expand: check_idle(self, dict(act=['expand']))
+        if self.positions == 'none': check_idle(self, dict(max_len=['positions']))
         if self.positions == 'learned' and self.max_len < 1: raise ValueError(f'max_len={self.max_len}: learned positions need the length of the longest sequence')
         if not self.mixers: raise ValueError('mixers is empty: give at least one layer')
         if len({m.d_model for m in self.mixers}) > 1: raise ValueError(f'mixers have widths {sorted({m.d_model for m in self.mixers})}: give all the same d_model')

@@ -65,12 +65,12 @@ class HeldState(MixerState):
     "Vectors of the tokens seen; a row owns the last `seen` of them."
 
     @classmethod
-    def cat(cls, states: Sequence['HeldState']) -> 'HeldState':
-        "Join along the batch, padding shorter memories on the left."
+    def aligned(cls, states: Sequence['HeldState']) -> Sequence['HeldState']:
+        "Shorter memories padded on the left."
         held = [f.name for f in fields(cls) if f.name not in ('conv', 'seen')]
         s = max(getattr(x, held[0]).shape[1] for x in states)
         pad = lambda x: x.map(lambda u: u if u is x.conv or u is x.seen else F.pad(u, (0, 0, 0, 0, s - u.shape[1], 0)))
-        return super().cat([pad(x) for x in states])
+        return [pad(x) for x in states]
 
 @dataclass(frozen=True)
 class AttentionState(HeldState):
