@@ -1,7 +1,8 @@
 # Every target first makes the environment (.venv) when it is missing or older than the files that define it.
 # `make help` lists the targets: a target's line there is what stands behind its ##.
 SHELL  := /bin/bash
-PYTHON ?= python3
+PINNED := $(shell sed -n 's/^pinned_python = //p' settings.ini)
+PYTHON ?= $(or $(shell for p in python$(basename $(PINNED)) python3; do test "$$($$p -V 2>/dev/null)" = "Python $(PINNED)" && echo $$p && break; done),python3)
 PRESET ?= quick
 JOBS   ?= 1
 STUDY  ?= $(sort $(patsubst nbs/studies/%.ipynb,%,$(filter-out nbs/studies/_%,$(wildcard nbs/studies/*.ipynb))))
@@ -20,19 +21,20 @@ help: ## this list
 	@echo "PRESET=   quick (default, about a minute), cpu (hours on a laptop), gpu (half an hour on a GPU) or full (days)"
 	@echo "JOBS=     runs at a time (default 1), up to as many as there are cores"
 	@echo "ARGS=     more arguments, for jupyter lab or bench/run.py"
-	@echo "PYTHON=   what to make .venv with (default python3)"
+	@echo "PYTHON=   what to make .venv with (default: Python $(PINNED), where there is one, else python3)"
 
 setup: $(STAMP) ## make .venv; all targets but help and clean do so first [PYTHON]
 
 $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	@echo "setting up .venv (about a minute; the download of torch is the long part)"
 	@export PYTHONWARNINGS=ignore; if command -v uv >/dev/null; then \
-	  test -x $(BIN)/python || uv venv --seed --python $(PYTHON) .venv; \
+	  test -x $(BIN)/python || uv venv --quiet --seed --python $(PINNED) .venv || uv venv --seed --python $(PYTHON) .venv; \
 	  UV_FIND_LINKS=$${PIP_FIND_LINKS-} uv pip install --python $(BIN)/python -c constraints.txt -C editable_mode=compat -e '$(EXTRAS)'; \
 	else \
 	  test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -C editable_mode=compat -e '$(EXTRAS)'; \
 	fi
+	@test "$$($(BIN)/python -V)" = "Python $(PINNED)" || echo "this is $$($(BIN)/python -V), the committed runs read the texts of Python $(PINNED): studies of text would read others"
 	@mkdir -p .venv/etc/jupyter .venv/etc/ipython .venv/share/jupyter/lab/settings
 	@cp tools/jupyter/jupyter_server_config.py .venv/etc/jupyter/
 	@cp tools/jupyter/ipython_kernel_config.py .venv/etc/ipython/

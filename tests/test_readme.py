@@ -24,5 +24,5 @@ def test_example_runs(title, tmp_path):
     done = subprocess.run([sys.executable, "-c", BLOCKS[title]], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if "claim" in title:
-        found = json.loads((tmp_path / "data/results/residual_growth/mine/claims.json").read_text())[-1]
+        found = json.loads((tmp_path / "build/results/residual_growth/mine/claims.json").read_text())[-1]
         assert (found["id"], found["n_seeds"]) == ("MINE", 3) and found["verdict"] in done.stdout

@@ -10,8 +10,6 @@ import json
 import os
 from pathlib import Path
 
-from torch import Tensor
-
 # %% ../../nbs/core/files.ipynb #eba088ec
 def home() -> Path:  # folder under which `build`, `data` and `figures` lie
     "`MEMLAB_HOME`, else the nearest parent of the current folder that holds `settings.ini`, else the current folder."
@@ -34,9 +32,9 @@ def write_atomic(
 
 # %% ../../nbs/core/files.ipynb #d6aea2d5
 def save_tensors(
-    path: Path,                   # where to
-    tensors: dict[str, Tensor],   # any dtypes
-    header: dict,                 # anything JSON can hold
+    path: Path,      # where to
+    tensors: dict,   # name -> tensor, of any dtypes
+    header: dict,    # anything JSON can hold
 ) -> None:
     "Write tensors and a header as one safetensors file."
     from safetensors.torch import save
@@ -45,7 +43,7 @@ def save_tensors(
 def load_tensors(
     path: Path,          # written by `save_tensors`
     device: str = 'cpu',
-) -> tuple[dict[str, Tensor], dict]:  # tensors and header
+) -> tuple[dict, dict]:  # tensors by name, and the header
     "Read a file back; a damaged one is named."
     from safetensors import SafetensorError, safe_open
     try:

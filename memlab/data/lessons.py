@@ -88,6 +88,7 @@ def question_line(question: str, answer: str, tokenizer: Tokenizer) -> Line:
     first, rest = encode_split(question, answer, tokenizer)
     return Line([tokenizer.separator, *first, *rest, tokenizer.separator], [IGNORE] * len(first) + rest + [IGNORE])
 
+# %% ../../nbs/data/lessons.ipynb #870aaf51
 @dataclass(frozen=True, kw_only=True)
 class CodeLessons(Text):
     "A segment that gives codes to people, and one that asks for them."

@@ -32,17 +32,20 @@ def with_floor(step: int, score: PerplexityScore, item: str) -> list[Record]:
     "A loss, and that of the frequencies of tokens."
     return [record(step, 'nll', score.nll, item=item), record(step, 'floor', score.unigram, item='unigram')]
 
+# %% ../../nbs/eval/reading.ipynb #243fb591
 def remembers(model: SegmentLM) -> bool:
     "Has the first layer banks?"
     return isinstance(model.layers[0].mixer, SegmentMemory) and model.layers[0].mixer.config.banks > 0
 
+# %% ../../nbs/eval/reading.ipynb #75b158c0
 def guarded(trial: Trial) -> bool:
     "Is a run long enough for its loss to be judged?"
     return trial.train.steps >= 100
 
+# %% ../../nbs/eval/reading.ipynb #9a1c0e1f
 def is_silent(trial: Trial) -> bool: return getattr(trial.train.objective, 'silent', False)
 
-# %% ../../nbs/eval/reading.ipynb #411089dc
+# %% ../../nbs/eval/reading.ipynb #eaa69617
 @dataclass(frozen=True, kw_only=True)
 class DocumentScores(Measure):
     "Held-out losses with the memory on, reset and foreign, by segment for the first few; and what else the numbers need."
@@ -63,6 +66,7 @@ class DocumentScores(Measure):
         out += [record(0, 'floor', score.unigram, item='unigram'), record(0, 'floor', score.uniform, item='uniform')]
         return out + [record(step, 'nll', p.score(model, text, task.learned).nll, item=name) for name, p in self.protocols]
 
+# %% ../../nbs/eval/reading.ipynb #f7e20cf9
 def left_by(trial: Trial) -> Memory:
     "What the first full piece of the training text leaves."
     return memory_of(trial.model, whole_pieces(trial.task.learned, trial.task.length, 1), 0, trial.task.segment)
@@ -79,6 +83,7 @@ class Loudness(Measure):
         ids = whole_pieces(trial.task.held, trial.task.length, self.pieces).ids[:, :-1].to(trial.device)
         return inside(trial.model, ids, step, is_silent(trial))
 
+# %% ../../nbs/eval/reading.ipynb #48cf28a5
 def inside(model: SegmentLM, ids: Int64[Tensor, 'b t'], step: int, silent: bool) -> list[Record]:
     "What the first layer does in the last segment."
     before, last, empty = ids[:, :-model.segment], ids[:, -model.segment:], model.init_memory(len(ids))

@@ -32,6 +32,7 @@ def relay_right(
     with still(model): h = model.features(ids)[0]
     return (h.gather(1, at[..., None].expand(-1, -1, h.shape[-1])) @ model.readout.T).argmax(-1) == answers
 
+# %% ../../nbs/eval/routing.ipynb #d2b8ae24
 @dataclass(frozen=True, kw_only=True)
 class RelayRecalled(Measure):
     "Accuracy on rows that are never trained on."
@@ -42,6 +43,7 @@ class RelayRecalled(Measure):
         right = relay_right(trial.model, *(u.to(trial.device) for u in trial.task.draw(self.rows, seed=trial.seed, split='test')[:3]))
         yield record(step, 'accuracy', right.double().mean(), of=right.numel())
 
+# %% ../../nbs/eval/routing.ipynb #dbf1f36b
 @dataclass(frozen=True, kw_only=True)
 class RelaySizes(Measure):
     "What a guess among the values told scores, and what the model holds."

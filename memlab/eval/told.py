@@ -41,6 +41,7 @@ class Scoring:
     @property
     def name(self) -> str: return self.direction + ', contaminated' * self.contaminated
 
+# %% ../../nbs/eval/told.ipynb #0f6d597f
 def left_over(model: SegmentLM, stack: SegmentStack, texts: Sequence[str], tokenizer: Tokenizer) -> Memory:
     "The memory after one segment that holds a text and nothing else, a row for each."
     states = []
@@ -51,11 +52,12 @@ def left_over(model: SegmentLM, stack: SegmentStack, texts: Sequence[str], token
         with still(reader): states.append(reader.features(ids)[1][0])
     return InfiniState.cat(states), *model.init_memory(len(texts))[1:]
 
-# %% ../../nbs/eval/told.ipynb #f5c6cf19
+# %% ../../nbs/eval/told.ipynb #1154351f
 def prompt_records(step: int, score: ReversalScore, item: str) -> list[Record]:
     "Loss, rank and hits of answers."
     return [record(step, 'fact_nll', score.nll, item=item)] + [record(step, f'fact_{n}', getattr(score, n), item=item, of=score.n) for n in ('mrr', 'hit')]
 
+# %% ../../nbs/eval/told.ipynb #84b9fc45
 def ask_facts(model: SegmentLM, stack: SegmentStack, told: Sequence[Fact], tokenizer: Tokenizer, scoring: Scoring, step: int) -> list[Record]:
     "Losses and ranks, the mean over relations, so that names are ranked among names of their kind."
     found, other = [], dict(forward='backward', backward='forward')[scoring.direction]
@@ -85,6 +87,7 @@ class FactsAsked(Measure):
         asked = [r for s in self.asked for r in ask_facts(trial.model, self.stack, task.known(trial.seed), tokenizer, s, step)]
         return diet + asked + with_floor(step, score, 'text')
 
+# %% ../../nbs/eval/told.ipynb #23ea18b8
 @dataclass(frozen=True, kw_only=True)
 class QuestionsAsked(Measure):
     "Questions about held-out pairs without their statement: the one that was told, and the other."
@@ -108,6 +111,7 @@ class MemoryCarried(Measure):
         batch = [u.to(trial.device) for u in trial.task.draw(trial.task.people(trial.seed)[1], generator_of(trial.seed, 'codes', 'test'), self.rows)]
         return transferred(*trial.learner.models.values(), self.stack, batch, step)
 
+# %% ../../nbs/eval/told.ipynb #cdb739dc
 @torch.no_grad()
 def transferred(model: SegmentLM, other: SegmentLM, stack: SegmentStack, batch: Sequence[Tensor], step: int) -> list[Record]:
     "What a memory is worth in a copy of its model, and in another model."

@@ -60,10 +60,12 @@ class Arm:
         short = self.train.rehearsal()
         return replace(self, train=short, measures=tuple(m.shrunk(short.steps) for m in self.measures))
 
+# %% ../../nbs/lab/arm.ipynb #d53c0704
 def text_of(arm: Arm) -> str:
     "Fingerprint of the text an arm reads."
     return corpus_fingerprint(arm.corpus) if arm.corpus else 'generated'
 
+# %% ../../nbs/lab/arm.ipynb #55f2a8f5
 def factors(**words) -> tuple[tuple[str, object], ...]:
     "Words and their values, as an arm holds them."
     return tuple(sorted(words.items()))
@@ -81,6 +83,7 @@ def learner_of(
     carry = arm.train.objective.carry(next(iter(models.values())), getattr(arm.task, 'rows', 0))
     return Learner(models, optimizers, carry)
 
+# %% ../../nbs/lab/arm.ipynb #902107b4
 def execute(
     arm: Arm,
     seed: int,
@@ -109,6 +112,7 @@ def check_factors(arms: Sequence) -> None:
         if mine and (other := seen.setdefault(json.dumps(mine), arm)) is not arm:
             raise ValueError(f'arms {other.name!r} and {arm.name!r} have the same factors ({", ".join(f"{k}={v}" for k, v in mine)}): no claim could tell them apart, add one in which they differ')
 
+# %% ../../nbs/lab/arm.ipynb #81805f1d
 def with_factors(
     runs: pd.DataFrame,   # one row a run
     arms: Sequence,       # of the plan
@@ -118,6 +122,7 @@ def with_factors(
     words = dict.fromkeys(w for f in of.values() for w in f)
     return runs.assign(**{w: pd.Series([of.get(a, {}).get(w) for a in runs.arm], runs.index, dtype=object) for w in words})
 
+# %% ../../nbs/lab/arm.ipynb #d11a8aca
 def arms_where(
     runs: pd.DataFrame,   # from `with_factors`
     **wanted,             # word=value; None where an arm must not have the word

@@ -193,6 +193,7 @@ def code_hash(
     text = lambda some: digest('\n'.join(sorted(d.text for d in some)))
     return f'{text(kept)}.{text(d for d in kept if _judges(d.module, root))[:6]}'
 
+# %% ../../nbs/lab/code.ipynb #d70f4942
 JUDGES = ('eval', 'train.schedule')  # what a few steps cannot show: how a run is scored, slowed down and ended
 
 def _judges(module, root):

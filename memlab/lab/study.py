@@ -26,7 +26,7 @@ from .arm import check_factors, execute, text_of, with_factors
 from .claims import Claim, claim_row, judge, write_claims
 from .code import code_hash, config_classes
 from .cost import estimate, measure
-from .records import RECORDS, RUNS, figures_folder, frame, made_by, read_table, results_folder, run_id, runs_folder, size_of, write_table
+from .records import RECORDS, RUNS, figures_folder, frame, is_kept, made_by, read_table, results_folder, run_id, runs_folder, size_of, write_table
 from .renew import keep_rehearsals
 from .runs import Run, is_finished, read_runs
 from .work import How, work
@@ -196,7 +196,7 @@ class Study:
             tables = self._stage(preset, runs, computed if fresh else self.finished(preset), how, progress)
             if not more: break
             computed, known = {r.run_id for r in runs}, True
-        if size_of(preset) != 'quick': keep_rehearsals(self, preset, jobs)
+        if is_kept(preset): keep_rehearsals(self, preset, jobs)
         return tables
 
     def _stage(self, preset, runs, done, how, progress):
@@ -238,7 +238,7 @@ class Study:
         tabled = set(zip(rows['arm'].to_pylist(), rows['seed'].to_pylist())) & plan
         done = [json.loads(f.read_text()) for f in self.folder(preset).glob('*/done.json') if f.parent.suffix != '.part']
         here = {(r['arm'], r['seed']) for r in done} & plan
-        return dict(planned=len(plan), finished=len(tabled | here), committed=0 if size_of(preset) == 'quick' else len(tabled))
+        return dict(planned=len(plan), finished=len(tabled | here), committed=len(tabled) if is_kept(preset) else 0)
 
     def stale(self,
               preset: str,   # its name

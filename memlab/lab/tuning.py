@@ -14,7 +14,7 @@ import pandas as pd
 from .arm import Arm, arms_where, factors
 from .study import Preset
 
-# %% ../../nbs/lab/tuning.ipynb #e92c4c7e
+# %% ../../nbs/lab/tuning.ipynb #43132ab0
 @dataclass(frozen=True)
 class Planned:
     "An arm, its seeds, and the arm whose trial decides its rate."
@@ -22,10 +22,12 @@ class Planned:
     seeds: tuple[int, ...]
     like: str = ''     # name of an arm of the plan; '' keeps the arm's own rate
 
+# %% ../../nbs/lab/tuning.ipynb #27a3e38d
 def with_rate(arm: Arm, lr: float) -> Arm:
     "The same at another learning rate."
     return replace(arm, train=replace(arm.train, optimizer=replace(arm.train.optimizer, lr=lr)))
 
+# %% ../../nbs/lab/tuning.ipynb #9c34baa6
 def trial_of(
     arm: Arm,
     lr: float,
@@ -51,6 +53,7 @@ def best_rate(
     tried = sorted(arms_where(runs, trial_of=name).items(), key=lambda arm: arm[1]['trial'])
     return max(tried, key=lambda arm: ended(arm[0]))[1]['trial']
 
+# %% ../../nbs/lab/tuning.ipynb #77f24f55
 def staged(
     plan: Sequence[Planned],
     rates: tuple[float, ...],

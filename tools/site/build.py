@@ -20,13 +20,14 @@ from readme import INDEX, LINK, executed  # noqa: E402
 
 NBS, SOURCE, OUT = ROOT / "nbs", ROOT / "build" / "site", ROOT / "build" / "html"
 PRESETS = ["full", "gpu", "cpu", "quick"]
-SECTIONS = {"Studies": "studies", "Data": "data", "Layers and models": "nn", "Training": "train", "Evaluation": "eval",
+SECTIONS = {"Studies": "studies", "Core": "core", "Data": "data", "Layers and models": "nn", "Training": "train", "Evaluation": "eval",
             "Laboratory": "lab", "Command line": "."}
 READING = {  # the order of pages, where it is not that of the alphabet; pages not named come last
-    "data": "corpus tokens ordered recall facts",
-    "nn": "state init attention blocks variants lm mixer checks softmax linear delta titans ttt baseconv mixer_lm infini pythia generate memory",
-    "train": "losses checkpoint loop",
-    "lab": "code records runs cost study claims report explore runner",
+    "core": "files record draw identity",
+    "data": "corpus tokens ordered recall facts text documents recall_task relay lessons",
+    "nn": "state init attention blocks variants lm mixer checks softmax linear delta titans ttt baseconv mixer_lm infini segment pythia generate memory",
+    "train": "losses schedule optim learner loop objectives",
+    "lab": "arm code records runs work renew cost study tuning claims rules report explore runner",
 }
 syms = __import__("memlab._modidx", fromlist=["d"]).d["syms"]
 FULL_NAME = {name.removeprefix(module + "."): name for module, names in syms.items() for name in names}
