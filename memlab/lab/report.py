@@ -303,7 +303,7 @@ def _marks(folder, here):
     study, preset = find_study(folder.parent.name), read_claims(folder/'claims.json')[0]['preset']
     if size_of(preset) not in study.presets: return ['preset is gone']
     if not (folder/'runs.parquet').exists(): return ['no runs']
-    runs = pd.read_parquet(folder/'runs.parquet', columns=['run_id', 'arm', 'seed', 'code', 'corpus'])
+    runs = pd.read_parquet(folder/'runs.parquet', columns=['run_id', 'arm', 'seed', 'code', 'corpus', 'renewed_by'])
     return ['stale']*bool(study.stale(preset, runs)) + (_text_marks(study, preset, runs) if here else [])
 
 # %% ../../nbs/lab/report.ipynb #1d56e1aa
