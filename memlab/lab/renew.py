@@ -146,9 +146,10 @@ def moved(
     "Is a whole run still a sample of what its arm's seeds are samples of?"
     seeds, now, moves = {s: _last(mine.to_dict('records')) for s, mine in stored.groupby('seed')}, _last(fresh), {}
     for at, (was, _) in seeds[seed].items():
-        if at in now: moves.setdefault(at[0], []).append((_ranges(was, *now[at], [mine[at][0] for mine in seeds.values() if at in mine]), at))
+        values, mine = [m[at][0] for m in seeds.values() if at in m], moves.setdefault(at[0], []) if at in now else []
+        if len(values) >= min(SEEDS, len(seeds)) and at in now: mine.append((_ranges(was, *now[at], values), at))   # fewer make no range
     if lost := sorted({at[0] for at in seeds[seed]} - moves.keys()): return float('inf'), f'metric {lost[0]} is gone'
-    worst, at = max((sorted(m, key=lambda pair: pair[0])[int(.9*(len(m) - 1))] for m in moves.values()), key=lambda pair: pair[0], default=(0., None))
+    worst, at = max((sorted(m, key=lambda pair: pair[0])[int(.9*(len(m) - 1))] for m in moves.values() if m), key=lambda pair: pair[0], default=(0., None))
     return worst, f'{_told((None, *at))}: {seeds[seed][at][0]:.6g}, now {now[at][0]:.6g}, {worst:.1f} times the range of its seeds' if worst > SPREAD else ''
 
 # %% ../../nbs/lab/renew.ipynb #811c8c20
