@@ -16,7 +16,7 @@ from ..data.facts import DIRECTIONS, Fact, facts
 from ..data.recall import RecallConfig, recall_batch
 from ..data.tokens import Tokenizer, load_tokenizer
 from .perplexity import Perplexity, PerplexityScore, counting_text, oracle
-from .recall import RecallScore, score_answers, score_recall
+from .recall import score_answers, score_recall
 from .reversal import score_reversal
 
 # %% ../../nbs/eval/planted.ipynb #ee3d42dd

@@ -9,7 +9,7 @@ __all__ = ['HALF', 'TOLERANCE', 'ANSWERS', 'REHEARSALS', 'SPREAD', 'SEEDS', 'reh
 
 # %% ../../nbs/lab/renew.ipynb #090ed5aa
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

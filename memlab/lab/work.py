@@ -7,7 +7,7 @@ __all__ = ['RunFailed', 'How', 'work']
 
 # %% ../../nbs/lab/work.ipynb #3e95737f
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
