@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 from memlab.nn.checks import check_causal, check_mixer, check_rows, error_ratio
-from memlab.nn.infini import AsCoded, HierarchicalConfig, InfiniConfig, InfiniState, MultiMemoryConfig, is_empty, linear_loop, linear_masked, payload, reset_rows, selection, shares
+from memlab.nn.infini import AsCoded, HierarchicalConfig, InfiniConfig, InfiniState, MultiMemoryConfig, is_empty, linear_local, linear_loop, payload, reset_rows, selection, shares
 from memlab.nn.attention import visible
 from memlab.nn.init import init_parameters
 from safetensors.torch import load, save
@@ -396,7 +396,7 @@ def test_08_a_memory_shared_by_the_batch_is_caught():
 
 @pytest.mark.parametrize('t, held', [(1, 0), (5, 0), (3, 4), (7, 2)])
 def test_09_linear_attention_forms(t, held):
-    "The masked form and the prefix sums equal an explicit double loop."
+    "The loop and the chunks equal an explicit double loop, and so do the sums they leave."
     q, k, v = normal(2, t, 2, 3).exp(), normal(2, held + t, 2, 3, seed=1).exp(), normal(2, held + t, 2, 4, seed=2)
     own = torch.tensor([held, held // 2])
     may = visible(t, own, held + t)
@@ -404,7 +404,11 @@ def test_09_linear_attention_forms(t, held):
     for b, i, h in itertools.product(range(2), range(t), range(2)):
         read = [(q[b, i, h] @ k[b, j, h], v[b, j, h]) for j in range(held - own[b], held + i + 1)]
         want[b, i, h] = sum(w * u for w, u in read) / (sum(w for w, _ in read) + 1e-6)
-    for form in (linear_loop, linear_masked): assert error_ratio(form(q, k, v, may), want) < 1e-12
+    keys = torch.stack([k[b, held - own[b]:].sum(0) for b in range(2)])
+    for form in (linear_loop, linear_local):
+        got, (M, z) = form(q, k, v, own)
+        assert error_ratio(got, want) < 1e-12 and error_ratio(z, keys) < 1e-12
+        assert error_ratio(M, torch.stack([torch.einsum('shd,shv->hdv', k[b, held - own[b]:], v[b, held - own[b]:]) for b in range(2)])) < 1e-12
 
 
 @pytest.mark.parametrize('rule', ['additive', 'delta'])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'KERNELS', 'HEAD_SCALE', 'KVState', 'causal_bias', 'visible', 'token_positions', 'rotate', 'PositionState',
-           'LearnedPositions', 'softmax_weights', 'mix_fused', 'mix_explicit', 'project_out', 'linear', 'check_heads',
+           'LearnedPositions', 'softmax_weights', 'mix_fused', 'mix_explicit', 'project_out', 'check_heads',
            'check_sequence', 'CausalAttention']
 
 # %% ../../nbs/nn/attention.ipynb #6ee40886
@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .dense import affine, linear
 from .state import State
 
 # %% ../../nbs/nn/attention.ipynb #02de2b05
@@ -147,17 +148,18 @@ def mix_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 def mix_explicit(
     q: Tensor, k: Tensor, v: Tensor,         # b t h d, b s h d, b s h d (or b s 1 c without a value matrix)
-    bias: Tensor | None,                     # b t s, 0 or -inf; None: the causal triangle
+    bias: Tensor | None,                     # b t s, 0 or -inf, or 1 t s for all rows; None: the causal triangle
     own: str = 'keep',                       # one of `OWN`
     sink: Float[Tensor, 'h'] | None = None,  # logit of an empty key, one a head
     summed: float | None = None,             # without a value matrix: the factor of the sum over heads
+    scale: float | None = None,              # of the scores; default: d ** -0.5
 ) -> Tensor:                                 # b t h d, or b t 1 c without a value matrix
     "Weighted means of the values, by three products."
     b, t, h, d = q.shape
-    if bias is None: bias = causal_bias(t, q.dtype, q.device).expand(b * h, t, t)
-    else: bias = bias.to(q.dtype).repeat_interleave(h, 0)
+    bias = causal_bias(t, q.dtype, q.device)[None] if bias is None else bias.to(q.dtype)
+    if len(bias) > 1: bias = bias.repeat_interleave(h, 0)
     q, k = rearrange(q, 'b t h d -> (b h) t d'), rearrange(k, 'b s h d -> (b h) d s')
-    scores = torch.baddbmm(bias, q, k, alpha=d ** -0.5)
+    scores = torch.baddbmm(bias, q, k, alpha=d ** -0.5 if scale is None else scale)
     w = softmax_weights(rearrange(scores, '(b h) t s -> b h t s', h=h), own, sink)
     if summed is not None: return torch.bmm(w.sum(1) * summed, v[:, :, 0])[:, :, None]
     return rearrange(torch.bmm(w.flatten(0, 1), rearrange(v, 'b s h d -> (b h) s d')), '(b h) t d -> b t h d', h=h)
@@ -173,12 +175,6 @@ def project_out(
 
 # %% ../../nbs/nn/attention.ipynb #41c7b951
 HEAD_SCALE = {'sum': lambda h: 1., 'mean': lambda h: 1 / h, 'sqrt': lambda h: h ** -0.5}
-
-def linear(d_in: int, d_out: int, bias: bool = True, fill: float = 0.) -> nn.Linear:
-    "A linear layer whose bias starts at `fill`."
-    layer = nn.Linear(d_in, d_out, bias=bias)
-    if bias: nn.init.constant_(layer.bias, fill)
-    return layer
 
 # %% ../../nbs/nn/attention.ipynb #30bc2009
 def check_heads(d_model: int, n_heads: int, rope: bool = False):
@@ -238,8 +234,8 @@ class CausalAttention(nn.Module):
         elif source is x: q, k, v = self.qkv(x).chunk(3, -1)
         else:
             w, bias = self.qkv.weight, self.qkv.bias
-            q, k = F.linear(x, w[:2*c], None if bias is None else bias[:2*c]).chunk(2, -1)
-            v = F.linear(source, w[2*c:], None if bias is None else bias[2*c:])
+            q, k = affine(x, w[:2*c], None if bias is None else bias[:2*c]).chunk(2, -1)
+            v = affine(source, w[2*c:], None if bias is None else bias[2*c:])
         q, k = heads(q), heads(k)
         if self.positions == 'rope': q, k = rotate(q, at), rotate(k, at)
         return q, k, v if self.out is None else heads(v)

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .attention import HEAD_SCALE, KERNELS, OWN, CausalAttention, KVState, PositionState, check_heads, linear
+from .attention import HEAD_SCALE, KERNELS, OWN, CausalAttention, KVState, PositionState, check_heads
 from .config import check_words
+from .dense import linear
 
 # %% ../../nbs/nn/blocks.ipynb #272c8a3f
 MID = {  # how attention writes: y from s, a and (for 'double') a second attention a2

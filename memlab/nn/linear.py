@@ -42,7 +42,8 @@ def fold(
     c: int,                       # tokens of a chunk
 ) -> Float[Tensor, 'b h n c x']:
     "Cut into chunks, the last one filled with zeros."
-    return rearrange(F.pad(u, (0, 0, 0, 0, 0, -u.shape[1] % c)), 'b (n c) h x -> b h n c x', c=c)
+    if short := -u.shape[1] % c: u = F.pad(u, (0, 0, 0, 0, 0, short))
+    return rearrange(u, 'b (n c) h x -> b h n c x', c=c)
 
 def unfold(
     o: Float[Tensor, 'b h n c v'],  # chunks
@@ -88,9 +89,9 @@ def linear_chunked(
         q, kept = q * gamma.exp(), gamma[..., -1, :, None].exp()
         fresh = (k * (gamma[..., -1:, :] - gamma).exp()).mT @ v
     before = []
-    for fresh_, kept_ in zip(fresh.unbind(2), (torch.ones_like(fresh[..., :1, :1]) if kept is None else kept).unbind(2)):
+    for i in range(fresh.shape[2]):
         before.append(S)
-        S = fresh_ + S * kept_
+        S = fresh[:, :, i] + (S if kept is None else S * kept[:, :, i])
     return unfold(within + q @ torch.stack(before, 2), t), S
 
 def linear_parallel(q, k, v, g, S, chunk=64):

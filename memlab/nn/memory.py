@@ -55,7 +55,7 @@ def check_types(model: TransformerLM, memory: Memory) -> None:
     "Refuse a memory of other layers than the model's, by their number and the types of their states."
     if len(memory) != len(model.stages): raise ValueError(f'the memory has {len(memory)} states, this model has {len(model.stages)} stages: it belongs to another model')
     for i, (layer, state) in enumerate(zip(model.stages, memory)):
-        if type(state) is not (want := type(layer.init_state(1))): raise ValueError(f'state {i} is of type {type(state).__name__}, this model needs {want.__name__} there: it belongs to another model')
+        if type(state) is not (want := type(layer.init_state(0))): raise ValueError(f'state {i} is of type {type(state).__name__}, this model needs {want.__name__} there: it belongs to another model')
     if len(rows := {s.batch for s in memory}) > 1: raise ValueError(f'states have {sorted(rows)} rows: expected one batch')
 
 # %% ../../nbs/nn/memory.ipynb #f6df0e3f
@@ -138,12 +138,12 @@ def check_memory(
     "Raise a ValueError that says why the model could not go on from this memory."
     check_types(model, memory)
     for i, (layer, state) in enumerate(zip(model.stages, memory)):
-        for name, want in layer.init_state(state.batch).tensors().items():
-            got = getattr(state, name)
-            held = got.dim() > 1 and want.dim() > 1 and want.shape[1] == 0   # any number of tokens
-            if got.shape[:1] + got.shape[1 + held:] != want.shape[:1] + want.shape[1 + held:]: raise ValueError(f'state {i}: {name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}: it belongs to another model or batch')
+        for name, want in layer.init_state(0).tensors().items():
+            got, shape = getattr(state, name), (state.batch, *want.shape[1:])
+            held = got.dim() > 1 and len(shape) > 1 and shape[1] == 0   # any number of tokens
+            if got.shape[:1] + got.shape[1 + held:] != shape[:1] + shape[1 + held:]: raise ValueError(f'state {i}: {name} has shape {tuple(got.shape)}, expected {shape}: it belongs to another model or batch')
             if not same_kind(got.dtype, want.dtype): raise ValueError(f'state {i}: {name} is {got.dtype}, expected {want.dtype}')
-            if not torch.isfinite(got).all(): raise ValueError(f'state {i}: {name} is not finite: go back to a memory from before')
+            if got.numel() and not torch.stack(got.aminmax()).isfinite().all(): raise ValueError(f'state {i}: {name} is not finite: go back to a memory from before')
         if (state.seen < 0).any(): raise ValueError(f'state {i}: seen is {state.seen.tolist()}, expected counts of tokens')
         if isinstance(state, InfiniState): check_pointers(f'state {i}', state, getattr(layer, 'mixer', layer).config)
     with torch.no_grad(): model.features(torch.zeros(memory[0].batch, 0, dtype=torch.long, device=model.readout.device), memory)
@@ -161,10 +161,9 @@ def traits(layer: nn.Module) -> dict[str, dict]:
 # %% ../../nbs/nn/memory.ipynb #d9bbee42
 def fingerprint(model: TransformerLM) -> dict:
     "What a model's memory means: its layers, the shapes of its parameters, a sample of their values."
-    shapes, values = hashlib.sha256(), hashlib.sha256()
-    for name, p in model.named_parameters():
-        shapes.update(f'{name}{tuple(p.shape)}'.encode())
-        values.update(p.detach().flatten()[::-(-p.numel() // 1024)].float().cpu().contiguous().numpy())
+    named = list(model.named_parameters())
+    shapes = hashlib.sha256(''.join(f'{name}{tuple(p.shape)}' for name, p in named).encode())
+    values = hashlib.sha256(torch.cat([p.detach().flatten()[::-(-p.numel() // 1024)].float() for _, p in named]).cpu().numpy())
     layers = json.loads(json.dumps([traits(s) for s in model.stages], default=str))  # as a file gives it back
     return dict(layers=layers, parameters=shapes.hexdigest()[:12], weights=values.hexdigest()[:12])
 
@@ -199,7 +198,7 @@ def by_name(memory: Memory) -> dict[str, Tensor]:
 
 def pack(model: TransformerLM, memory: Memory) -> bytes:
     "The content of a file."
-    tensors = {n: u.detach().to('cpu', like.dtype).contiguous().clone() for (n, u), like in zip(by_name(memory).items(), by_name(model.init_memory(1)).values(), strict=True)}
+    tensors = {n: u.detach().to('cpu', like.dtype).contiguous().clone() for (n, u), like in zip(by_name(memory).items(), by_name(model.init_memory(0)).values(), strict=True)}
     header = fingerprint(model) | dict(states=[type(s).__name__ for s in memory], batch=memory[0].batch, dtype=str(model.readout.dtype), digest=digest(tensors))
     return save(tensors, {'memory': json.dumps(header)})
 
@@ -249,7 +248,7 @@ def check_tensors(
     model: TransformerLM,         # who shall go on from them
 ) -> None:
     "Raise a ValueError unless names, rows and dtypes are those that the header and the model tell."
-    want, moved = by_name(model.init_memory(1)), said['dtype'] != str(model.readout.dtype)
+    want, moved = by_name(model.init_memory(0)), said['dtype'] != str(model.readout.dtype)
     if want.keys() != tensors.keys(): raise ValueError(f'{file} is not whole: {", ".join(sorted(want.keys() ^ tensors.keys()))} on one side only')
     if (rows := {u.shape[:1] for u in tensors.values()}) != {(said['batch'],)}: raise ValueError(f'{file} says batch={said["batch"]}, its tensors have {", ".join(sorted(str(*n) for n in rows))} rows: expected one number for all')
     for name, u in want.items():
@@ -266,7 +265,7 @@ def load_memory(
     tensors, said = unpack(path)
     if why := difference(fingerprint(model), said, foreign): raise ValueError(f'{Path(path).name} is of another model: {why}')
     check_tensors(Path(path).name, tensors, said, model)
-    memory = tuple(type(s)(**{name: tensors[f'{i}.{name}'].to(u.device, u.dtype) for name, u in s.tensors().items()}) for i, s in enumerate(model.init_memory(1)))
+    memory = tuple(type(s)(**{name: tensors[f'{i}.{name}'].to(u.device, u.dtype) for name, u in s.tensors().items()}) for i, s in enumerate(model.init_memory(0)))
     check_memory(model, memory)
     return memory
 

@@ -201,13 +201,18 @@ class Mixer(nn.Module):
         "Project, convolve, use the memory, write."
         check_input(self, x, state, self.fits)
         c, past = self.config, self.init_state(len(x)) if state is None else state
-        streams, conv = self.conv(torch.cat([p(x) for p in self.proj.values()], -1), past.conv)
+        streams, conv = self.conv(self.project(x), past.conv)
         q, k, v = self.heads(x, streams.split(list(self.widths().values()), -1))
         if c.rope:
             at = token_positions(x.shape[1], None if state is None else past.seen, x.device)
             q, k = rotate(q, at), rotate(k, at)
         o, memory = self.mix(x, q, k, v, past)
         return self.write(x, o), self.State(conv=conv, seen=past.seen + x.shape[1], **memory)
+
+    def project(self, x: Float[Tensor, 'b t c']) -> Float[Tensor, 'b t n']:
+        "All projections side by side: of many tokens in one product, of fewer than would pay for moving the matrices one by one."
+        if x.shape[0] * x.shape[1] < self.config.d_model: return torch.cat([p(x) for p in self.proj.values()], -1)
+        return F.linear(x, torch.cat([p.weight for p in self.proj.values()]))
 
     def heads(self,
               x: Float[Tensor, 'b t c'],         # the layer's input
@@ -255,9 +260,9 @@ def check_input(
     if x.dim() != 3 or x.shape[-1] != d: raise ValueError(f'x has shape {tuple(x.shape)}, this layer has d_model={d}: pass (batch, time, {d})')
     if state is None: return
     if type(state) is not layer.State: raise ValueError(f'state is a {type(state).__name__}, this layer needs a {layer.State.__name__}: call init_state({len(x)})')
-    for name, want in layer.init_state(len(x)).tensors().items():
-        got = getattr(state, name)
-        if not fits(name, got.shape, want.shape): raise ValueError(f'state.{name} has shape {tuple(got.shape)}, expected {tuple(want.shape)}: it belongs to another layer or batch')
+    for name, want in layer.init_state(0).tensors().items():  # of no rows, so that nothing is allocated
+        got, shape = getattr(state, name), torch.Size((len(x), *want.shape[1:]))
+        if not fits(name, got.shape, shape): raise ValueError(f'state.{name} has shape {tuple(got.shape)}, expected {tuple(shape)}: it belongs to another layer or batch')
         if not same_kind(got.dtype, want.dtype): raise ValueError(f'state.{name} is {got.dtype}, expected {want.dtype}: it belongs to another layer')
 
 # %% ../../nbs/nn/mixer.ipynb #d517058f

@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .attention import rotate, visible
+from .attention import mix_explicit, rotate, visible
 from .mixer import Mixer, MixerConfig, MixerState
 
 # %% ../../nbs/nn/softmax.ipynb #bb4b3b1a
@@ -49,8 +49,7 @@ def attention_recurrent(
 
 def attention_parallel(q, k, v, may):
     "All queries at once."
-    scores = torch.einsum('bthk,bshk->bhts', q, k).masked_fill(~may[:, None], -math.inf)
-    return torch.einsum('bhts,bshv->bthv', scores.softmax(-1), v)
+    return mix_explicit(q, k, v, q.new_zeros(may.shape).masked_fill_(~may, -math.inf), scale=1.)
 
 def attention_fused(q, k, v, may):
     "PyTorch's fused kernel."
@@ -91,11 +90,11 @@ class AttentionConfig(MixerConfig):
 
 # %% ../../nbs/nn/softmax.ipynb #02c91a14
 def append(
-    old: Float[Tensor, 'b s h d'],  # held
-    new: Float[Tensor, 'b t h d'],  # of the new tokens
-) -> Float[Tensor, 'b n h d']:
-    "Held vectors followed by new ones."
-    return torch.cat([old.to(new.dtype), new], 1)
+    old: Float[Tensor, 'b s *x'],  # held
+    new: Float[Tensor, 'b t *x'],  # of the new tokens
+) -> Float[Tensor, 'b n *x']:
+    "What is held followed by what is new."
+    return torch.cat([old.to(new.dtype), new], 1) if old.shape[1] else new
 
 # %% ../../nbs/nn/softmax.ipynb #574f2c04
 class Attention(Mixer):

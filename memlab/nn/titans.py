@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .attention import linear
+from .dense import linear
 from .mixer import Mixer, MixerConfig, MixerState, precise
 
 # %% ../../nbs/nn/titans.ipynb #fc1e2b01
