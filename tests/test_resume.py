@@ -208,3 +208,75 @@ def test_a_run_of_the_study_survives_three_kills(tmp_path):
     want, got = ([row | dict(seconds=0) for row in read_table(t/'runs.parquet', RUNS).to_pylist()] for t in tables)
     assert want == got and [row['status'] for row in got] == ['finished']
     assert not [p for p in killed.rglob('*.part') if p.is_dir()]
+
+
+LEARNERS = ATTEMPTS + f'''
+from memlab.core.record import record
+from memlab.nn.init import init_parameters
+from memlab.nn.segment import SegmentStack
+from memlab.train.lagged import ContextCell, LaggedCache, lagged
+from memlab.train.learner import Learner, RowMemories
+from memlab.train.loop import FitConfig, fit
+from memlab.train.losses import token_loss
+
+C = 8
+
+def cached(moment):
+    "Two models on the states of a cell, each moved by an optimizer of its own in turn; every sample's states are kept in a cache."
+    cell, reader = (init_parameters(m, seed=s, std=.3) for s, m in enumerate((ContextCell(C, C), torch.nn.Linear(C, 4))))
+    adam, sgd = torch.optim.AdamW(cell.parameters(), lr=1e-2), torch.optim.SGD(reader.parameters(), lr=.1, momentum=.9)
+    learner = Learner(dict(cell=cell, reader=reader), dict(adam=adam, sgd=sgd), LaggedCache(12, 6, C))
+    inputs, answers = torch.randn(12, 6, C, generator=torch.Generator().manual_seed(0)), torch.randint(4, (12, 6), generator=torch.Generator().manual_seed(1))
+    def step(learner, ids, step):
+        h = lagged(cell, inputs[ids], learner.carry.read(ids), torch.zeros(C))
+        learner.carry.write(ids, h, step)
+        loss = torch.nn.functional.cross_entropy(reader(h).flatten(0, 1), answers[ids].flatten())
+        loss.backward()
+        moment.pass_('loss')
+        learner.optimizers['adam' if step % 2 else 'sgd'].step()
+        for o in learner.optimizers.values(): o.zero_grad()
+        return loss.detach()
+    return learner, lambda step: torch.randperm(12, generator=torch.Generator().manual_seed(step))[:4], step
+
+def remembered(moment):
+    "A model whose rows remember their document from step to step."
+    model = SegmentStack(d_model=C, n_heads=1, segment=4, mixers=('rope',)).build(0, 16)
+    learner = Learner(model, torch.optim.AdamW(model.parameters(), lr=1e-2), RowMemories(model, 3))
+    def step(learner, ids, step):
+        h, memory = model.features(ids[:, :-1], learner.carry.begin(torch.tensor([step % 7 == i for i in range(3)])))
+        loss, seen = token_loss(model, h, ids[:, 1:])
+        loss.backward()
+        moment.pass_('loss')
+        learner.carry.keep(memory)
+        learner.optimizer.step(); learner.optimizer.zero_grad()
+        return seen
+    return learner, lambda step: torch.randint(16, (3, 5), generator=torch.Generator().manual_seed(step)), step
+
+def train(folder, moment):
+    "Train what the folder is named after; what it ends with is stored in `end`."
+    learner, draw, step = dict(cached=cached, remembered=remembered)[folder.name.split()[0]](moment)
+    def batch(step):
+        moment.step = step; moment.pass_('batch')
+        return draw(step)
+    def hook(learner, step):
+        moment.step = step; moment.pass_('hook')
+        return []
+    result = fit(learner, batch, step, FitConfig(steps={STEPS}, log_every=5), hooks=[hook], folder=folder, save_every={SAVE_EVERY})
+    torch.save(dict(learner={{n: u.detach().clone() for n, u in learner.pack().items()}}, records=result.records), folder/'end')
+
+all_attempts(train)
+'''
+
+
+def test_what_is_carried_survives_three_kills(tmp_path):
+    "A cache keyed by sample beside two optimizers that take turns, and memories of rows: killed three times, they end with the bits of an undisturbed run."
+    names = [f'{kind} {how}' for kind in ('cached', 'remembered') for how in ('whole', '0', '3')]
+    deaths = [[] if n.endswith('whole') else moments(int(n.split()[1])) for n in names]
+    said = iter(run(LEARNERS, [(str(tmp_path/n), m) for n, died_at in zip(names, deaths) for m in [*died_at, []]]))
+    for died_at in deaths: assert [next(said)[0] for _ in range(len(died_at) + 1)] == [-signal.SIGKILL]*len(died_at) + [0]
+    for kind in ('cached', 'remembered'):
+        want, *others = (torch.load(tmp_path/f'{kind} {how}'/'end') for how in ('whole', '0', '3'))
+        assert sum(n.startswith('carry/') and bool(u.any()) for n, u in want['learner'].items()) >= 2   # something is carried
+        for got in others:
+            assert got['records'] == want['records'] and got['learner'].keys() == want['learner'].keys()
+            assert all(torch.equal(u, got['learner'][n]) for n, u in want['learner'].items())

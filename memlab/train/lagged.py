@@ -171,6 +171,16 @@ class LaggedCache:
         "Optimizer steps since the states were computed; infinite for samples never stored."
         return (step - self.step[self.places(ids)]).double().where(self.seen(ids), math.inf)
 
+    def pack(self) -> dict[str, Tensor]:
+        "States and their steps, as a `Learner` carries them into a checkpoint."
+        return dict(states=self.states, step=self.step)
+
+    def unpack(self, tensors: dict[str, Tensor]) -> None:
+        "Take them back; those of another cache are an error."
+        here, there = ({n: (tuple(u.shape), u.dtype) for n, u in named.items()} for named in (self.pack(), tensors))
+        if here != there: raise ValueError(f'the checkpoint holds {there}, this cache {here}: build it as it was')
+        for name, u in self.pack().items(): u.copy_(tensors[name])
+
 # %% ../../nbs/train/lagged.ipynb #b8240bcd
 def agreement(
     got: Float[Tensor, 'b t c'],   # states
