@@ -207,7 +207,7 @@ def gpu() -> Preset:
 
 def full() -> Preset:
     "The source's own size: six layers of 512, segments of 256, on the Pile."
-    text = (('corpus', 'hub:monology/pile-uncopyrighted'), ('tokenizer', 'bpe:50304'))
+    text = (('corpus', 'hub:monology/pile-uncopyrighted::1GB'), ('tokenizer', 'bpe:50304'))
     z = Sizes(text=9000, split=9000, relay=10_000, topics=10_000, facts=10_000, packing=5000, questions=10_000, codes=10_000, width=512, segment=256, layers=6, heads=8, lr=1e-3, rows=8, batch=64, chunks=5000, each=40, held_out=500,
               told=(2400, 60), pairs=(1600, 400, 40), text_of=text, chunks_of=text)
     return everything(z, (0, 1, 2))

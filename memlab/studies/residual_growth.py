@@ -141,7 +141,7 @@ def gpu() -> Preset:
 def full() -> Preset:
     "The source's own settings: FineWeb-Edu, 131,072 tokens a step, 10,000 steps."
     shape = dict(n_layers=12, d_model=768, n_heads=12)
-    common = dict(d_model=768, lr=6e-4, precision='bfloat16', tokenizer='bpe:50304', held_out=163_840, accumulate=16, corpus='hub:HuggingFaceFW/fineweb-edu:sample-10BT')
+    common = dict(d_model=768, lr=6e-4, precision='bfloat16', tokenizer='bpe:50304', held_out=163_840, accumulate=16, corpus='hub:HuggingFaceFW/fineweb-edu:sample-10BT:7GB')
     plain = Size(steps=10_000, length=1024, batch=128, marks=(500, 1000, 2000, 3333, 4000, 6666, 10_000), evals=(*EARLY, 300), **common)
     return everything(grid_shape=shape, grid_size=plain, shape=shape, plain=plain, long=replace(plain, length=4096, batch=32), short=replace(plain, steps=300, marks=(300,), evals=()), spans=(10, 400), few=(0, 1, 2), many=(0, 1, 2), most=(0, 1, 2))
 
