@@ -10,7 +10,8 @@ from memlab.nn.blocks import BlockConfig
 from memlab.nn.checks import error_ratio
 from memlab.nn.infini import AsCoded, InfiniConfig, payload
 from memlab.nn.lm import residual_lm
-from memlab.nn.memory import check_memory, digest, fingerprint, freeze, keep_banks, load_memory, memory_bytes, merge_memories, reset, save_memory, trim, unfreeze, unpack
+from memlab.core.files import tensor_digest
+from memlab.nn.memory import check_memory, fingerprint, freeze, keep_banks, load_memory, memory_bytes, merge_memories, reset, save_memory, trim, unfreeze, unpack
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
 from memlab.nn.pythia import MEMORIES, PythiaAttention, PythiaConfig, create_model
 from safetensors.torch import load_file, save, save_file
@@ -145,7 +146,7 @@ def test_16_a_file_that_lies_consistently_is_refused(change, why, tmp_path):
     with torch.no_grad(): save_memory(tmp_path/'m', model, model(tokens(2, 7))[1])
     tensors, said = unpack(tmp_path/'m')
     change(tensors)
-    (tmp_path/'m').write_bytes(save({n: u.contiguous() for n, u in tensors.items()}, {'memory': json.dumps(said | dict(digest=digest(tensors)))}))
+    (tmp_path/'m').write_bytes(save({n: u.contiguous() for n, u in tensors.items()}, {'memory': json.dumps(said | dict(digest=tensor_digest(tensors)))}))
     with pytest.raises(ValueError, match=why): load_memory(tmp_path/'m', model)
 
 
@@ -173,7 +174,7 @@ def test_16_only_floats_follow_the_precision_of_a_model(dtype, tmp_path):
     assert [u.dtype for s in load_memory(tmp_path/'m', moved, foreign=True) for u in s.tensors().values()] == want
     for change in ({'0.M': tensors['0.M'].long()}, {'0.writes': tensors['0.writes'].float()}, {'0.frozen': tensors['0.frozen'].long()}):
         lies = tensors | change
-        (tmp_path/'m').write_bytes(save(lies, {'memory': json.dumps(said | dict(digest=digest(lies)))}))
+        (tmp_path/'m').write_bytes(save(lies, {'memory': json.dumps(said | dict(digest=tensor_digest(lies)))}))
         with pytest.raises(ValueError, match=f'm has {next(iter(change))} in .*, expected torch'): load_memory(tmp_path/'m', moved, foreign=True)
 
 

@@ -119,6 +119,22 @@ def test_rehearsals_change_only_with_the_runs(study, monkeypatch):
     assert {str(c) for rows in read_rehearsals(study, 'cpu').values() for c in rows.code} == {'new.judge'}
 
 
+def test_only_the_stale_are_computed_again(study, monkeypatch):
+    "After a renewal that could not stamp one arm, `stale` computes that arm's runs and makes its rehearsal, and leaves the other."
+    before = study.load('cpu')[0].set_index('run_id')
+    moved = lambda arm, *a, **k: toy.execute(replace(arm, rate=arm.rate*1.01) if arm.name == 'fast' else arm, *a, **k)
+    code(monkeypatch, f"new.{made_by(before.iloc[0]).partition('.')[2]}")
+    monkeypatch.setattr(study, 'execute', moved)
+    list(renew(study, 'cpu'))
+    study.run('cpu', stale=True, progress=False)
+    runs = study.load('cpu')[0].set_index('run_id')
+    again = runs.code != before.code
+    assert set(runs.arm[again]) == {'fast'} and again.sum() == 2 and study.stale('cpu') == []
+    assert not [f for f in renew(study, 'cpu') if f.differs] and len(set(read_rehearsals(study, 'cpu')['fast'].code) & set(runs.code[again])) == 1
+    study.run('cpu', stale=True, progress=False)
+    assert study.load('cpu')[0].set_index('run_id').equals(runs)   # nothing is stale, so nothing is computed
+
+
 def test_a_preset_without_rehearsals_says_so(study):
     (study.results('cpu')/'rehearsals.parquet').unlink()
     with pytest.raises(ValueError, match='toy has no rehearsals at preset cpu: they are made when its runs are computed'): list(renew(study, 'cpu'))

@@ -96,7 +96,7 @@ def execute(
     trial = Trial(arm.task, arm.train, seed, learner_of(arm, seed))
     hook = lambda learner, step: [r for m in arm.measures if m.due(trial, step) for r in m.records(trial, step)]
     result = fit(trial.learner, arm.task.batches(seed), arm.train.objective.step(arm.train), arm.train, hooks=[hook], folder=folder,
-                 save_every=min(500, arm.train.log_every), stop=stop, progress=arm.name if progress else None)
+                 save_every=min(500, arm.train.log_every), stop=stop, seed=seed, progress=arm.name if progress else None)
     end = [r for m in arm.measures if m.closes(trial) for r in m.records(trial, result.step)] if result.status == 'finished' else []
     return Outcome(result.status, result.diverged_at, int(result.step * arm.task.tokens), trial.learner.count(), result.records + end)
 

@@ -8,7 +8,6 @@ __all__ = ['VERDICTS', 'MIN_SEEDS', 'KEYS', 'Evidence', 'Claim', 'enough', 'Miss
            'artefact', 'judge', 'claim_row', 'write_claims', 'read_claims']
 
 # %% ../../nbs/lab/claims.ipynb #ef7bbdf3
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..core.files import write_atomic
+from ..core.files import read_json, write_json
 from .records import size_of
 
 # %% ../../nbs/lab/claims.ipynb #e2525686
@@ -363,8 +362,7 @@ def write_claims(
     for r in rows:
         if set(r) != set(KEYS): raise ValueError(f'a claim row has keys {sorted(r)}: expected {", ".join(KEYS)}')
         if r['verdict'] not in VERDICTS: raise ValueError(f"{r['id']}: verdict={r['verdict']!r}, expected one of {', '.join(VERDICTS)}")
-    text = json.dumps([{k: _plain(r[k]) if k in _NUMBERS else r[k] for k in KEYS} for r in rows], indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(Path(path), (text + '\n').encode())
+    write_json(path, [{k: _plain(r[k]) if k in _NUMBERS else r[k] for k in KEYS} for r in rows])
     return Path(path)
 
 def _plain(x):
@@ -376,5 +374,4 @@ def read_claims(
     path: str|Path,  # a claims.json
 ) -> list[dict]:     # its rows; null numbers come back as nan
     "Read claims.json."
-    rows = json.loads(Path(path).read_text(encoding='utf-8'))
-    return [r | {k: math.nan for k in _NUMBERS if r[k] is None} for r in rows]
+    return [r | {k: math.nan for k in _NUMBERS if r[k] is None} for r in read_json(path)]

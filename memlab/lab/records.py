@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'RUNS', 'RECORDS', 'ADDRESS', 'run_id', 'size_of', 'is_kept', 'file_name', 'results_folder', 'figures_folder',
-           'runs_folder', 'record_table', 'write_table', 'read_table', 'made_by', 'frame']
+           'runs_folder', 'record_table', 'table_digest', 'write_table', 'read_table', 'made_by', 'frame']
 
 # %% ../../nbs/lab/records.ipynb #66c5036a
+import hashlib
 import re
 from pathlib import Path
 
@@ -93,16 +94,29 @@ def _check_keys(r):
     if unknown or lost: raise ValueError(f'record {r} has unknown keys {sorted(unknown)}, lacks {sorted(lost)}: write {", ".join(ADDRESS)}, value')
 
 # %% ../../nbs/lab/records.ipynb #c934be45
+def table_digest(table: pa.Table) -> str:
+    "Hash of the names, types and values of all columns, in the order of the rows."
+    h = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns):
+        u = pa.concat_arrays([pa.array([], column.type), *column.chunks])
+        h.update(f'{name} {u.type} {len(u)}'.encode())
+        h.update(u.is_valid().to_numpy(zero_copy_only=False))
+        if not pa.types.is_string(u.type): h.update(u.fill_null(0).to_numpy()); continue
+        u = u.fill_null('')
+        h.update(pc.binary_length(u).to_numpy()); h.update(u.buffers()[2] or b'')
+    return h.hexdigest()
+
 def write_table(
     table: pa.Table,  # with schema `RUNS` or `RECORDS`
     path: Path,       # a .parquet file
 ):
-    "Write a table sorted, compressed and byte-stable."
+    "Write a table sorted, compressed, byte-stable, with checksums of its pages and a digest of its values."
     table = table.sort_by([(c, 'ascending') for c in _ORDER if c in table.column_names]).combine_chunks()
     strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
     split = {'value': 'BYTE_STREAM_SPLIT'} if 'value' in table.column_names else None
+    table = table.replace_schema_metadata(dict(digest=table_digest(table)))
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression='zstd', compression_level=12, use_dictionary=strings, column_encoding=split)
+    pq.write_table(table, sink, compression='zstd', compression_level=12, use_dictionary=strings, column_encoding=split, write_page_checksum=True)
     write_atomic(path, sink.getvalue().to_pybytes())
 
 # %% ../../nbs/lab/records.ipynb #70a78038
@@ -110,10 +124,20 @@ def read_table(
     path: Path,         # a .parquet file
     schema: pa.Schema,  # `RUNS` or `RECORDS`
 ) -> pa.Table:
-    "Read a table; a damaged file is named."
-    try: return pq.read_table(path, schema=schema, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as e:
-        raise ValueError(f'{path} cannot be read ({str(e).splitlines()[0]}): restore it, or delete it (a run: its whole folder) and run the study again') from e
+    "Read a table, verified; a damaged file is named."
+    advice = 'restore it, or delete it (a run: its whole folder) and run the study again'
+    try: table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as e: raise ValueError(f'{path} cannot be read ({str(e).splitlines()[0]}): {advice}') from e
+    if not table.schema.equals(schema): raise ValueError(f'{path} has other columns than wanted ({_first_difference(table.schema, schema)}): {advice}')
+    if (table.schema.metadata or {}).get(b'digest', b'').decode() != table_digest(table): raise ValueError(f'{path} is damaged, its values are not those that were written: {advice}')
+    return table.replace_schema_metadata()
+
+def _first_difference(got, want):
+    "The first column in which two schemas differ."
+    types = [{f.name: f.type for f in s} for s in (got, want)]
+    name = next((n for n in (*want.names, *got.names) if len({str(t.get(n)) for t in types}) > 1), None)
+    if name is None: return 'in another order'
+    return ', '.join(f'{name} {"not there" if name not in t else t[name]}{w}' for t, w in zip(types, (' here', ' wanted')))
 
 # %% ../../nbs/lab/records.ipynb #06b80272
 def made_by(

@@ -245,7 +245,7 @@ def renew(
 ) -> Iterator[Finding]:  # of planted answers, of arms, of whole runs; stamps the rows at the end
     "Look at every stale arm, and stamp those whose numbers stayed."
     known, task = read_rehearsals(study, preset), to_renew(study, preset, whole)
-    if lost := [a for a in task.arms if a not in known]: raise ValueError(f'no rehearsal of {", ".join(lost)} at preset {preset}: compute these arms again, `memlab run {study.name} --preset {preset} --fresh`')
+    if lost := [a for a in task.arms if a not in known]: raise ValueError(f'no rehearsal of {", ".join(lost)} at preset {preset}: compute these arms again, `memlab run {study.name} --preset {preset} --stale`')
     if away := {e for a in task.arms for e in known[a].env if e != environment(task.arms[a])}: raise ValueError(f'{study.name} {preset} was rehearsed with {", ".join(sorted(away))}, this is {environment(None)}: renew it there, where only the code differs')
     planted = planted_findings(study, known) if task.arms else []
     yield from planted

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
-from ..core.files import home, write_atomic
+from ..core.files import home, write_atomic, write_json
 from .code import skeleton
 from ..core.identity import canonical, digest
 from .records import figures_folder, file_name, results_folder, size_of

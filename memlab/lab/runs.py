@@ -6,7 +6,6 @@
 __all__ = ['Run', 'Outcome', 'one_thread', 'environment', 'OtherCode', 'compute', 'is_finished', 'read_runs']
 
 # %% ../../nbs/lab/runs.ipynb #cf73b99f
-import json
 import os
 import platform
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from ..core.files import write_atomic
+from ..core.files import read_json, write_atomic, write_json
 from ..core.identity import full
 from .records import RECORDS, RUNS, read_table, record_table, write_table
 
@@ -86,7 +85,7 @@ def _finish(folder, part, run, outcome, about):
     write_table(record_table(outcome.records, run.run_id, run.arm.name, run.seed), part/'records.parquet')
     row = dict(run_id=run.run_id, arm=run.arm.name, seed=run.seed, status=outcome.status, diverged_at=outcome.diverged_at,
                tokens=outcome.tokens, params=outcome.params, corpus=run.corpus, env=environment(run.arm), **about)
-    write_atomic(part/'done.json', json.dumps(row | dict(config=full(run.arm)), indent=1).encode())
+    write_json(part/'done.json', row | dict(config=full(run.arm)))
     final = folder/run.run_id
     if final.exists(): shutil.rmtree(final)
     os.replace(part, final)
@@ -131,6 +130,6 @@ def read_runs(
     run_ids: list[str], # finished runs
 ) -> tuple[pa.Table, pa.Table]:  # runs, records
     "The tables of finished runs."
-    rows = [json.loads((folder/i/'done.json').read_text()) for i in run_ids]
+    rows = [read_json(folder/i/'done.json') for i in run_ids]
     runs = pa.Table.from_pylist([{k: r.get(k) for k in RUNS.names} for r in rows], schema=RUNS)   # stamps are empty
     return runs, pa.concat_tables([RECORDS.empty_table()] + [read_table(folder/i/'records.parquet', RECORDS) for i in run_ids])

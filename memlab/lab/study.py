@@ -6,7 +6,6 @@
 __all__ = ['Preset', 'planned_runs', 'read_tables', 'stored_configs', 'agreed_configs', 'Study', 'study_names', 'find_study']
 
 # %% ../../nbs/lab/study.ipynb #023f21b4
-import json
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..core.files import write_atomic
+from ..core.files import read_json, write_json
 from ..core.identity import departures, full
 from .arm import check_factors, execute, text_of, with_factors
 from .claims import Claim, claim_row, judge, write_claims
@@ -60,7 +59,7 @@ def read_tables(where: Path) -> tuple[pa.Table, pa.Table]:
 
 def stored_configs(where: Path) -> dict[str, dict]:
     "The whole configuration of every arm in the tables, as it was when it ran."
-    return json.loads((where/'arms.json').read_text(encoding='utf-8')) if (where/'arms.json').exists() else {}
+    return read_json(where/'arms.json') if (where/'arms.json').exists() else {}
 
 # %% ../../nbs/lab/study.ipynb #23af99c1
 def agreed_configs(
@@ -162,7 +161,7 @@ class Study:
         "Ids of the runs whose folder tells more than the tables: not those that other code made when the row there is of today's."
         rows, now = read_tables(self.results(preset))[0].to_pylist(), self.codes(r.arm for r in runs)
         tabled = {row['run_id']: made_by(row) for row in rows}
-        of = lambda r: json.loads((self.folder(preset)/r.run_id/'done.json').read_text())['code']
+        of = lambda r: read_json(self.folder(preset)/r.run_id/'done.json')['code']
         return [r.run_id for r in runs if tabled.get(r.run_id) != now[r.arm.name] or of(r) == now[r.arm.name]]
 
     def _write(self, preset, runs, records, kept):
@@ -171,7 +170,7 @@ class Study:
         configs = agreed_configs(self.name, stored_configs(where), arms, kept)
         write_table(records, where/'records.parquet')
         write_table(runs, where/'runs.parquet')
-        write_atomic(where/'arms.json', (json.dumps(configs, indent=1, ensure_ascii=False) + '\n').encode())
+        write_json(where/'arms.json', configs)
 
     def rewrite(self,
                 preset: str,    # its name
@@ -187,13 +186,14 @@ class Study:
             jobs: int = 1,         # runs at a time, each in a process of its own
             fresh: bool = False,   # compute again what is finished
             go_on: bool = False,   # from checkpoints that other code left
+            stale: bool = False,   # compute again what other code made and renewal could not stamp
             progress: bool = True, # bars on stderr
             ) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, records
         "Compute the runs that are not finished and collect the tables. Stop it whenever you like and call it again."
-        how, computed, known = How(jobs, fresh, go_on, progress and size_of(preset) != 'quick'), set(), not fresh
+        how, computed, known = How(jobs, fresh or stale, go_on, progress and size_of(preset) != 'quick'), set(), not fresh
         while True:
             runs, more = self.runs(preset, known), self.preset(preset, known).then is not None
-            tables = self._stage(preset, runs, computed if fresh else self.finished(preset), how, progress)
+            tables = self._stage(preset, runs, computed if fresh else self.finished(preset) - (set(self.stale(preset)) if stale else set()), how, progress)
             if not more: break
             computed, known = {r.run_id for r in runs}, True
         if is_kept(preset): keep_rehearsals(self, preset, jobs)
@@ -236,7 +236,7 @@ class Study:
         plan = {(arm.name, seed) for arm, seeds in self.preset(preset).plan for seed in seeds}
         rows = read_tables(self.results(preset))[0]
         tabled = set(zip(rows['arm'].to_pylist(), rows['seed'].to_pylist())) & plan
-        done = [json.loads(f.read_text()) for f in self.folder(preset).glob('*/done.json') if f.parent.suffix != '.part']
+        done = [read_json(f) for f in self.folder(preset).glob('*/done.json') if f.parent.suffix != '.part']
         here = {(r['arm'], r['seed']) for r in done} & plan
         return dict(planned=len(plan), finished=len(tabled | here), committed=len(tabled) if is_kept(preset) else 0)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HOW', 'HEADER', 'memory_bytes', 'restart', 'check_types', 'reset', 'keep_banks', 'trim', 'with_banks', 'freeze',
-           'unfreeze', 'check_pointers', 'check_memory', 'traits', 'fingerprint', 'difference', 'digest', 'by_name',
-           'pack', 'save_memory', 'parse_header', 'unpack', 'check_tensors', 'load_memory', 'adding_layer',
-           'check_addable', 'merge_memories']
+           'unfreeze', 'check_pointers', 'check_memory', 'traits', 'fingerprint', 'difference', 'by_name', 'pack',
+           'save_memory', 'parse_header', 'unpack', 'check_tensors', 'load_memory', 'adding_layer', 'check_addable',
+           'merge_memories']
 
 # %% ../../nbs/nn/memory.ipynb #f83ab012
 import hashlib
@@ -17,11 +17,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..core.files import write_atomic
+from ..core.files import read_tensors, tensor_digest, write_atomic
 from .attention import KVState
 from .infini import InfiniConfig, InfiniState, SegmentMemory, reset_rows, settle
 from .lm import Memory, TransformerLM
@@ -182,15 +181,6 @@ def difference(
     if here['parameters'] != there['parameters']: return 'parameters have other names or shapes'
     return 'the same architecture has other weights; foreign=True loads it all the same' if here['weights'] != there['weights'] and not foreign else ''
 
-# %% ../../nbs/nn/memory.ipynb #0ca0342e
-def digest(tensors: dict[str, Tensor]) -> str:
-    "Hash of names, types, shapes and bytes."
-    h = hashlib.sha256()
-    for name, u in sorted(tensors.items()):
-        h.update(f'{name}{u.dtype}{tuple(u.shape)}'.encode())
-        h.update(u.flatten().view(torch.uint8).numpy())
-    return h.hexdigest()
-
 # %% ../../nbs/nn/memory.ipynb #74bdabed
 def by_name(memory: Memory) -> dict[str, Tensor]:
     "All tensors of a memory, as a file names them."
@@ -199,7 +189,7 @@ def by_name(memory: Memory) -> dict[str, Tensor]:
 def pack(model: TransformerLM, memory: Memory) -> bytes:
     "The content of a file."
     tensors = {n: u.detach().to('cpu', like.dtype).contiguous().clone() for (n, u), like in zip(by_name(memory).items(), by_name(model.init_memory(0)).values(), strict=True)}
-    header = fingerprint(model) | dict(states=[type(s).__name__ for s in memory], batch=memory[0].batch, dtype=str(model.readout.dtype), digest=digest(tensors))
+    header = fingerprint(model) | dict(states=[type(s).__name__ for s in memory], batch=memory[0].batch, dtype=str(model.readout.dtype), digest=tensor_digest(tensors))
     return save(tensors, {'memory': json.dumps(header)})
 
 def save_memory(
@@ -232,12 +222,11 @@ def unpack(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     "Tensors and header of a file, verified."
     path = Path(path)
     if not path.is_file(): raise ValueError(f'no file {path.name}: save a memory there first')
-    try:
-        with safe_open(str(path), 'pt') as f: tensors, said = {n: f.get_tensor(n) for n in f.keys()}, (f.metadata() or {}).get('memory')
-    except SafetensorError as e: raise ValueError(f'{path.name} is damaged ({e}): save it again') from None
-    if said is None: raise ValueError(f'{path.name} holds no memory, but {", ".join(sorted(tensors)[:3])}: expected a file of save_memory')
+    try: tensors, texts = read_tensors(path)
+    except ValueError as e: raise ValueError(f'{path.name} is damaged ({e}): save it again') from None
+    if (said := texts.get('memory')) is None: raise ValueError(f'{path.name} holds no memory, but {", ".join(sorted(tensors)[:3])}: expected a file of save_memory')
     said = parse_header(path.name, said)
-    if digest(tensors) != said['digest']: raise ValueError(f'{path.name} is damaged: its tensors are not those that were saved')
+    if tensor_digest(tensors) != said['digest']: raise ValueError(f'{path.name} is damaged: its tensors are not those that were saved')
     return tensors, said
 
 # %% ../../nbs/nn/memory.ipynb #c7c01f58

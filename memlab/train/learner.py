@@ -110,8 +110,9 @@ class Learner:
         if here != there: raise ValueError(f'the checkpoint is of another model: {sorted(here ^ there)[:3]} stand on one side only')
         if lost := {n.split('/')[1] for n in tensors if n.startswith('optimizer/')} - self.optimizers.keys(): raise ValueError(f'the checkpoint has an optimizer {min(lost)!r}, this learner has {sorted(self.optimizers)}: give them the same names')
         for n, t in self.parameters() + self.buffers():
-            if t.shape != tensors[f'model/{n}'].shape: raise ValueError(f'the checkpoint is of another model: {n} has shape {tuple(tensors[f"model/{n}"].shape)}, here {tuple(t.shape)}')
-            t.copy_(tensors[f'model/{n}'])
+            saved = tensors[f'model/{n}']
+            if (t.shape, t.dtype) != (saved.shape, saved.dtype): raise ValueError(f'the checkpoint is of another model: {n} is {saved.dtype} of shape {tuple(saved.shape)}, here {t.dtype} of {tuple(t.shape)}')
+            t.copy_(saved)
         for name, o in self.optimizers.items():
             for n, p in self.parameters(): take_state(o, p, {k.split('/')[2]: v for k, v in tensors.items() if k.startswith(f'optimizer/{name}/') and k.split('/', 3)[3] == n})
         if self.carry: self.carry.unpack({k.removeprefix('carry/'): v for k, v in tensors.items() if k.startswith('carry/')})

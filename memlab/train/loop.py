@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.files import load_tensors, save_tensors
+from ..core.identity import departures, full
 from ..core.record import Record, record
 from .learner import Learner
 from .optim import AdamWConfig, SGDConfig
@@ -152,17 +153,29 @@ def log_mean(result: FitResult) -> float:
 # %% ../../nbs/train/loop.ipynb #ef8cb720
 CHECKPOINT = 'checkpoint.safetensors'
 
-def save_run(folder: Path, learner: Learner, result: FitResult) -> None:
+def save_run(
+    folder: Path,
+    learner: Learner,
+    result: FitResult,
+    settings: dict,     # of the run: what must be the same where it goes on
+) -> None:
     "Write the learner and the records as one file."
-    if world()[0] == 0: save_tensors(Path(folder)/CHECKPOINT, learner.pack(), vars(result))
+    if world()[0] == 0: save_tensors(Path(folder)/CHECKPOINT, learner.pack(), dict(result=vars(result), settings=settings))
 
-def resume_run(folder: Path, learner: Learner) -> FitResult:
+def resume_run(
+    folder: Path,
+    learner: Learner,
+    settings: dict,
+    anyway: bool = False,  # whatever it was saved with
+) -> FitResult:
     "Continue from a checkpoint when there is one."
     path = Path(folder)/CHECKPOINT
     if not path.exists(): return FitResult()
     tensors, header = load_tensors(path)
+    if not anyway and (other := departures(header['settings'], settings)):
+        raise ValueError(f'{path} was saved with other settings ({other[0]}): go on with those, choose another folder, or ask for it with anyway=True')
     learner.unpack(tensors)
-    result = FitResult(**header)
+    result = FitResult(**header['result'])
     return replace(result, status='running') if result.status == 'stopped' else result
 
 # %% ../../nbs/train/loop.ipynb #fea1e1fa
@@ -176,10 +189,13 @@ def fit(
     folder: Path | None = None,      # where to save and resume
     save_every: int = 500,           # steps between checkpoints
     stop: int | None = None,         # end early, after this many steps
+    seed: int | None = None,         # of weights and batches, if it shall be remembered with the checkpoint
+    anyway: bool = False,            # go on from a checkpoint of other settings
     progress: str | None = None,     # label of a progress bar; None for no bar
 ) -> FitResult:
     "Train, measure, save, resume."
-    c, result = config, FitResult() if folder is None else resume_run(folder, learner)
+    c, settings = config, None if folder is None else dict(config=full(config), seed=seed)
+    result = FitResult() if folder is None else resume_run(folder, learner, settings, anyway)
     hooks, end, losses, saved = list(hooks), c.steps if stop is None else min(stop, c.steps), [], result.step
     if result.step == 0: result.records += [r for h in hooks for r in h(learner, 0)]
     with tqdm(total=end, initial=result.step, desc=progress, disable=progress is None, leave=False, unit='step') as bar:
@@ -189,17 +205,17 @@ def fit(
             rows = batch(result.step)
             losses.append(step(learner, rows, result.step))
             result.step += 1
-            full, saves = result.step % c.log_every == 0 or result.step == end, folder is not None and result.step % save_every == 0
-            if full or saves:
+            logs, saves = result.step % c.log_every == 0 or result.step == end, folder is not None and result.step % save_every == 0
+            if logs or saves:
                 close_window(result, torch.stack(losses)); losses = []
             result.seconds += time.perf_counter() - began
             if result.status == 'diverged': break
             result.records += [r for h in hooks for r in h(learner, result.step)]
-            if full and c.solved is not None and c.solved(result.records): result.status = 'finished'
+            if logs and c.solved is not None and c.solved(result.records): result.status = 'finished'
             if result.step % c.log_every == 0 or result.step == c.steps: show(bar, result, rows, log_mean(result))
-            if saves: save_run(folder, learner, result); saved = result.step
+            if saves: save_run(folder, learner, result, settings); saved = result.step
     if result.status == 'running': result.status = 'finished' if result.step == c.steps else 'stopped'
-    if folder is not None and result.status != 'diverged' and (saved != result.step or result.status == 'finished'): save_run(folder, learner, result)
+    if folder is not None and result.status != 'diverged' and (saved != result.step or result.status == 'finished'): save_run(folder, learner, result, settings)
     return result
 
 def set_rates(learner: Learner, c: FitConfig, step: int) -> None:
