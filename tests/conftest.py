@@ -20,3 +20,7 @@ def shared_data() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir(): pytest.skip("no ../shared/data here")
     return folder
+
+
+def pytest_addoption(parser):
+    parser.addoption("--many", action="store_true", help="a thousand changed files a kind in test_fuzz.py, instead of sixty")

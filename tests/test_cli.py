@@ -72,7 +72,7 @@ def test_list_and_dry_run_say_what_a_preset_is_for(monkeypatch):
     (['run', 'toy', '--preset', 'huge'], "toy has no preset 'huge': choose from quick, cpu, wide"),
     (['run', 'toy', '--jobs', '0'], '0 is not in the range x>=1'),
     (['run', 'toy', '--store', '--no-notebook'], 'leave --no-notebook out'),
-    (['run', 'toy', '--draw', '--fresh'], 'leave --fresh and --no-notebook out'),
+    (['run', 'toy', '--draw', '--fresh'], 'leave --fresh, --stale and --no-notebook out'),
     (['run', 'toy', '--draw'], 'toy has no runs at preset quick to draw'),
     (['run', 'toy', '--speed'], 'No such option'),
     (['walk'], 'No such command')])
@@ -204,4 +204,4 @@ main(['run', 'toy', '--preset', 'cpu', '--no-notebook'])
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert 'T1  supported' in done.stdout and 'toy cpu' in done.stderr                  # the verdict, and a bar
-    assert json.loads((home/'data/results/toy/cpu/claims.json').read_text())[0]['verdict'] == 'supported'
+    assert json.loads((home/'data/results/toy/cpu/claims.json').read_text())['content'][0]['verdict'] == 'supported'

@@ -120,7 +120,6 @@ def test_buffers_survive_a_stop(tmp_path):
     assert refused(got) or unlike(*got) == []
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='compiling puts a prefix before the names of the weights')
 def test_compiled_and_plain_are_one_model(tmp_path):
     "A run that was trained compiled goes on plain, and the other way round."
     compiled, ends = lambda: torch.compile(build(), backend='eager'), []
@@ -201,7 +200,6 @@ def test_a_penalty_on_the_gradient_counts():
 
 # -- layers and models ------------------------------------------------------------------------------------------------
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='-inf minus -inf in the decays between two tokens')
 def test_forgetting_everything_is_a_decay():
     "With a log decay of -inf the forms in chunks give what the loop gives, or refuse it."
     r = torch.Generator().manual_seed(0)
@@ -216,7 +214,6 @@ def test_forgetting_everything_is_a_decay():
     assert wrong == []
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='features that are all zero are divided by their sum')
 def test_features_of_zero_have_a_sum():
     "With norms of 'sum' a layer stays finite, or is refused, where a feature map gives only zeros."
     x, wrong = torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0)), []
@@ -244,7 +241,6 @@ class DoubleOn(TorchDispatchMode):
         return out
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='angles are computed in float64 on the device')
 def test_rotary_positions_need_no_float64():
     "A float32 layer with rotary positions makes no float64 tensor where its input lies: not every device has them."
     layer = mixer_config('attention', d_model=16, rope=True).build().to('meta')
@@ -260,7 +256,6 @@ def copies(layer):
     return pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='some layers hold a lambda')
 def test_every_layer_can_be_pickled():
     "Every layer survives pickle and torch.save."
     x, wrong = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0)), {}
@@ -272,7 +267,6 @@ def test_every_layer_can_be_pickled():
     assert wrong == {}
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='only a Python int is refused')
 def test_every_single_number_is_refused_as_rows_of_a_state():
     "state[i] keeps the batch dimension or is refused, whatever kind of integer i is."
     state = DeltaNetConfig(d_model=16).build().init_state(3)
@@ -282,7 +276,6 @@ def test_every_single_number_is_refused_as_rows_of_a_state():
         assert refused(got) or got.S.shape == (1, *state.S.shape[1:]), type(i)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='logits overflow, and NaN is not below 0')
 def test_extreme_temperatures():
     "A tiny temperature takes the likeliest token or is refused, and NaN is refused."
     model, ids = small_lm(50), torch.tensor([[1, 2, 3]])
@@ -291,7 +284,6 @@ def test_extreme_temperatures():
     assert refused(reply(lambda: generate(model, ids, 3, temperature=math.nan), RuntimeError))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='the lookup of the vectors fails first')
 def test_a_token_outside_the_vocabulary_is_named(home):
     "A token without a vector is an error that names it and the vocabulary, wherever it comes in."
     model, ids = small_lm(100), torch.tensor([[5, 122]])
@@ -301,7 +293,6 @@ def test_a_token_outside_the_vocabulary_is_named(home):
 
 
 @pytest.mark.filterwarnings('ignore:invalid value encountered')
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='means are taken over no tokens')
 def test_nothing_to_score_is_said(home):
     "Documents of which no token has a label are refused in words."
     got = reply(lambda: Perplexity(labels_by=9).score(small_lm(256), store_of('ab', 'cd')), RuntimeError)
@@ -310,7 +301,6 @@ def test_nothing_to_score_is_said(home):
 
 # -- text -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='files are read as utf-8, not utf-8-sig')
 def test_a_byte_order_mark_is_no_text(tmp_path):
     "Files that begin with a byte order mark read as if they did not."
     def read(name, text, reader):
@@ -323,7 +313,6 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     assert read('r.jsonl', json.dumps(dict(prompt='a', completion=' b')), load_reversal) == [('a', ' b')]
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='the fingerprint is kept by name as long as Python runs')
 def test_an_edited_file_has_another_fingerprint(tmp_path):
     "The fingerprint by which runs are known is that of the text as it is now."
     (file := tmp_path/'x.txt').write_text('first')
@@ -332,7 +321,6 @@ def test_an_edited_file_has_another_fingerprint(tmp_path):
     assert corpus_fingerprint(str(file)) == load_corpus(file).fingerprint != before
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='folders that begin with a dot are read')
 def test_hidden_copies_are_not_read(tmp_path):
     "A folder does not yield the copies that editors hide in it, so none stands on both sides of a split."
     (hidden := tmp_path/'.ipynb_checkpoints').mkdir()
@@ -343,7 +331,6 @@ def test_hidden_copies_are_not_read(tmp_path):
     assert len(corpus) == 40 and not seen & held
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='files that begin with a dot are read')
 def test_what_macos_leaves_beside_a_file_is_not_read(tmp_path):
     "A resource fork, ._name, does not stop a folder from being read."
     (tmp_path/'x.txt').write_text('hello')
@@ -352,7 +339,6 @@ def test_what_macos_leaves_beside_a_file_is_not_read(tmp_path):
     assert not refused(got) and [d.title for d in got.documents] == ['x.txt'], got
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='the cache is written without a look at the place')
 def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
     "Python's own text is read without a cache, or the error says that MEMLAB_HOME chooses another place."
     (tmp_path/'file').touch()
@@ -371,7 +357,6 @@ def word_tokenizer(path):
     return load_tokenizer(path)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='not every error of a tokenizer is a ValueError')
 def test_a_document_that_cannot_be_encoded_is_named(home):
     "An error of the tokenizer names the document, for an unknown word as for half of a surrogate pair."
     bpe = load_tokenizer('bpe:260', Corpus('c', [Document('x', 'the cat sat on the mat '*9)]))
@@ -383,7 +368,6 @@ def test_a_document_that_cannot_be_encoded_is_named(home):
 
 # -- command line and notebooks ---------------------------------------------------------------------------------------
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='the numbers are first looked at where they are used')
 def test_a_wrong_number_on_the_command_line_is_named(home):
     "A number that cannot be is answered with a message that names the option, not with a traceback."
     sizes = '--dim 16 --n-layers 1 --steps 2 --num-kv-pairs 4 --input-seq-len 32 --vocab-size 64'
@@ -393,7 +377,6 @@ def test_a_wrong_number_on_the_command_line_is_named(home):
         assert option.strip('-').split('-')[0] in done.output.splitlines()[-1]
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='ticks and crosses are printed whatever the encoding is')
 def test_the_scoreboard_needs_no_ticks(home):
     "The scoreboard prints where the encoding has no ticks, as on a console of Windows."
     study = toy.make(seeds=(0, 1, 2))
@@ -412,7 +395,6 @@ def notebook(home, *cells):
     nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), runner.notebook_file('toy'))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='the stamp is made when the notebook has run')
 def test_a_parameter_that_cannot_be_stamped_costs_no_run(home, monkeypatch):
     "A parameter that cannot be stamped is refused before the notebook runs, not after."
     notebook(home, 'preset = "quick"\nx = None')
@@ -438,7 +420,6 @@ def foreign_kernel(folder):
     return package.parent
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='the kernel is taken by its name, wherever it lies')
 def test_a_notebook_runs_with_the_memlab_that_executes_it(home, monkeypatch):
     "A kernel of the same name with another memlab is not used, or it is an error that speaks of it."
     notebook(home, 'preset = "quick"', 'import memlab; print("ran with", memlab.__version__)')

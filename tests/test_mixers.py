@@ -1,4 +1,5 @@
 """Every mixer by name and under its options: forms, cuts, causality, rows, sizes, gradients through the state, and what is refused."""
+import itertools
 import json
 import subprocess
 import sys
@@ -150,10 +151,18 @@ def test_published_bytes_of_mamba2(width, state, kilobytes):
 
 # -- what is refused --------------------------------------------------------------------------------------------------
 
+def test_no_layer_takes_the_state_of_another_kind():
+    "Also where the fields have the same names and shapes."
+    layers, x = {name: built(mixer_config(name, d_model=8)) for name in MIXERS}, normal(2, 3, 8)
+    states = {name: layer(x)[1] for name, layer in layers.items()}
+    for a, b in itertools.permutations(MIXERS, 2):
+        with pytest.raises(ValueError, match='this layer needs a|it belongs to another layer'): layers[a](x, states[b])
+
+
 def test_a_state_of_another_layer_width_or_batch_is_refused():
     layer, x = built(OPTIONS['delta']), normal(2, 3, 8)
     _, state = layer(x)
-    with pytest.raises(ValueError, match='this layer needs a MatrixState'): layer(x, built(OPTIONS['attention'])(x)[1])
+    with pytest.raises(ValueError, match='this layer needs a DeltaState'): layer(x, built(OPTIONS['attention'])(x)[1])
     with pytest.raises(ValueError, match='belongs to another layer or batch'): layer(x, state[:1])
     with pytest.raises(ValueError, match='belongs to another layer or batch'): layer(x, built(replace(OPTIONS['delta'], dv=4))(x)[1])
     with pytest.raises(ValueError, match='state.S is torch.int64, expected torch.float64: it belongs to another layer'): layer(x, replace(state, S=state.S.long()))

@@ -1,5 +1,4 @@
 """The claims of the recall study on invented numbers, its presets, and the one thing its control must not be able to do."""
-import json
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -10,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from invented import diverged, of, without
 from memlab.cli import main
+from memlab.core.files import read_json, write_json
 from memlab.eval import recall_measures
 from memlab.lab.arm import with_factors
 from memlab.lab.claims import claim_row, judge
@@ -266,7 +266,7 @@ def test_a_model_is_trained_interrupted_and_trained_on(tmp_path, monkeypatch):
     assert code == 0 and again == whole and fresh == [200, 300]                 # from the checkpoint of step 100
     done = next(tmp_path.joinpath('b').rglob('done.json'))
     assert 'by other code' not in trained(tmp_path/'b', monkeypatch)[1]
-    done.write_text(done.read_text().replace(json.loads(done.read_text())['code'], 'of old'))
+    write_json(done, read_json(done) | dict(code='of old'))
     assert 'by other code' in trained(tmp_path/'b', monkeypatch)[1]
     assert 'by other code' not in trained(tmp_path/'b', monkeypatch, '--fresh')[1] and fresh[-3:] == [100, 200, 300]
 

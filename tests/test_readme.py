@@ -1,5 +1,4 @@
 "The Python in README.md runs as it stands there, each block by itself in an empty folder."
-import json
 import os
 import re
 import subprocess
@@ -7,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from memlab.core.files import read_json
 
 TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 SECTIONS = re.split(r"^## ", TEXT, flags=re.M)[1:]
@@ -24,5 +25,5 @@ def test_example_runs(title, tmp_path):
     done = subprocess.run([sys.executable, "-c", BLOCKS[title]], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if "claim" in title:
-        found = json.loads((tmp_path / "build/results/residual_growth/mine/claims.json").read_text())[-1]
+        found = read_json(tmp_path / "build/results/residual_growth/mine/claims.json")[-1]
         assert (found["id"], found["n_seeds"]) == ("MINE", 3) and found["verdict"] in done.stdout

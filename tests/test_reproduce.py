@@ -1,6 +1,5 @@
 "The one command, end to end: from data to figures and verdicts at preset quick, in an empty tree."
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from memlab.core.files import read_json
 from memlab.lab.study import find_study, study_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ def figures(home, study):
 def test_from_data_to_verdicts(tree, study):
     done = run(tree, study)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = json.loads((tree/f'build/results/{study}/quick/claims.json').read_text())
+    rows = read_json(tree/f'build/results/{study}/quick/claims.json')
     assert [r['id'] for r in rows] == [c.id for c in find_study(study).claims]
     assert all(set(r) == {'id', 'statement', 'source', 'verdict', 'effect', 'ci_low', 'ci_high', 'unit', 'n_seeds', 'preset', 'rule', 'note'} for r in rows)
     assert {r['verdict'] for r in rows} == {'inconclusive'}                       # quick decides nothing

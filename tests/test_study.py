@@ -12,6 +12,7 @@ import pytest
 import toy
 from filelock import FileLock
 
+from memlab.core.files import read_json
 from memlab.lab.renew import read_rehearsals, renew
 from memlab.lab.study import Preset, Study
 from memlab.lab.work import RunFailed
@@ -39,7 +40,7 @@ def test_runs_are_computed_once(home):
     study = toy.make()
     runs, records = study.run('cpu', progress=False)
     assert runs.status.tolist() == ['finished']*4 and len(records) == 4*8*2
-    assert json.loads((study.results('cpu')/'arms.json').read_text())['fast']['rate'] == .5
+    assert read_json(study.results('cpu')/'arms.json')['fast']['rate'] == .5
     before = tables(study)
     study.run('cpu', progress=False)
     assert executed(home) == {'slow 0': 1, 'fast 0': 1, 'slow 1': 1, 'fast 1': 1} and tables(study) == before
@@ -191,7 +192,7 @@ def test_verdicts_follow_the_numbers(home):
     study.run('cpu', progress=False)
     found = study.verdicts('cpu').iloc[0]
     assert found.verdict == 'supported' and found.effect < -.1 and found.n_seeds == 3
-    written, = json.loads((study.results('cpu')/'claims.json').read_text())
+    written, = read_json(study.results('cpu')/'claims.json')
     assert (written['id'], written['unit']) == ('T1', 'nats a token')
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
 
 # %% ../../nbs/core/identity.ipynb #fa2a9440
 def canonical(
@@ -31,7 +32,7 @@ def tag_of(cls: type) -> str:
     "What a class is called in identities, for ever."
     return cls.__dict__.get('tag', cls.__name__)
 
-def default_of(f) -> object:
+def default_of(f) -> Any:
     "The default of a dataclass field; `MISSING` where it has none."
     return f.default if f.default_factory is MISSING else f.default_factory()
 

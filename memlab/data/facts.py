@@ -9,7 +9,6 @@ __all__ = ['SYLLABLES', 'KINDS', 'DIRECTIONS', 'RELATIONS', 'MASKS', 'PACKINGS',
 
 # %% ../../nbs/data/facts.ipynb #7dc135c6
 import hashlib
-import json
 import re
 import string
 from collections import Counter
@@ -24,6 +23,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
+from .corpus import json_lines
 from .recall import IGNORE
 from .tokens import Tokenizer
 
@@ -315,19 +315,16 @@ def load_reversal(
     path: str | Path,        # a .jsonl file, or 'hub:<name>[:<file>]'
 ) -> list[tuple[str, str]]:  # prompts and answers, which begin with a space
     "Prompts and completions of the reversal-curse set (Berglund et al. 2023)."
-    rows = _hub_rows(str(path)) if str(path).startswith('hub:') else _jsonl_rows(Path(path).expanduser())
+    rows = _hub_rows(str(path)) if str(path).startswith('hub:') else _file_rows(Path(path).expanduser())
     return [_prompt(row, f'{path}, row {i}') for i, row in enumerate(rows)]
 
-def _jsonl_rows(path):
+def _file_rows(path):
     if not path.is_file(): raise ValueError(f'no file {str(path)!r}: pass one of the .jsonl files of the reversal-curse set')
-    for i, line in enumerate(path.read_text(encoding='utf-8').split('\n')):
-        if not line.strip(): continue
-        try: yield json.loads(line)
-        except json.JSONDecodeError as e: raise ValueError(f'{path}, line {i + 1} is not JSON: {e}') from None
+    return [row for _, row in json_lines(path)]
 
 def _prompt(row, where):
     "The two texts of a row, checked."
-    if not isinstance(row, dict) or not {'prompt', 'completion'} <= row.keys(): raise ValueError(f"{where} has no fields 'prompt' and 'completion': {str(row)[:80]}")
+    if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ('prompt', 'completion')): raise ValueError(f"{where} has no texts 'prompt' and 'completion': {str(row)[:80]}")
     if not row['completion'].startswith(' '): raise ValueError(f'{where}: the completion {row["completion"][:40]!r} does not begin with a space: prompt and answer must meet before a word')
     return row['prompt'], row['completion']
 

@@ -37,12 +37,12 @@ class Lessons(Text):
 
     def batches(self, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
         "Inputs and labels of a step."
-        lines, tokenizer = self.lines(seed), self.tokenizer_
+        lines, tokenizer, learned = self.lines(seed), self.tokenizer_, self.learned
         def batch(step):
             epoch, place = divmod(step, len(lines) // self.told)
             some = torch.randperm(len(lines), generator=generator_of(seed, 'lessons', epoch))[place * self.told:(place + 1) * self.told].tolist()
             rows = pack([lines[i] for i in some], tokenizer, self.length, self.packing, seed=step)
-            ids, labels = shift(windows(self.learned, self.text_rows, self.length, seed, step).ids)
+            ids, labels = shift(windows(learned, self.text_rows, self.length, seed, step).ids)
             return torch.cat([rows.ids[:, :-1], ids]), torch.cat([rows.labels, labels])
         return batch
 
@@ -58,7 +58,9 @@ class FactLessons(Lessons):
 
     def known(self, seed: int) -> list[Fact]: return facts(self.facts, seed)
 
-    def lines(self, seed: int) -> list[Line]: return [text_line(f.forward, self.tokenizer_) for f in self.known(seed)]
+    def lines(self, seed: int) -> list[Line]:
+        tokenizer = self.tokenizer_
+        return [text_line(f.forward, tokenizer) for f in self.known(seed)]
 
 # %% ../../nbs/data/lessons.ipynb #b19f18d8
 @dataclass(frozen=True, kw_only=True)

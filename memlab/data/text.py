@@ -8,16 +8,15 @@ __all__ = ['library', 'Text', 'Windows']
 # %% ../../nbs/data/text.ipynb #0a87029e
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .corpus import load_corpus, split
+from .corpus import load_corpus, split, while_files_stay
 from .tokens import Tokenizer, TokenStore, held_out_windows, load_tokenizer, shift, windows
 
 # %% ../../nbs/data/text.ipynb #d48eb32f
-@lru_cache(maxsize=4)
+@while_files_stay
 def library(
     corpus: str,      # see `memlab.data.corpus.load_corpus`
     tokenizer: str,   # see `memlab.data.tokens.load_tokenizer`; one that is made is made from the training side
@@ -27,6 +26,7 @@ def library(
     made = load_tokenizer(tokenizer, parts[0])
     return *(TokenStore.build(part, made) for part in parts), made
 
+# %% ../../nbs/data/text.ipynb #e3ebc975
 @dataclass(frozen=True, kw_only=True)
 class Text:
     "What is read. Tasks on text derive from it."
@@ -62,7 +62,8 @@ class Windows(Text):
 
     def batches(self, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
         "Inputs and labels of a step."
-        return lambda step: shift(windows(self.learned, self.rows, self.length, seed, step).ids)
+        learned = self.learned
+        return lambda step: shift(windows(learned, self.rows, self.length, seed, step).ids)
 
     def held_out(self, n: int) -> tuple[Tensor, Tensor]:
         "Inputs and labels of `n` windows that were held out, the same every time."

@@ -8,7 +8,6 @@ __all__ = ['COUNTED', 'held_out_loss', 'HeldOut', 'counting_floors', 'CountingFl
 # %% ../../nbs/eval/held_out.ipynb #107e3f41
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core.record import Record, record
+from ..data.corpus import while_files_stay
 from ..data.text import library
 from .floors import bigram_floor, unigram_floor
 from .measure import Measure, Trial
@@ -50,7 +50,7 @@ class HeldOut(Measure):
 # %% ../../nbs/eval/held_out.ipynb #eb57d947
 COUNTED = 50_000_000  # tokens, at most, that the floors are counted on
 
-@lru_cache(maxsize=4)
+@while_files_stay
 def counting_floors(corpus: str, tokenizer: str) -> dict[str, float]:
     "What counting reaches on the held-out side of a text."
     learned, held, _ = library(corpus, tokenizer)

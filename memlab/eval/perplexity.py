@@ -137,6 +137,7 @@ class Perplexity:
         before = weights_checksum(model)
         scored, v = self.losses(model, text, foreign)
         if weights_checksum(model) != before: raise ValueError('the weights changed while the model was scored: call it in evaluation mode, without a learning step')
+        if not len(scored.nll): raise ValueError(f'no token of this text has a label: documents are too short for labels {self.labels_by} ahead; score longer ones')
         at, edges = scored.place % self.length if self.protocol == 'segment' else scored.place, torch.tensor(self.edges)
         segment, unigram, nll = scored.place // self.length, unigram_loss(scored.label, v, train), scored.nll.mean().item()
         if self.guard: guard_loss(nll, unigram, v)

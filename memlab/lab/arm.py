@@ -31,7 +31,7 @@ class Arm:
     model: Any = None                   # of what
     train: FitConfig | None = None      # how; None: nothing is trained, measures are taken of what they make themselves
     measures: tuple[Measure, ...] = ()
-    factors: tuple[tuple[str, object], ...] = field(default=(), metadata=LABEL)  # words by which claims find it, see `factors`
+    factors: tuple[tuple[str, Any], ...] = field(default=(), metadata=LABEL)  # words by which claims find it, see `factors`
 
     def __post_init__(self):
         if self.train is not None and self.train.objective is None: raise ValueError(f'arm {self.name!r} is trained without an objective: name one of memlab.train.objectives in its FitConfig')
@@ -66,7 +66,7 @@ def text_of(arm: Arm) -> str:
     return corpus_fingerprint(arm.corpus) if arm.corpus else 'generated'
 
 # %% ../../nbs/lab/arm.ipynb #55f2a8f5
-def factors(**words) -> tuple[tuple[str, object], ...]:
+def factors(**words) -> tuple[tuple[str, Any], ...]:
     "Words and their values, as an arm holds them."
     return tuple(sorted(words.items()))
 

@@ -126,10 +126,12 @@ def read_table(
 ) -> pa.Table:
     "Read a table, verified; a damaged file is named."
     advice = 'restore it, or delete it (a run: its whole folder) and run the study again'
-    try: table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+    try:
+        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        differs = '' if table.schema.equals(schema) else _first_difference(table.schema, schema)
     except (pa.ArrowException, OSError, ValueError) as e: raise ValueError(f'{path} cannot be read ({str(e).splitlines()[0]}): {advice}') from e
-    if not table.schema.equals(schema): raise ValueError(f'{path} has other columns than wanted ({_first_difference(table.schema, schema)}): {advice}')
-    if (table.schema.metadata or {}).get(b'digest', b'').decode() != table_digest(table): raise ValueError(f'{path} is damaged, its values are not those that were written: {advice}')
+    if differs: raise ValueError(f'{path} has other columns than wanted ({differs}): {advice}')
+    if (table.schema.metadata or {}).get(b'digest') != table_digest(table).encode(): raise ValueError(f'{path} is damaged, its values are not those that were written: {advice}')
     return table.replace_schema_metadata()
 
 def _first_difference(got, want):
@@ -137,7 +139,8 @@ def _first_difference(got, want):
     types = [{f.name: f.type for f in s} for s in (got, want)]
     name = next((n for n in (*want.names, *got.names) if len({str(t.get(n)) for t in types}) > 1), None)
     if name is None: return 'in another order'
-    return ', '.join(f'{name} {"not there" if name not in t else t[name]}{w}' for t, w in zip(types, (' here', ' wanted')))
+    here, wanted = (t.get(name, 'nothing') for t in types)
+    return f'{name}: {here} here, {wanted} wanted'
 
 # %% ../../nbs/lab/records.ipynb #06b80272
 def made_by(

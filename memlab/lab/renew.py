@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,7 +184,7 @@ def recompute(
 @dataclass(frozen=True)
 class Task:
     "What is to be looked at."
-    arms: dict[str, object]   # the stale ones, by name
+    arms: dict[str, Any]      # the stale ones, by name
     codes: dict[str, str]     # today's hash of each
     whole: list[Run]          # runs to compute again
 

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from ..core.files import read_json, write_atomic, write_json
+from ..core.files import read_json, write_atomic, write_json, writing
 from ..core.identity import full
 from .records import RECORDS, RUNS, read_table, record_table, write_table
 
@@ -102,7 +102,7 @@ def compute(
     progress: bool = False,  # passed to `execute`
 ) -> bool:                   # False if another process has it and we do not wait
     "Compute one run, or resume it; a finished one is left alone."
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder/f'{run.run_id}.lock')
     try: lock.acquire(timeout=-1 if wait else 0)
     except Timeout: return False

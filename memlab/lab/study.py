@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..core.files import read_json, write_json
+from ..core.files import read_json, write_json, writing
 from ..core.identity import departures, full
 from .arm import check_factors, execute, text_of, with_factors
 from .claims import Claim, claim_row, judge, write_claims
@@ -146,7 +146,7 @@ class Study:
                 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, records
         "Write the tables from the run folders and from the rows already in them."
         plan, here = self.runs(preset), self.folder(preset)
-        here.mkdir(parents=True, exist_ok=True)
+        with writing(here): here.mkdir(parents=True, exist_ok=True)
         with FileLock(here/'collect.lock'):
             local = self._newest(preset, [r for r in plan if is_finished(here, r.run_id)])
             keep = pa.array(sorted({r.run_id for r in plan}.difference(local)), pa.string())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPAN', 'FORMS', 'delta_recurrent', 'writes', 'delta_span', 'delta_chunked', 'delta_parallel', 'DeltaNetConfig',
-           'GatedDeltaNetConfig', 'DeltaNet', 'GatedDeltaNet']
+           'GatedDeltaNetConfig', 'DeltaState', 'DeltaNet', 'GatedDeltaState', 'GatedDeltaNet']
 
 # %% ../../nbs/nn/delta.ipynb #d195aaf5
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .config import check_idle
-from .linear import MatrixState, decay_between, fold, unfold
+from .linear import MatrixState, fading, fold, unfold
 from .mixer import DecayGate, Mixer, MixerConfig, precise
 
 # %% ../../nbs/nn/delta.ipynb #cfc28b40
@@ -66,11 +66,11 @@ def delta_span(
     q, k, v, beta = (fold(u, min(chunk, t)) for u in (q, k, v, beta[..., None]))
     read, left, reach, kept = (q @ k.mT).tril(), None, None, None
     if g is not None:
-        gamma = fold(g[..., None], min(chunk, t)).cumsum(-2)
-        left, reach, kept = decay_between(gamma)[..., 0], gamma.exp(), gamma[..., -1:, :].exp()
-        read, q = read * left, q * reach
+        fade = fading(fold(g[..., None], min(chunk, t)))
+        left, reach = fade.between()[..., 0], fade.since_start()
+        read, q, kept = read * left, q * reach, reach[..., -1:, :]
     U, W = writes(k, v, beta, left, reach)
-    if g is not None: k = k * (gamma[..., -1:, :] - gamma).exp()
+    if g is not None: k = k * fade.until_end()
     o, chunks = [], zip(*(u.unbind(2) for u in (q, k, U, W, read, torch.ones_like(q[..., :1, :1]) if kept is None else kept)))
     for q_, k_, U_, W_, read_, kept_ in chunks:
         new = U_ - W_ @ S
@@ -126,9 +126,12 @@ class GatedDeltaNetConfig(DeltaNetConfig):
     def build(self) -> 'GatedDeltaNet': return GatedDeltaNet(self)
 
 # %% ../../nbs/nn/delta.ipynb #0beacf81
+@dataclass(frozen=True)
+class DeltaState(MatrixState): "A matrix a head."
+
 class DeltaNet(Mixer):
     "A matrix a head that replaces what it holds."
-    State, FORMS = MatrixState, FORMS
+    State, FORMS = DeltaState, FORMS
 
     def __init__(self, config: DeltaNetConfig):
         super().__init__(config)
@@ -159,8 +162,12 @@ class DeltaNet(Mixer):
         return o, dict(S=S)
 
 # %% ../../nbs/nn/delta.ipynb #01b4d85c
+@dataclass(frozen=True)
+class GatedDeltaState(MatrixState): "A matrix a head."
+
 class GatedDeltaNet(DeltaNet):
     "The same with a decay a head that depends on the input."
+    State = GatedDeltaState
 
     def __init__(self, config: GatedDeltaNetConfig):
         super().__init__(config)

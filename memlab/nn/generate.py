@@ -24,13 +24,14 @@ def pick(
     "A token a row."
     if not temperature: return logits.argmax(-1, keepdim=True)
     if top is not None: logits = logits.masked_fill(logits < logits.topk(top).values[:, -1:], -math.inf)
-    return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)
+    above = logits.float() - logits.float().amax(-1, keepdim=True)   # so that no temperature makes it overflow
+    return torch.multinomial((above / temperature).softmax(-1), 1, generator=generator)
 
 # %% ../../nbs/nn/generate.ipynb #2fe6db5c
 def check_generation(model, ids, steps, temperature, top):
     "Refuse what cannot be generated."
     if ids.dim() != 2 or not ids.shape[1]: raise ValueError(f'ids have shape {tuple(ids.shape)}, expected (batch, time) with at least one token to go on from: begin with the separator')
-    if steps < 0 or temperature < 0: raise ValueError(f'steps={steps}, temperature={temperature}: expected at least 0')
+    if steps < 0 or not 0 <= temperature < math.inf: raise ValueError(f'steps={steps}, temperature={temperature}: expected at least 0, and a temperature that is finite')
     if top is not None and not 1 <= top <= len(model.readout): raise ValueError(f'top={top}: expected 1 to {len(model.readout)}, the vocabulary, or None')
     if top is not None and not temperature: raise ValueError(f'top={top} at temperature=0, where the likeliest token is taken: give a temperature, or leave out top')
 

@@ -95,6 +95,9 @@ class TransformerLM(nn.Module):
     def check(self, ids: Tensor, memory: Memory | None):
         "Refuse tokens or memories that are not of this model."
         if ids.dim() != 2: raise ValueError(f'ids have shape {tuple(ids.shape)}, expected (batch, time): add a batch dimension')
+        if ids.device.type == 'cpu' and ids.numel():   # an accelerator would have to be waited for
+            low, high, n = int(ids.min()), int(ids.max()), len(self.embed.weight)
+            if low < 0 or high >= n: raise ValueError(f'token {low if low < 0 else high} is not in the vocabulary of {n}: tokenizer and model belong to different vocabularies')
         if memory is not None and len(memory) != len(self.stages): raise ValueError(f'memory has {len(memory)} states, this model has {len(self.stages)} stages: it belongs to another model')
 
 # %% ../../nbs/nn/lm.ipynb #16d57983

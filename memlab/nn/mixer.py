@@ -8,8 +8,10 @@ __all__ = ['same', 'KERNELS', 'NORMS', 'ACTS', 'dpfp', 'taylor', 'FeatureMap', '
 
 # %% ../../nbs/nn/mixer.ipynb #597ff7ca
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from .attention import rotate, token_positions
 from .config import check_idle, check_least, check_words
-from .init import drawn
+from .init import drawn, uniform
 from .state import State, same_kind
 
 # %% ../../nbs/nn/mixer.ipynb #2515388d
@@ -45,7 +47,7 @@ class FeatureMap(NamedTuple):
 same = lambda k: k
 KERNELS = {'none': FeatureMap(lambda x: x, same), 'elu+1': FeatureMap(lambda x: F.elu(x) + 1, same), 'relu': FeatureMap(F.relu, same), 'silu': FeatureMap(F.silu, same),
            'softmax': FeatureMap(lambda x: x.softmax(-1), same), 'dpfp': FeatureMap(dpfp, lambda k: 2 * k), 'taylor': FeatureMap(taylor, lambda k: 1 + k + k * (k + 1) // 2)}
-NORMS = {'none': lambda x: x, 'l2': lambda x: x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt(), 'sum': lambda x: x / x.sum(-1, keepdim=True),
+NORMS = {'none': lambda x: x, 'l2': lambda x: x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt(), 'sum': lambda x: x / (s := x.sum(-1, keepdim=True)).masked_fill(s == 0, 1.),
          'rms': lambda x: F.rms_norm(x, x.shape[-1:]), 'softmax': lambda x: x.softmax(-1)}
 ACTS = {'none': lambda x: x, 'silu': F.silu, 'sigmoid': torch.sigmoid}
 
@@ -60,8 +62,7 @@ class ShortConv(nn.Module):
                  ):
         super().__init__()
         self.taps, self.channels, self.act = taps, channels, act
-        uniform = lambda shape, g: (2 * torch.rand(shape, generator=g) - 1) * taps ** -.5
-        self.weight = drawn(uniform, channels, taps) if taps else None
+        if taps: drawn(self, 'weight', partial(uniform, reach=taps ** -.5), channels, taps)
 
     @property
     def past(self) -> int:
@@ -228,9 +229,9 @@ class Mixer(nn.Module):
         return got == want
 
 # %% ../../nbs/nn/mixer.ipynb #1dea3059
-def log_rates(lowest: float) -> Callable[[torch.Size, torch.Generator], Tensor]:
+def log_rates(shape: torch.Size, g: torch.Generator, lowest: float) -> Tensor:
     "Logarithms of rates drawn evenly between `lowest` and 16."
-    return lambda shape, g: (lowest + (16 - lowest) * torch.rand(shape, generator=g)).clamp(min=1e-4).log()
+    return (lowest + (16 - lowest) * torch.rand(shape, generator=g)).clamp(min=1e-4).log()
 
 def step_biases(shape: torch.Size, g: torch.Generator) -> Tensor:
     "Biases for which softplus gives step sizes spread evenly in logarithm over 0.001 to 0.1."
@@ -242,7 +243,9 @@ class DecayGate(nn.Module):
 
     def __init__(self, d_model: int, n_heads: int, lowest: float = 0.):
         super().__init__()
-        self.step, self.bias, self.rate = nn.Linear(d_model, n_heads, bias=False), drawn(step_biases, n_heads), drawn(log_rates(lowest), n_heads)
+        self.step = nn.Linear(d_model, n_heads, bias=False)
+        drawn(self, 'bias', step_biases, n_heads)
+        drawn(self, 'rate', partial(log_rates, lowest=lowest), n_heads)
 
     def forward(self, x: Float[Tensor, 'b t c']) -> tuple[Tensor, Tensor]:  # step sizes and log decays, b t h
         step = F.softplus(self.step(x) + self.bias)

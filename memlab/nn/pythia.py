@@ -199,7 +199,7 @@ def neox_name(
 # %% ../../nbs/nn/pythia.ipynb #8505cca6
 def read_object(file: Path) -> dict:
     "The JSON object in a file."
-    try: said = json.loads(file.read_text())
+    try: said = json.loads(file.read_text(encoding='utf-8-sig'))
     except ValueError as e: raise ValueError(f'{file.name} is not JSON ({e}): fetch it again') from None
     if not isinstance(said, dict): raise ValueError(f'{file.name} holds a {type(said).__name__}, expected a JSON object: fetch it again')
     return said

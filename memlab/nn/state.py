@@ -7,6 +7,7 @@ __all__ = ['State', 'same_kind']
 
 # %% ../../nbs/nn/state.ipynb #38bd59f6
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Callable, Self, Sequence
 
 import torch
@@ -39,7 +40,9 @@ class State:
                     rows: slice | list | Tensor,  # which rows of the batch
                     ) -> Self:
         "The memory of some rows."
-        if isinstance(rows, int): raise ValueError(f'state[{rows}] would drop the batch dimension: write state[{rows}:{rows+1}] or state[[{rows}]]')
+        if getattr(rows, 'ndim', 0 if isinstance(rows, Integral) else None) == 0:
+            i = int(rows)
+            raise ValueError(f'state[{i}] would drop the batch dimension: write state[{i}:{i+1}] or state[[{i}]]')
         return self.map(lambda x: x[rows])
 
     @classmethod

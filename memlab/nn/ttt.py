@@ -8,6 +8,7 @@ __all__ = ['FORMS', 'standardised', 'layer_norm', 'regression_gradient', 'extend
 
 # %% ../../nbs/nn/ttt.ipynb #410f2215
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .init import drawn
+from .init import drawn, normal
 from .mixer import Mixer, MixerConfig, MixerState, precise
 
 # %% ../../nbs/nn/ttt.ipynb #95468b50
@@ -170,7 +171,8 @@ class TTTLinear(Mixer):
         super().__init__(config)
         h, d = config.n_heads, config.value
         self.rate = nn.Linear(config.d_model, h, bias=False)
-        self.W, self.c = drawn(lambda shape, g: .02 * torch.randn(shape, generator=g), h, d, d), nn.Parameter(torch.zeros(h * d))
+        drawn(self, 'W', partial(normal, std=.02), h, d, d)
+        self.c = nn.Parameter(torch.zeros(h * d))
         self.gain, self.bias = nn.Parameter(torch.ones(h * d)), nn.Parameter(torch.zeros(h * d))
         self.pos = nn.Parameter(1 / torch.arange(1., config.mini_batch + 1))
 

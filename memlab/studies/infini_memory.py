@@ -216,7 +216,7 @@ def full() -> Preset:
 study = Study('infini_memory', 'Does a compressive memory remember?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), planted=dict(facts=planted_facts, recall=planted_recall, text=planted_text))
 
 @lru_cache(maxsize=1)
-def planned() -> dict[str, object]:
+def planned() -> dict[str, Arm]:
     "The arms of preset cpu by name; those of other presets differ from them in size only."
     return {arm.name: arm for arm, _ in cpu().plan}
 

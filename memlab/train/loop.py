@@ -162,17 +162,17 @@ def save_run(
     "Write the learner and the records as one file."
     if world()[0] == 0: save_tensors(Path(folder)/CHECKPOINT, learner.pack(), dict(result=vars(result), settings=settings))
 
+# %% ../../nbs/train/loop.ipynb #2150991d
 def resume_run(
     folder: Path,
     learner: Learner,
-    settings: dict,
-    anyway: bool = False,  # whatever it was saved with
+    settings: dict | None = None,  # of the run that goes on; None: whatever it was saved with
 ) -> FitResult:
     "Continue from a checkpoint when there is one."
     path = Path(folder)/CHECKPOINT
     if not path.exists(): return FitResult()
     tensors, header = load_tensors(path)
-    if not anyway and (other := departures(header['settings'], settings)):
+    if settings and (other := departures(header['settings'], settings)):
         raise ValueError(f'{path} was saved with other settings ({other[0]}): go on with those, choose another folder, or ask for it with anyway=True')
     learner.unpack(tensors)
     result = FitResult(**header['result'])
@@ -195,7 +195,7 @@ def fit(
 ) -> FitResult:
     "Train, measure, save, resume."
     c, settings = config, None if folder is None else dict(config=full(config), seed=seed)
-    result = FitResult() if folder is None else resume_run(folder, learner, settings, anyway)
+    result = FitResult() if folder is None else resume_run(folder, learner, None if anyway else settings)
     hooks, end, losses, saved = list(hooks), c.steps if stop is None else min(stop, c.steps), [], result.step
     if result.step == 0: result.records += [r for h in hooks for r in h(learner, 0)]
     with tqdm(total=end, initial=result.step, desc=progress, disable=progress is None, leave=False, unit='step') as bar:
