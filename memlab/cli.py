@@ -56,7 +56,7 @@ def _find(context, parameter, name):
     if name not in study_names(): raise click.BadParameter(f'no study {name!r}: choose from {", ".join(study_names()) or "(none yet)"}')
     return find_study(name)
 
-def _check(study, preset, fresh, go_on, no_notebook, draw, store):
+def _check(study, preset, fresh, go_on, stale, no_notebook, draw, store):
     "Complain about words that do not fit together."
     from memlab.lab.records import size_of
     if size_of(preset) not in study.presets:
@@ -65,13 +65,14 @@ def _check(study, preset, fresh, go_on, no_notebook, draw, store):
     except ValueError as error: raise click.BadParameter(str(error), param_hint="'--preset'") from error
     if store and no_notebook: raise click.UsageError('--store copies outputs of the executed notebook: leave --no-notebook out')
     if fresh and go_on: raise click.UsageError('--fresh starts anew and --continue does not: choose one')
-    if draw and (fresh or no_notebook): raise click.UsageError('--draw executes the notebook and nothing else: leave --fresh and --no-notebook out')
+    if stale and (fresh or go_on): raise click.UsageError('--stale computes again what is stale: leave --fresh and --continue out')
+    if draw and (fresh or stale or no_notebook): raise click.UsageError('--draw executes the notebook and nothing else: leave --fresh, --stale and --no-notebook out')
     if draw and not study.tally(preset)['finished']: raise click.UsageError(f'{study.name} has no runs at preset {preset} to draw: leave --draw out')
 
 # %% ../nbs/cli.ipynb #703935ad
-def _compute(study, preset, jobs, fresh, go_on):
+def _compute(study, preset, jobs, fresh, go_on, stale):
     "Compute what is missing; says where it stopped when interrupted."
-    try: study.run(preset, jobs=jobs, fresh=fresh, go_on=go_on)
+    try: study.run(preset, jobs=jobs, fresh=fresh, go_on=go_on, stale=stale)
     except KeyboardInterrupt:
         click.echo(f'stopped: {_state(study.tally(preset))}. The same command goes on from here.', err=True)
         raise SystemExit(130) from None
@@ -89,12 +90,13 @@ def _notebook(study, preset, fresh, store):
 @click.option('--preset', default='quick', show_default=True, help='Budget: quick (about a minute), cpu (hours on a laptop), gpu (an hour on a GPU), full (days). gpu@CORPUS reads another text.')
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(min=1), help='Runs at a time, each in a process with one thread: up to as many as there are cores.')
 @click.option('--fresh', is_flag=True, help='Compute again what is finished, and start anew what was interrupted.')
+@click.option('--stale', is_flag=True, help='Compute again what other code made and `memlab renew` could not stamp.')
 @click.option('--continue', 'go_on', is_flag=True, help='Go on with interrupted runs although the code has changed since they began.')
 @click.option('--dry-run', is_flag=True, help='Measure speed; show runs, tokens, time and disk; compute nothing.')
 @click.option('--no-notebook', is_flag=True, help='Runs, tables and verdicts only; needs the core dependencies alone.')
 @click.option('--draw', is_flag=True, help='Execute the notebook on the runs there are; compute none.')
 @click.option('--store', is_flag=True, help='Copy the outputs back into nbs/studies/STUDY.ipynb.')
-def run(study, preset, jobs, fresh, go_on, dry_run, no_notebook, draw, store):
+def run(study, preset, jobs, fresh, stale, go_on, dry_run, no_notebook, draw, store):
     """Compute the runs of STUDY, then execute its notebook.
 
     Finished runs are kept. Stop it whenever you like: the same command goes on where it was.
@@ -107,12 +109,12 @@ def run(study, preset, jobs, fresh, go_on, dry_run, no_notebook, draw, store):
     """
     from memlab.lab.runner import NotebookFailed
     from memlab.lab.work import RunFailed
-    _check(study, preset, fresh, go_on, no_notebook, draw, store)
+    _check(study, preset, fresh, go_on, stale, no_notebook, draw, store)
     try:
         if dry_run:
             for line in study.dry_run(preset, jobs, fresh): click.echo(line)
             return
-        if not draw: _compute(study, preset, jobs, fresh, go_on)
+        if not draw: _compute(study, preset, jobs, fresh, go_on, stale)
         if no_notebook: _verdicts(study, preset)
         else: _notebook(study, preset, fresh, store)
     except (ValueError, RunFailed, NotebookFailed) as error: raise click.ClickException(str(error)) from error

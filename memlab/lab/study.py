@@ -187,13 +187,14 @@ class Study:
             jobs: int = 1,         # runs at a time, each in a process of its own
             fresh: bool = False,   # compute again what is finished
             go_on: bool = False,   # from checkpoints that other code left
+            stale: bool = False,   # compute again what other code made and renewal could not stamp
             progress: bool = True, # bars on stderr
             ) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, records
         "Compute the runs that are not finished and collect the tables. Stop it whenever you like and call it again."
-        how, computed, known = How(jobs, fresh, go_on, progress and size_of(preset) != 'quick'), set(), not fresh
+        how, computed, known = How(jobs, fresh or stale, go_on, progress and size_of(preset) != 'quick'), set(), not fresh
         while True:
             runs, more = self.runs(preset, known), self.preset(preset, known).then is not None
-            tables = self._stage(preset, runs, computed if fresh else self.finished(preset), how, progress)
+            tables = self._stage(preset, runs, computed if fresh else self.finished(preset) - (set(self.stale(preset)) if stale else set()), how, progress)
             if not more: break
             computed, known = {r.run_id for r in runs}, True
         if is_kept(preset): keep_rehearsals(self, preset, jobs)
