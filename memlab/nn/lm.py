@@ -65,7 +65,7 @@ class TransformerLM(nn.Module):
         "The residual stream after the embedding and after every layer."
         self.check(ids, memory)
         states = list(memory or [None] * len(self.stages))
-        r, after = self.embed(ids), []
+        r, after = self.look_up(ids), []
         if self.positions is not None:
             r, s = self.positions(r, states.pop(0))
             after.append(s)
@@ -75,6 +75,14 @@ class TransformerLM(nn.Module):
             r, s = layer(r, state) if tap is None else layer(r, state, tap=tap)
             rs.append(r); after.append(s)
         return rs, tuple(after)
+
+    def look_up(self, ids: Int[Tensor, 'b t']) -> Float[Tensor, 'b t c']:
+        "The vectors of tokens; one outside the vocabulary is named."
+        try: return self.embed(ids)
+        except IndexError:
+            n = len(self.embed.weight)
+            wrong = ids[(ids < 0) | (ids >= n)]
+            raise ValueError(f'token {int(wrong[0])} is not in the vocabulary of {n}: tokenizer and model belong to different vocabularies') from None
 
     def features(self,
                  ids: Int[Tensor, 'b t'],       # tokens
@@ -95,9 +103,6 @@ class TransformerLM(nn.Module):
     def check(self, ids: Tensor, memory: Memory | None):
         "Refuse tokens or memories that are not of this model."
         if ids.dim() != 2: raise ValueError(f'ids have shape {tuple(ids.shape)}, expected (batch, time): add a batch dimension')
-        if ids.device.type == 'cpu' and ids.numel():   # an accelerator would have to be waited for
-            low, high, n = int(ids.min()), int(ids.max()), len(self.embed.weight)
-            if low < 0 or high >= n: raise ValueError(f'token {low if low < 0 else high} is not in the vocabulary of {n}: tokenizer and model belong to different vocabularies')
         if memory is not None and len(memory) != len(self.stages): raise ValueError(f'memory has {len(memory)} states, this model has {len(self.stages)} stages: it belongs to another model')
 
 # %% ../../nbs/nn/lm.ipynb #16d57983

@@ -74,8 +74,10 @@ def linear_cross_entropy(
 ) -> tuple[Float[Tensor, ''], Float[Tensor, 'n']]:
     "Sum of the cross-entropies (nats), and each row's own (no gradient)."
     if len(h) != len(labels): raise ValueError(f'{len(h)} rows but {len(labels)} labels: pass one label a row, {IGNORE} where there is none')
-    if labels.device.type == 'cpu': check_labels(labels, len(w))
-    return LinearCrossEntropy.apply(h, w, labels, chunk or max(1, 2 ** 20 // len(w)))
+    try: return LinearCrossEntropy.apply(h, w, labels, chunk or max(1, 2 ** 20 // len(w)))
+    except RuntimeError:
+        check_labels(labels, len(w))
+        raise
 
 # %% ../../nbs/train/losses.ipynb #98bb8a5d
 def readouts(
