@@ -140,7 +140,7 @@ def run(study, preset, jobs, fresh, stale, go_on, dry_run, no_notebook, draw, st
     _check(study, preset, fresh, go_on, stale, no_notebook, draw, store)
     with _in_words(RunFailed, NotebookFailed):
         if dry_run:
-            for line in study.dry_run(preset, jobs, fresh): click.echo(line)
+            for line in study.dry_run(preset, jobs, fresh, stale): click.echo(line)
             return
         if not draw: _compute(study, preset, jobs, fresh, go_on, stale)
         if no_notebook: _verdicts(study, preset)

@@ -91,7 +91,7 @@ def verdicts(home):
 
 
 def configurations(home):
-    where, study = results(home)
+    where, _ = results(home)
     return [where/'arms.json'], lambda: read_json(where/'arms.json')
 
 

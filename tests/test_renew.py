@@ -126,6 +126,7 @@ def test_only_the_stale_are_computed_again(study, monkeypatch):
     code(monkeypatch, f"new.{made_by(before.iloc[0]).partition('.')[2]}")
     monkeypatch.setattr(study, 'execute', moved)
     list(renew(study, 'cpu'))
+    assert '2 to do' in ' '.join(study.dry_run('cpu', stale=True)) and '0 to do' in ' '.join(study.dry_run('cpu'))
     study.run('cpu', stale=True, progress=False)
     runs = study.load('cpu')[0].set_index('run_id')
     again = runs.code != before.code

@@ -193,11 +193,15 @@ class Study:
         how, computed, known = How(jobs, fresh or stale, go_on, progress and size_of(preset) != 'quick'), set(), not fresh
         while True:
             runs, more = self.runs(preset, known), self.preset(preset, known).then is not None
-            tables = self._stage(preset, runs, computed if fresh else self.finished(preset) - (set(self.stale(preset)) if stale else set()), how, progress)
+            tables = self._stage(preset, runs, computed if fresh else self._done(preset, stale), how, progress)
             if not more: break
             computed, known = {r.run_id for r in runs}, True
         if is_kept(preset): keep_rehearsals(self, preset, jobs)
         return tables
+
+    def _done(self, preset, stale):
+        "Ids of the runs that need no computing; with `stale`, of those that stand for the code of today."
+        return self.finished(preset) - (set(self.stale(preset)) if stale else set())
 
     def _stage(self, preset, runs, done, how, progress):
         "Compute those of `runs` that are not done; collect the tables."
@@ -255,10 +259,11 @@ class Study:
                 preset: str,          # its name
                 jobs: int = 1,        # runs at a time
                 fresh: bool = False,  # as if nothing were finished
+                stale: bool = False,  # as if what is stale were not
                 ) -> Iterator[str]:   # lines, that of an arm as soon as it is measured
         "What is still to do at a preset, with measured speed, time and disk. Computes nothing that is kept."
         stage, runs, rows, todo = self.preset(preset), self.runs(preset), read_tables(self.results(preset))[0]['run_id'].to_pylist(), {}
-        done = set() if fresh else self.finished(preset)
+        done = set() if fresh else self._done(preset, stale)
         for r in runs:
             if r.run_id not in done: todo.setdefault(r.arm, []).append(r)
         yield f'{self.name}, preset {preset}: {len(runs)} runs of {len({r.arm for r in runs})} arms, {len(done)} finished, {len(runs) - len(done)} to do'
