@@ -70,7 +70,7 @@ def token_positions(
     return i if seen is None else i + seen[:, None]
 
 # %% ../../nbs/nn/attention.ipynb #e0fc1707
-DIGIT = 4096   # positions are written in two digits of this base: up to 16,777,215
+DIGIT = 4096   # positions are written in two digits of this base
 
 @lru_cache(maxsize=32)
 def turns(
@@ -94,8 +94,11 @@ def rotate(
     d = x.shape[-1]
     if d % 2: raise ValueError(f'RoPE turns pairs of channels, x has {d}: choose an even width of a head')
     table = turns(d, base, torch.promote_types(x.dtype, torch.float32), x.device)
-    (cos, cos_), (sin, sin_) = ((u[0, at % DIGIT], u[1, at // DIGIT]) for u in table)
-    cos, sin = ((u.to(x.dtype)[:, :, None]) for u in (cos * cos_ - sin * sin_, sin * cos_ + cos * sin_))
+    low, high = at.abs() % DIGIT, at.abs() // DIGIT
+    try: (cos, cos_), (sin, sin_) = ((u[0, low], u[1, high]) for u in table)
+    except IndexError: raise ValueError(f'position {int(at.abs().max())}: RoPE knows positions below {DIGIT ** 2:,}') from None
+    turn = cos * cos_ - sin * sin_, (sin * cos_ + cos * sin_) * at.sign()[..., None]   # a token before the first turns back
+    cos, sin = (u.to(x.dtype)[:, :, None] for u in turn)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 

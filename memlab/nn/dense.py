@@ -26,7 +26,8 @@ def multiplies(
 def product_dtype(x: Tensor) -> torch.dtype:
     "The precision in which `x` meets a matrix: its own, or that of autocast."
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)   # a meta device knows no autocast
+    return torch.get_autocast_dtype(kind) if casts else x.dtype
 
 def factor(u: Tensor, dtype: torch.dtype) -> Tensor:
     "`u` rounded to a precision; in float32 again where there are no products in it."

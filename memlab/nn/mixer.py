@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .attention import rotate, token_positions
 from .config import check_idle, check_least, check_words
+from .dense import affine, linear
 from .init import drawn, uniform
 from .state import State, same_kind
 
@@ -146,12 +147,12 @@ class Mixer(nn.Module):
         super().__init__()
         c = self.config = config
         if self.FORMS and c.form not in self.FORMS: raise ValueError(f'form={c.form!r}: {type(self).__name__} has {sorted(self.FORMS)}')
-        self.proj = nn.ModuleDict({n: nn.Linear(c.d_model, w, bias=False) for n, w in self.widths().items()})
+        self.proj = nn.ModuleDict({n: linear(c.d_model, w, bias=False) for n, w in self.widths().items()})
         self.conv = ShortConv(sum(self.widths().values()), c.conv, c.conv_act)
-        self.gates = nn.ModuleDict({n: nn.Linear(c.d_model, c.n_heads * c.features, bias=False) for n in 'qk' if getattr(c, f'{n}_gated')})
+        self.gates = nn.ModuleDict({n: linear(c.d_model, c.n_heads * c.features, bias=False) for n in 'qk' if getattr(c, f'{n}_gated')})
         self.norm = nn.RMSNorm(c.value, eps=1e-5) if c.out_norm == 'rms' else None
-        self.gate = nn.Linear(c.d_model, c.n_heads * c.value, bias=False) if c.out_gate != 'none' else None
-        self.out = nn.Linear(c.n_heads * c.value, c.d_model, bias=False)
+        self.gate = linear(c.d_model, c.n_heads * c.value, bias=False) if c.out_gate != 'none' else None
+        self.out = linear(c.n_heads * c.value, c.d_model, bias=False)
 
     def widths(self) -> dict[str, int]:
         "Channels of each projection."
@@ -213,7 +214,7 @@ class Mixer(nn.Module):
     def project(self, x: Float[Tensor, 'b t c']) -> Float[Tensor, 'b t n']:
         "All projections side by side: of many tokens in one product, of fewer than would pay for moving the matrices one by one."
         if x.shape[0] * x.shape[1] < self.config.d_model: return torch.cat([p(x) for p in self.proj.values()], -1)
-        return F.linear(x, torch.cat([p.weight for p in self.proj.values()]))
+        return affine(x, torch.cat([p.weight for p in self.proj.values()]))
 
     def heads(self,
               x: Float[Tensor, 'b t c'],         # the layer's input

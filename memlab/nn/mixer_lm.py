@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .attention import LearnedPositions
 from .baseconv import BaseConvConfig
 from .config import check_idle, check_words
+from .dense import linear
 from .delta import DeltaNetConfig, GatedDeltaNetConfig
 from .init import init_parameters
 from .linear import BasedConfig, GLAConfig, LinearAttentionConfig, Mamba2Config, RetentionConfig
@@ -52,8 +53,8 @@ class MixerBlock(nn.Module):
         super().__init__()
         self.norm, self.mixer, self.act = nn.RMSNorm(d_model, eps=1e-5), mixer, act
         self.norm2 = nn.RMSNorm(d_model, eps=1e-5) if expand else None
-        self.up = nn.Linear(d_model, expand * d_model, bias=False) if expand else None
-        self.out = nn.Linear(expand * d_model, d_model, bias=False) if expand else None
+        self.up = linear(d_model, expand * d_model, bias=False) if expand else None
+        self.out = linear(expand * d_model, d_model, bias=False) if expand else None
 
     def forward(self, x: Float[Tensor, 'b t c'], state: State | None = None) -> tuple[Tensor, State]:
         y, state = self.mixer(self.norm(x), state)

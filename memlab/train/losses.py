@@ -20,13 +20,14 @@ from ..nn.lm import TransformerLM
 def chunk_gradient(
     z: Tensor,       # logits, n v; the gradient takes their place
     right: Tensor,   # n, tokens
+    keep: Tensor,    # n, False where a row counts for nothing
 ) -> tuple[Tensor, Tensor]:  # losses n, and d loss / d logits n v
     "Losses of a few rows and their gradient with respect to the logits."
     at = right[:, None]
     top, score = z.amax(1, keepdim=True), z.gather(1, at)
     total = z.sub_(top).exp_().sum(1, keepdim=True)
-    losses = (top - score + total.log())[:, 0]
-    return losses, z.div_(total).scatter_add_(1, at, torch.full_like(total, -1))
+    losses = (top - score + total.log())[:, 0] * keep
+    return losses, z.div_(total.masked_fill(~keep[:, None], torch.inf)).scatter_add_(1, at, -keep[:, None].to(z.dtype))
 
 # %% ../../nbs/train/losses.ipynb #a987b11a
 class LinearCrossEntropy(torch.autograd.Function):
@@ -35,21 +36,20 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, w, labels, chunk):
         need = any(ctx.needs_input_grad[:2])
-        dtype, sums, keep = product_dtype(h), torch.promote_types(h.dtype, torch.float32), (labels != IGNORE)[:, None]
-        h_, w_, right = factor(h, dtype) * keep, factor(w, dtype), labels.where(keep[:, 0], 0)
+        dtype, sums, keep = product_dtype(h), torch.promote_types(h.dtype, torch.float32), labels != IGNORE
+        h_, w_, right = factor(h, dtype), factor(w, dtype), labels.where(keep, 0)
         dh, dw = (torch.empty_like(h), torch.zeros_like(w, dtype=sums)) if need else (None, None)
         losses, logits = h.new_empty(len(h), dtype=sums), h_.new_empty(min(chunk, len(h)), len(w))
         with torch.autocast(h.device.type, enabled=False):
             for i in range(0, len(h), chunk):
                 part = h_[i:i + chunk]
                 z = torch.mm(part, w_.T, out=logits[:len(part)])
-                losses[i:i + chunk], g = chunk_gradient(z.to(sums), right[i:i + chunk])
+                losses[i:i + chunk], g = chunk_gradient(z.to(sums), right[i:i + chunk], keep[i:i + chunk])
                 if not need: continue
                 g = factor(g, dtype)
                 dh[i:i + chunk] = g @ w_
                 dw = dw.addmm_(g.T, part) if g.dtype == sums else dw.add_(g.T @ part)
-        losses *= keep[:, 0]
-        if need: ctx.save_for_backward(dh.mul_(keep), dw.to(w.dtype))
+        if need: ctx.save_for_backward(dh, dw.to(w.dtype))
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
