@@ -148,8 +148,8 @@ def run(study, preset, jobs, fresh, stale, go_on, dry_run, no_notebook, draw, st
 
 def _verdicts(study, preset):
     "Decide the claims and print them, a line each."
-    from memlab.lab.claims import signed
-    for row in study.verdicts(preset).itertuples(): click.echo(f'{row.id}  {row.verdict:<12} {signed(row.effect)} {row.unit}  {row.statement}')
+    from memlab.lab.rules import signed
+    for row in study.verdicts(preset).itertuples(): click.echo(f'{row.id:<6} {row.verdict:<12} {row.size:<10} {signed(row.effect)} {row.unit}  {row.statement}')
 
 # %% ../nbs/cli.ipynb #f46b1ffd
 def _preset(context, parameter, name):

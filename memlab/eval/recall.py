@@ -68,19 +68,20 @@ def recall_answers(
     batch: RecallBatch,
     carried: bool = False,  # read context and queries apart, the memory carried over
     rows: int = 256,        # rows at a time
+    through: Callable = lambda memory: memory,   # what happens to the memory on its way
 ) -> Int64[Tensor, 'b n']:  # in the order of the pairs
     "The most likely token at each query."
     if carried and not hasattr(model, 'init_memory'): raise ValueError('carried=True needs model.init_memory(batch) and model(ids, memory) -> (logits, memory): this model has no init_memory')
     device = next((p.device for p in model.parameters()), batch.ids.device) if isinstance(model, nn.Module) else batch.ids.device
-    with still(model): return torch.cat([_answer(model, batch[i:i + rows], carried, device) for i in range(0, len(batch), rows)])
+    with still(model): return torch.cat([_answer(model, batch[i:i + rows], carried, through, device) for i in range(0, len(batch), rows)])
 
-def _answer(model, b, carried, device):
+def _answer(model, b, carried, through, device):
     "The answers to a batch that is small enough."
     ids, at, memory = b.ids.to(device), b.at.to(device), None
     if carried:
         memory = read(model, ids[:, :b.cut], model.init_memory(len(b)))[1]
         if memory is None: raise ValueError('carried=True, but the model returned no memory: return (logits, memory)')
-        ids, at = ids[:, b.cut:], at - b.cut
+        ids, at, memory = ids[:, b.cut:], at - b.cut, through(memory)
     logits = logits_at(model, ids, at, memory)
     if logits.shape[-1] < b.config.vocab_size: raise ValueError(f'the model gives {logits.shape[-1]} numbers a token, the task has {b.config.vocab_size} tokens: return logits, not embeddings')
     return logits.argmax(-1).to(b.ids.device)
@@ -138,10 +139,11 @@ def score_recall(
     batch: RecallBatch,
     carried: bool = False,  # read context and queries apart, the memory carried over
     rows: int = 256,        # rows at a time
+    through: Callable = lambda memory: memory,   # what happens to the memory on its way
 ) -> RecallScore:
     "Ask a model about every pair of a batch."
     how = f'read to token {batch.cut}, then from there with the memory carried over' if carried else 'rows read whole'
-    return score_answers(batch, recall_answers(model, batch, carried, rows), f'{how}; most likely token at each query')
+    return score_answers(batch, recall_answers(model, batch, carried, rows, through), f'{how}; most likely token at each query')
 
 # %% ../../nbs/eval/recall.ipynb #3d3eb6a4
 def pooled(scores: Sequence[RecallScore]) -> dict[str, float]:

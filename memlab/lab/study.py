@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..core.files import read_json, write_json, writing
 from ..core.identity import departures, full
 from .arm import check_factors, execute, text_of, with_factors
-from .claims import Claim, claim_row, judge, write_claims
+from .claims import Claim, claim_rows, write_claims
 from .code import code_hash, config_classes
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, is_kept, made_by, read_table, results_folder, run_id, runs_folder, size_of, write_table
@@ -275,13 +275,11 @@ class Study:
     def claim(self,
               id: str,           # short and unique, such as 'RG1'
               statement: str,    # one sentence that can be wrong
-              source: str,       # where it was said, with the number it was said with
-              rule: str,         # the decision rule in words
-              unit: str = 'nats a token',  # of the effect, in words
+              **plan,            # the other fields of `Claim`: source, measured, rule, arms, unit, seeds, sd
               ):
-        "Decorator: a function `(runs, records) -> Evidence` decides this claim."
+        "Decorator: a function `(runs, records) -> values by seed` reads what the rule of this claim decides."
         if id in {c.id for c in self.claims}: raise ValueError(f'study {self.name} has two claims {id!r}: give each its own id')
-        def add(decide): self.claims.append(Claim(id, statement, source, rule, decide, unit)); return decide
+        def add(read): self.claims.append(Claim(id=id, statement=statement, read=read, **plan)); return read
         return add
 
     def verdicts(self,
@@ -289,7 +287,7 @@ class Study:
                  ) -> pd.DataFrame: # one row a claim, in the order of declaration
         "Decide every claim and write claims.json beside the tables."
         runs, records = self.load(preset)
-        rows = [claim_row(c, judge(c, runs, records, preset), preset) for c in self.claims]
+        rows = claim_rows(self.claims, runs, records, preset)
         planned = sum(len(seeds) for _, seeds in self.preset(preset).plan)
         if len(runs) < planned or self.preset(preset).then is not None: rows = [r | dict(note='; '.join(filter(None, [r['note'], f'{len(runs)} of {planned} runs computed']))) for r in rows]
         write_claims(self.results(preset)/'claims.json', rows)
