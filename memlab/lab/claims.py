@@ -20,10 +20,10 @@ from scipy import stats
 
 from ..core.files import read_json, write_json
 from .records import size_of
-from .rules import SIZES, VERDICTS, Artefact, Equal, Evidence, More, error_rates, wrong
+from .rules import SIZES, VERDICTS, Artefact, Equal, Evidence, Less, error_rates, wrong
 from .values import Missing, in_common, require
 
-# %% ../../nbs/lab/claims.ipynb #39b0003c
+# %% ../../nbs/lab/claims.ipynb #3c83e4a6
 @dataclass(frozen=True)
 class Seen:
     "What a claim reads off the records."
@@ -45,7 +45,7 @@ class Claim:
     sd: float = math.nan         # spread between seeds, as a pilot saw it
     may_diverge: bool = False    # a run that diverged is read like any other, since it is what the claim is about
 
-# %% ../../nbs/lab/claims.ipynb #cc7f11f0
+# %% ../../nbs/lab/claims.ipynb #8ead911c
 def names_of(claim: Claim, runs: pd.DataFrame) -> tuple[str, ...]:
     "The arms a claim reads."
     names = tuple(claim.arms(runs) if callable(claim.arms) else claim.arms)
@@ -74,7 +74,7 @@ def judge(
     if size_of(preset) != 'quick' or e.verdict == 'inconclusive': return e
     return replace(e, verdict='inconclusive', size='', note=f'preset quick decides nothing; the numbers alone would read: {e.verdict}')
 
-# %% ../../nbs/lab/claims.ipynb #05e23053
+# %% ../../nbs/lab/claims.ipynb #b67b41d4
 def short(x: float) -> str:
     "A number of parameters or tokens with a unit."
     for unit, name in ((1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
@@ -89,7 +89,7 @@ def scale_of(claim: Claim, runs: pd.DataFrame) -> str:
     trained = mine[mine.params > 0]
     return ', '.join([span(trained.params, ' parameters'), span(trained.tokens, ' tokens')]) if len(trained) else 'nothing is trained' * bool(len(mine))
 
-# %% ../../nbs/lab/claims.ipynb #b34963c0
+# %% ../../nbs/lab/claims.ipynb #6e9b0029
 def false_discovery(p: Sequence[float]) -> list[float]:
     "Benjamini and Hochberg's q; nan where there is no p."
     p = np.asarray(p, float)
@@ -114,7 +114,7 @@ def bars(rule: Any) -> dict[str, float]:
     "The smallest effect that matters and the size that was said."
     rule = rule.off if isinstance(rule, Artefact) else rule
     if isinstance(rule, Equal): return dict(least=rule.margin, said=rule.target)
-    return dict(least=rule.least, said=math.nan if rule.said is None else rule.said)
+    return dict(least=rule.most if isinstance(rule, Less) else rule.least, said=math.nan if rule.said is None else rule.said)
 
 def claim_rows(
     claims: Sequence[Claim],
@@ -149,7 +149,7 @@ def read_claims(
     "Read claims.json."
     return [r | {k: math.nan for k in _NUMBERS if r[k] is None} for r in read_json(path)]
 
-# %% ../../nbs/lab/claims.ipynb #d1afad2f
+# %% ../../nbs/lab/claims.ipynb #51cf7541
 def power_table(
     claims: Sequence[Claim],
     studies: int = 400,     # made up for each truth
@@ -162,7 +162,7 @@ def power_table(
         return dict(claim=c.id, **bars(c.rule), seeds=c.seeds, sd=c.sd, decided_if_true=right, decided_if_not=against, wrong=wrong(rates, c.rule))
     return pd.DataFrame([row(c) for c in claims])
 
-# %% ../../nbs/lab/claims.ipynb #9f4bf7cb
+# %% ../../nbs/lab/claims.ipynb #58b96f42
 def turns(
     versions: Sequence[Sequence[dict]],   # every `claims.json`, the oldest first
 ) -> list[dict]:                          # id, verdict, effect, rule: each where one of verdict and rule is new

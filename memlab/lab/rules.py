@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'SIZES', 'MIN_SEEDS', 'Evidence', 'numbers', 'interval', 'signed', 'fmt_effect', 'zone', 'size_of_effect',
-           'seeds_for', 'settle', 'More', 'Equal', 'Often', 'newcombe', 'MoreOften', 'Sooner', 'check_twins',
+           'seeds_for', 'settle', 'More', 'Less', 'Equal', 'Often', 'newcombe', 'MoreOften', 'Sooner', 'check_twins',
            'Artefact', 'error_rates', 'wrong']
 
 # %% ../../nbs/lab/rules.ipynb #e1981160
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-# %% ../../nbs/lab/rules.ipynb #213f8af5
+# %% ../../nbs/lab/rules.ipynb #20dd2b87
 VERDICTS = ('supported', 'refuted', 'inconclusive', 'artefact')
 SIZES = ('', 'as said', 'smaller', 'larger', 'negligible', 'reversed')
 MIN_SEEDS = 5   # with fewer, nothing is decided
@@ -38,7 +38,7 @@ class Evidence:
         if self.verdict not in VERDICTS: raise ValueError(f'verdict={self.verdict!r}: expected one of {", ".join(VERDICTS)}')
         if self.size not in SIZES: raise ValueError(f'size={self.size!r}: expected one of {", ".join(SIZES[1:])}, or nothing')
 
-# %% ../../nbs/lab/rules.ipynb #11b45575
+# %% ../../nbs/lab/rules.ipynb #b8d182e7
 def numbers(values: Sequence[float]) -> np.ndarray:
     "Finite values in one row, or a `ValueError`."
     v = np.asarray(values, float).ravel()
@@ -58,7 +58,7 @@ def interval(
     half = 0. if np.ptp(v) <= 1e-12 * abs(m) else float(stats.t.ppf((1 + level) / 2, len(v) - 1) * stats.sem(v))
     return m, max(m - half, bounds[0]), min(m + half, bounds[1])
 
-# %% ../../nbs/lab/rules.ipynb #cc6a564c
+# %% ../../nbs/lab/rules.ipynb #1904b1b2
 def signed(
     x: float,  # any number
 ) -> str:
@@ -76,7 +76,7 @@ def fmt_effect(
     if not math.isfinite(ci_low + ci_high): return signed(effect)
     return f'{signed(effect)} [{signed(ci_low).lstrip("+")}, {signed(ci_high).lstrip("+")}]'
 
-# %% ../../nbs/lab/rules.ipynb #3fc939c1
+# %% ../../nbs/lab/rules.ipynb #62127f63
 def zone(low: float, high: float, least: float) -> str:
     "Where an interval lies."
     return 'supported' if low > least else 'refuted' if high < least else 'inconclusive'
@@ -93,7 +93,7 @@ def size_of_effect(
     if 2 * null - least <= low and high <= least: return 'negligible'
     return 'reversed' if high < null else ''
 
-# %% ../../nbs/lab/rules.ipynb #ae6cf457
+# %% ../../nbs/lab/rules.ipynb #9eabfdf2
 def seeds_for(
     values: np.ndarray,
     gap: float,          # what the interval must be narrower than, on each side
@@ -112,7 +112,7 @@ def settle(
     if e.n_seeds < MIN_SEEDS: return replace(e, verdict='inconclusive', size='', note=f'{e.n_seeds} {"seed" if e.n_seeds == 1 else "seeds"}: a verdict needs at least {MIN_SEEDS}')
     return replace(e, note='; '.join(filter(None, [e.note, open_]))) if e.verdict == 'inconclusive' else e
 
-# %% ../../nbs/lab/rules.ipynb #f9849394
+# %% ../../nbs/lab/rules.ipynb #05d3bf14
 @dataclass(frozen=True, kw_only=True)
 class More:
     "The mean over seeds exceeds the smallest effect that matters (95 % interval)."
@@ -153,7 +153,40 @@ class More:
         k = max(m * (1 - m) / (sd / (b - a)) ** 2 - 1, .05)
         return a + (b - a) * r.beta(m * k, (1 - m) * k, seeds)
 
-# %% ../../nbs/lab/rules.ipynb #a4e9914b
+# %% ../../nbs/lab/rules.ipynb #b82afff1
+@dataclass(frozen=True, kw_only=True)
+class Less:
+    "The mean over seeds stays below the smallest effect that matters (95 % interval)."
+    most: float                 # largest value that the claim allows
+    said: float | None = None   # the size that was said
+    null: float = 0.            # no effect
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    def __post_init__(self): self.mirror
+
+    @property
+    def mirror(self) -> More:
+        "The same rule for the negated values."
+        return More(least=-self.most, said=None if self.said is None else -self.said, null=-self.null, bounds=(-self.bounds[1], -self.bounds[0]))
+
+    @property
+    def words(self) -> str:
+        "The rule for a reader."
+        return f'supported if the 95 % interval over seeds lies below {self.most:g}, refuted if above'
+
+    @property
+    def truths(self) -> dict[str, float]:
+        "Effects at which its errors are counted."
+        return {k: -v for k, v in self.mirror.truths.items()}
+
+    def judge(self, values: pd.Series) -> Evidence:
+        "Decide."
+        e = self.mirror.judge(-numbers(values))
+        return replace(e, effect=-e.effect, ci_low=-e.ci_high, ci_high=-e.ci_low)
+
+    sample = More.sample
+
+# %% ../../nbs/lab/rules.ipynb #ae62bf2b
 @dataclass(frozen=True, kw_only=True)
 class Equal:
     "The mean over seeds lies within a margin of a target (90 % interval)."
@@ -188,7 +221,7 @@ class Equal:
 
     sample = More.sample
 
-# %% ../../nbs/lab/rules.ipynb #486bcde5
+# %% ../../nbs/lab/rules.ipynb #eb2e9ea9
 @dataclass(frozen=True, kw_only=True)
 class Often:
     "The share of seeds that succeed exceeds a bar (exact 95 % interval)."
@@ -223,7 +256,7 @@ class Often:
         "Made-up successes of a known rate."
         return r.random(seeds) < effect
 
-# %% ../../nbs/lab/rules.ipynb #d6a0e820
+# %% ../../nbs/lab/rules.ipynb #6d5006ef
 def newcombe(
     k: int, n: int,     # successes, and of how many
     m: int, of: int,    # those of the other arm
@@ -266,7 +299,7 @@ class MoreOften:
         "Made-up successes of two arms."
         return np.stack([r.random(seeds) < min(max(self.base + effect, 0), 1), r.random(seeds) < self.base], 1)
 
-# %% ../../nbs/lab/rules.ipynb #ee99324a
+# %% ../../nbs/lab/rules.ipynb #f15ab69a
 @dataclass(frozen=True, kw_only=True)
 class Sooner:
     "One arm needs less steps than another: the ratio of their restricted mean times, theirs over ours (95 % interval by the delta method)."
@@ -303,7 +336,7 @@ class Sooner:
         ours, theirs = np.exp(r.normal(0, sd, seeds)), effect * np.exp(r.normal(0, sd, seeds))
         return np.stack([1000 * ours, 1000 * theirs, np.full(seeds, 1e9)], 1)
 
-# %% ../../nbs/lab/rules.ipynb #e631f7c3
+# %% ../../nbs/lab/rules.ipynb #e340ce7c
 def _flat(config, prefix=''):
     "Nested mappings and dataclasses as {dotted path: value}."
     config = asdict(config) if is_dataclass(config) else config
@@ -324,7 +357,7 @@ def check_twins(
     if extra := sorted(differ - named): raise ValueError(f'twin arms differ in {", ".join(extra)} as well as in the defect ({", ".join(fields)}): make them equal there')
     if not named: raise ValueError(f'twin arms do not differ in {", ".join(fields)}: one must have the defect on, the other off')
 
-# %% ../../nbs/lab/rules.ipynb #1f404410
+# %% ../../nbs/lab/rules.ipynb #c984d49c
 @dataclass(frozen=True, kw_only=True)
 class Artefact:
     "The effect is there with a defect, and not without it."
@@ -357,7 +390,7 @@ class Artefact:
         said = self.on.truths['none' if isinstance(self.on, Equal) else 'said']
         return self.on.sample(r, said, sd, seeds), self.off.sample(r, effect, sd, seeds)
 
-# %% ../../nbs/lab/rules.ipynb #a0e9a701
+# %% ../../nbs/lab/rules.ipynb #076d0e62
 def error_rates(
     rule: Any,             # what decides
     sd: float,             # spread between seeds
@@ -375,6 +408,6 @@ def wrong(
 ) -> float:
     "The largest rate of a wrong verdict."
     if isinstance(rule, Equal): return max(rates.supported[['least', 'said']].max(), rates.refuted[['none', 'least']].max())
-    refuting = rates.refuted + rates.artefact
-    low = [t for t, x in rule.truths.items() if x <= rule.truths['least']]
-    return max(rates.supported[low].max(), refuting[[t for t, x in rule.truths.items() if x >= rule.truths['least']]].max())
+    refuting, sign = rates.refuted + rates.artefact, -1 if isinstance(rule, Less) else 1
+    low = [t for t, x in rule.truths.items() if sign * x <= sign * rule.truths['least']]
+    return max(rates.supported[low].max(), refuting[[t for t, x in rule.truths.items() if sign * x >= sign * rule.truths['least']]].max())
