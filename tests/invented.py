@@ -6,7 +6,7 @@ from memlab.lab.records import RECORDS, RUNS, frame, record_table
 
 def of(value, seed):
     "A number, or the one for a seed."
-    return value[seed] if isinstance(value, (list, tuple)) else value
+    return value[seed % len(value)] if isinstance(value, (list, tuple)) else value
 
 
 def tables(arms, rows):

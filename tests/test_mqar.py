@@ -12,9 +12,11 @@ from memlab.cli import main
 from memlab.core.files import read_json, write_json
 from memlab.eval import recall_measures
 from memlab.lab.arm import with_factors
-from memlab.lab.claims import claim_row, judge
+from memlab.lab.claims import judge, names_of, power_table
 from memlab.lab.records import RECORDS, read_table
+from memlab.lab.rules import MoreOften, Often
 from memlab.nn.mixer_lm import count_block_parameters
+from memlab.nn.softmax import AttentionConfig, UnifiedKVConfig
 from memlab.studies import mqar
 
 CLAIMS = {c.id: c for c in mqar.study.claims}
@@ -40,7 +42,8 @@ class Ran:
     solved: object = None                # step from which it is that; before, it rests at `rest`
     rest: float = .05
     also: dict = field(default_factory=dict)    # (metric, item) -> value at the end
-    seeds: int = 3
+    seeds: int = 6
+    rising: bool = False                 # still at the end
 
 
 def rows(ran, seed):
@@ -48,107 +51,134 @@ def rows(ran, seed):
     row = lambda step, metric, value, item=None: dict(step=step, metric=metric, value=value, item=item)
     for name, value in FLOORS.items(): yield row(0, 'floor', value, name)
     start = of(ran.solved, seed)
-    for step in STEPS: yield row(step, 'accuracy', of(ran.end, seed) if step >= (3000 if start is None else start) else ran.rest)
-    for (metric, item), value in ran.also.items(): yield row(0 if metric in ('difference', 'error', 'error_float32', 'state_bytes') else 3000, metric, of(value, seed), item)
+    for step in STEPS: yield row(step, 'accuracy', of(ran.end, seed) * (step / 3000 if ran.rising else 1) if step >= (2200 if start is None else start) else ran.rest)
+    for (metric, item), value in ran.also.items(): yield row(0 if metric == 'state_bytes' else 3000, metric, of(value, seed), item)
 
 
-def tables(arms):
-    runs, records = invented.tables(arms, rows)
+def tables(arms, seeds=None):
+    "Runs and records of some arms, with so many seeds each."
+    runs, records = invented.tables({n: replace(ran, seeds=seeds or ran.seeds) for n, ran in arms.items()}, rows)
     return with_factors(runs, [arm for name in ('cpu', 'gpu') for arm, _ in plan(name).values()]), records
 
 
+def some(n, yes, no): return [yes] * n + [no] * (20 - n)
+def spread(*values): return list(values) * (20 // len(values))
 def changed(untouched, updated, stale): return Ran(also={('untouched', None): untouched, ('updated', None): updated, ('stale', None): stale})
 def asked(many, more): return Ran(also={('accuracy', '32 pairs'): many, ('accuracy', '64 pairs'): more})
-def carried(value): return Ran(also={('accuracy', 'carried'): value})
+def carried(value, emptied=.1, cut=.1): return Ran(also={('accuracy', 'carried'): value, ('accuracy', 'carried, emptied'): emptied, ('accuracy', 'carried, last 8'): cut})
 def loads(**by): return {f'{m} load {n}': Ran(end=e) for m, ends in by.items() for n, e in zip((8, 16, 32), ends)}
-def rates(**by): return {f'{m} rate {r:g}': Ran(solved=500 if i < n else None, end=1. if i < n else .2) for m, n in by.items() for i, r in enumerate(mqar.FIVE_RATES)}
-def holds(**by): return {f'{m} holds {f}': Ran(end=e, also={('state_bytes', None): 4 * f}) for m, ends in by.items() for f, e in zip((64, 128, 256, 512, 1024), ends)}
-
-
+def rates(**by): return {f'{m} rate {r:g}': Ran(solved=500 if i < n else None, end=1. if i < n else .2) for m, n in by.items() for i, r in enumerate(mqar.EIGHT_RATES)}
+def holds(**by): return {f'{m} holds {f}': Ran(end=e, also={('state_bytes', None): 4 * f}) for m, ends in by.items() for f, e in zip((64, 128, 256, 512, 1024, *mqar.WINDOWS), ends)}
 def widths(**by): return {f'{m} T {t} d {d}': Ran(end=1. if least and d >= least else .5) for m, each in by.items() for (t, _), least in zip(mqar.LENGTHS, each) for d in mqar.WIDTHS}
 
 
-SHIFTED = {f'attention conv {n}': Ran(solved=300) for n in (1, 2)} | {f'attention learned {n}': Ran(end=.2) for n in (1, 2)}
-BARE = {'attention bare': Ran(solved=1500, seeds=5), 'unified bare': Ran(solved=1500, seeds=5)}
-def some(n): return Ran(solved=[1500 if s < n else None for s in range(5)], end=[1. if s < n else .2 for s in range(5)], seeds=5)
+LOADED = loads(delta=(.99, .9, .7), additive=(.98, .8, .5), **{'elu+1': (.5, .3, .1)})
+HELD = holds(delta=(.5, .6, .7, .8, .9), gla=(.4, .5, .6, .7, .8), mamba2=(.3, .4, .5, .6, .7), window=(.1, .1, .2, .3, .4, .5, .6, .7, .8))
+OVERWRITTEN = {'MQ6a': 'delta overwrite', 'MQ6b': 'additive overwrite', 'MQ6c': 'attention overwrite'}
+def only(arms, *words): return {a: r for a, r in arms.items() if any(w in a for w in words)}
 
 
 # claim: arms for which it is supported, and what changes the verdict to which
 SCENES = {
-    'MQ1': ({'parity': Ran(also={('difference', 'a'): 0, ('difference', 'b'): 0})}, [
-        ('refuted', {'parity': Ran(also={('difference', 'a'): 0, ('difference', 'b'): 64})}),
-        ('inconclusive', {'parity': Ran(also={('difference', 'a'): [0, 0, 1]})})]),
     'MQ2': ({'attention learned 2': Ran(end=.9, solved=2000, rest=.2)}, [
         ('refuted', {'attention learned 2': Ran(end=.9, solved=900, rest=.2)}),           # not for long
         ('refuted', {'attention learned 2': Ran(end=.9, solved=2000, rest=.13)}),         # at 1/n
         ('refuted', {'attention learned 2': Ran(end=.9, solved=2000, rest=.3)}),          # above the ceiling
-        ('inconclusive', {'attention learned 2': Ran(end=.9, solved=[2000, 500, 2000], rest=.2)})]),
-    'MQ3': (SHIFTED, [
-        ('supported', {'attention learned 2': Ran(solved=1500)}),                         # five times as long
-        ('refuted', {'attention learned 2': Ran(solved=1000)}),
-        ('refuted', {'attention conv 1': Ran(end=.3)}),                                   # the convolution does not help
-        ('inconclusive', {'attention learned 1': Ran(solved=[400, None, None], end=[1., .2, .2])})]),
-    'MQ4a': ({'attention conv': Ran(solved=400), 'unified conv': Ran(solved=600)}, [
-        ('refuted', {'unified conv': Ran(solved=700)}),                                   # slower
+        ('inconclusive', {'attention learned 2': Ran(end=.9, solved=some(15, 2000, 500), rest=.2)})]),
+    **{id: ({f'attention conv {n}': Ran(solved=300), f'attention learned {n}': Ran(end=.2)}, [
+        ('supported', {f'attention learned {n}': Ran(solved=1600)}),
+        ('refuted', {f'attention learned {n}': Ran(solved=1000)}),
+        ('inconclusive', {f'attention conv {n}': Ran(end=.3)}),                           # neither ever
+        ('inconclusive', {f'attention learned {n}': Ran(solved=spread(300, 3000))})]) for id, n in (('MQ3a', 2), ('MQ3b', 1))},
+    'MQ4a': ({'attention conv': Ran(solved=400), 'unified conv': Ran(solved=900)}, [
         ('refuted', {'unified conv': Ran(end=.9)}),
-        ('inconclusive', {'unified conv': Ran(end=[1., 1., .9], solved=400)})]),
-    'MQ4b': (BARE, [
-        ('supported', {'attention bare': some(4)}),
-        ('refuted', {'unified bare': some(3)}),
-        ('inconclusive', {'unified bare': some(4)}),
-        ('inconclusive', {'unified bare': some(0), 'attention bare': some(0)})]),
-    'MQ5': (loads(delta=(.99, .9, .7), additive=(.98, .8, .5), **{'elu+1': (.5, .3, .1)}), [
+        ('inconclusive', {'unified conv': Ran(end=spread(1., .98))})]),
+    'MQ4c': ({'attention conv': Ran(solved=400), 'unified conv': Ran(solved=500)}, [
+        ('refuted', {'unified conv': Ran(solved=700)}),
+        ('refuted', {'unified conv': Ran(end=.9)}),                                       # never: at least 7.5 times
+        ('inconclusive', {'unified conv': Ran(solved=spread(300, 1000))})]),
+    'MQ4b': ({'attention bare': Ran(solved=1500), 'unified bare': Ran(solved=1500)}, [
+        ('refuted', {'unified bare': Ran(end=.2)}),
+        ('inconclusive', {'unified bare': Ran(solved=some(15, 1500, None), end=some(15, 1., .2))}),
+        ('inconclusive', {'unified bare': Ran(end=.2), 'attention bare': Ran(end=.2)})]),
+    'MQ5a': (only(LOADED, '16'), [
         ('refuted', {'additive load 16': Ran(end=.95)}),
+        ('refuted', {'elu+1 load 16': Ran(end=.95)}),                                     # the better of the two counts
+        ('inconclusive', {'delta load 16': Ran(end=spread(.9, .75))}),
+        ('inconclusive', {'delta load 16': Ran(end=.9, rising=True)})]),                  # not at rest
+    'MQ5b': (only(LOADED, '32'), [
         ('refuted', {'additive load 32': Ran(end=.7)}),
-        ('refuted', {'elu+1 load 32': Ran(end=.7)}),                                      # the better of the two counts
-        ('refuted', {'elu+1 load 16': Ran(end=.7)}),                                      # the denominator does no harm
+        ('inconclusive', {'delta load 32': Ran(end=spread(.7, .35))})]),
+    'MQ5c': (only(LOADED, '8', '32'), [
         ('refuted', {'additive load 8': Ran(end=.5)}),                                    # the gap shrinks
-        ('inconclusive', {'delta load 16': Ran(end=[.9, .9, .81])})]),
-    'MQ6': ({'delta overwrite': changed(.97, .99, .01), 'additive overwrite': changed(.92, .5, .4), 'attention overwrite': changed(1., .6, .3)}, [
+        ('inconclusive', {'delta load 32': Ran(end=spread(.7, .4))})]),
+    'MQ5d': (only(LOADED, '16'), [
+        ('refuted', {'elu+1 load 16': Ran(end=.7)}),
+        ('inconclusive', {'elu+1 load 16': Ran(end=spread(.3, .9))})]),
+    'MQ6a': ({'delta overwrite': changed(.97, .99, .01)}, [
         ('refuted', {'delta overwrite': changed(.97, .9, .01)}),
         ('refuted', {'delta overwrite': changed(.97, .99, .05)}),
-        ('refuted', {'attention overwrite': changed(1., .9, .05)}),
-        ('refuted', {'additive overwrite': changed(.5, .5, .4)}),
-        ('inconclusive', {'additive overwrite': changed(.92, [.5, .5, .9], .4)})]),
-    'MQ7': (holds(delta=(.5, .6, .7, .8, .9), gla=(.4, .5, .6, .7, .8), mamba2=(.3, .4, .5, .6, .7), window=(.1, .2, .3, .4, .5)), [
-        ('supported', holds(gla=(.55, .56, .6, .7, .8))),                                 # out of order at one size only
-        ('refuted', holds(gla=(.55, .65, .66, .7, .8))),
-        ('refuted', holds(window=(.1, .3, .2, .05, .06))),                                # bytes do not predict
-        ('inconclusive', holds(window=(.2,) * 5))]),                                      # one accuracy at every size
-    'MQ8': (widths(baseconv=(64, 128, 256), attention=(32, 32, 32)), [
+        ('inconclusive', {'delta overwrite': changed(.97, some(15, .99, .5), .01)}),
+        ('inconclusive', {'delta overwrite': changed(.5, .99, .01)})]),                   # knows nothing
+    **{id: ({arm: changed(.92, .5, .4)}, [
+        ('refuted', {arm: changed(.92, .9, .05)}),
+        ('inconclusive', {arm: changed(.92, some(15, .5, .9), .4)})]) for id, arm in (('MQ6b', 'additive overwrite'), ('MQ6c', 'attention overwrite'))},
+    'MQ7a': (HELD, [
+        ('supported', holds(window=(.05,) * 9)),                                          # at the floor: not read
+        ('refuted', holds(gla=(.4, .6, .5, .55, .45))),                                   # bytes do not predict
+        ('inconclusive', holds(gla=(spread(.4, .5), spread(.5, .4), .6, spread(.7, .8), spread(.8, .7))))]),
+    'MQ7b': (HELD, [
+        ('supported', holds(gla=(.55, .5, .6, .7, .8))),                                  # out of order at one size only
+        ('refuted', holds(gla=(.55, .65, .75, .85, .95))),
+        ('inconclusive', holds(gla=(.4, .65, spread(.6, .75), spread(.7, .85), spread(.8, .95))))]),
+    'MQ8a': (widths(baseconv=(64, 128, 256)), [
         ('supported', widths(baseconv=(64, 128, None))),                                  # no width is enough
-        ('refuted', widths(baseconv=(64, 64, 128))),
+        ('refuted', widths(baseconv=(64, 64, 64))),
+        ('inconclusive', {'baseconv T 256 d 128': Ran(end=spread(1., .5)), 'baseconv T 256 d 64': Ran(end=spread(1., .5))})]),
+    'MQ8b': (widths(attention=(32, 32, 32)), [
         ('refuted', widths(attention=(32, 64, 128))),
-        ('inconclusive', {'baseconv T 256 d 128': Ran(end=[1., .5, .5])})]),
-    'MQ9': (rates(attention=4, delta=2), [
-        ('refuted', rates(delta=4)),
-        ('refuted', rates(attention=2, delta=1)),
-        ('inconclusive', {'attention rate 0.003': Ran(solved=[500, None, None], end=[1., .2, .2]), 'attention rate 0.01': Ran(end=.2)})]),
-    'MQ10': ({'equivalences': Ran(also={('error', 'a'): 1e-14, ('error_float32', 'a'): 1e-6})}, [
-        ('refuted', {'equivalences': Ran(also={('error', 'a'): 1e-8, ('error_float32', 'a'): 1e-6})}),
-        ('refuted', {'equivalences': Ran(also={('error', 'a'): 1e-14, ('error_float32', 'a'): 1e-3})}),
-        ('inconclusive', {'equivalences': Ran(also={('error', 'a'): [1e-14, 1e-14, 1e-8], ('error_float32', 'a'): 1e-6})})]),
-    'MQ11': ({'attention extrapolates': asked(.99, .95)} | {f'delta {k} extrapolates': asked(.02 * k, .01 * k) for k in (8, 16, 32)}, [
+        ('inconclusive', {'attention T 256 d 32': Ran(end=spread(1., .5))})]),
+    'MQ9a': (rates(attention=6), [
+        ('refuted', rates(attention=2)),
+        ('inconclusive', rates(attention=4))]),
+    **{id: (rates(**{'attention': 6, m: 3}), [
+        ('refuted', rates(**{m: 6})),
+        ('inconclusive', {f'{m} rate {r:g}': Ran(solved=spread(500, None), end=spread(1., .2)) for r in mqar.EIGHT_RATES[3:6]})]) for id, m in (('MQ9b', 'delta'), ('MQ9c', 'gla'), ('MQ9d', 'mamba2'))},
+    'MQ11a': ({'attention extrapolates': asked(.99, .95)}, [
         ('refuted', {'attention extrapolates': asked(.99, .5)}),
+        ('inconclusive', {'attention extrapolates': asked(.99, spread(.99, .82))})]),
+    'MQ11b': ({f'delta {k} extrapolates': asked(.02 * k, .01 * k) for k in (8, 16, 32)}, [
         ('refuted', {'delta 8 extrapolates': asked(.5, .05)}),                            # the smallest is not the worst
-        ('refuted', {'delta 32 extrapolates': asked(.5, .6)}),                            # it rises
-        ('inconclusive', {'attention extrapolates': asked(.99, [.95, .95, .5])})]),
-    'MQ12': ({'delta carried': carried(1.), 'gated_delta carried': carried(.99), 'attention carried': carried(.1)}, [
-        ('refuted', {'delta carried': carried(.5)}),
-        ('refuted', {'attention carried': carried(.9)}),
-        ('inconclusive', {'gated_delta carried': carried([1., 1., .5])})]),
-    'MQ14': ({'memory as feed-forward, even': Ran(end=.8), 'static feed-forward, even': Ran(end=.2), 'memory as feed-forward': Ran(end=.2)}, [
+        ('supported', {'delta 8 extrapolates': Ran(end=.2, also={('accuracy', '32 pairs'): .03})}),   # it could do little, and keeps less of that
+        ('inconclusive', {'delta 16 extrapolates': asked(spread(.32, .1), .1)})]),
+    **{id: ({arm: carried(1.)}, [
+        ('refuted', {arm: carried(.5)}),
+        ('inconclusive', {arm: carried(spread(1., .91))})]) for id, arm in (('MQ12a', 'delta carried'), ('MQ12b', 'gated_delta carried'))},
+    'MQ12c': ({'delta carried': carried(1.)}, [
+        ('refuted', {'delta carried': carried(1., emptied=.9)}),
+        ('inconclusive', {'delta carried': carried(1., emptied=spread(.1, .95))})]),
+    'MQ12d': ({'attention carried': carried(1.)}, [
+        ('refuted', {'attention carried': carried(1., cut=.9)}),
+        ('inconclusive', {'attention carried': carried(1., cut=spread(.1, .95))})]),
+    'MQ14a': ({'memory as feed-forward, even': Ran(end=.8), 'memory as feed-forward': Ran(end=.2)}, [
         ('refuted', {'memory as feed-forward, even': Ran(end=.3)}),
+        ('inconclusive', {'memory as feed-forward, even': Ran(end=spread(.9, .1))})]),
+    'MQ14b': ({'static feed-forward, even': Ran(end=.2)}, [
         ('refuted', {'static feed-forward, even': Ran(end=.4)}),
-        ('inconclusive', {'memory as feed-forward, even': Ran(end=[.8, .8, .3])})]),
+        ('inconclusive', {'static feed-forward, even': Ran(end=spread(.2, .3))})]),
 }
+def ends(arms): return dict.fromkeys((next(iter(arms)), next(reversed(arms))))   # the first and the last
 CASES = [(claim, verdict, changes) for claim, (_, cases) in SCENES.items() for verdict, changes in [('supported', {}), *cases]]
+
+
+def seeds_of(claim): return 20 if isinstance(CLAIMS[claim].rule, (Often, MoreOften)) else 6
+def decide(claim, changes={}): return judge(CLAIMS[claim], *tables(SCENES[claim][0] | changes, seeds_of(claim)), 'cpu')
 
 
 @cache
 def scene(claim):
     "Tables for which a claim is supported, for tests that take some away."
-    return tables(SCENES[claim][0])
+    return tables(SCENES[claim][0], seeds_of(claim))
 
 
 def test_every_claim_has_every_verdict():
@@ -158,45 +188,81 @@ def test_every_claim_has_every_verdict():
 
 @pytest.mark.parametrize('claim, verdict, changes', CASES, ids=[f'{c}-{v}-{"+".join(x)}' for c, v, x in CASES])
 def test_verdict(claim, verdict, changes):
-    runs, records = tables(SCENES[claim][0] | changes)
-    assert judge(CLAIMS[claim], runs, records, 'cpu').verdict == verdict
+    runs, records = tables(SCENES[claim][0] | changes, seeds_of(claim))
+    found = judge(CLAIMS[claim], runs, records, 'cpu')
+    assert found.verdict == verdict, found
     assert judge(CLAIMS[claim], runs, records, 'quick').verdict == 'inconclusive'
 
 
-@pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, _) in SCENES.items() for a in base])
+def test_no_rule_is_wrong_more_than_once_in_twenty():
+    assert power_table(mqar.study.claims).wrong.max() <= .07                    # and the noise of 400 made-up studies
+
+
+def test_every_arm_of_a_claim_is_in_its_scene():
+    for claim, (base, _) in SCENES.items(): assert set(names_of(CLAIMS[claim], scene(claim)[0])) == set(base)
+
+
+@pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, _) in SCENES.items() for a in ends(base)])
 def test_an_arm_may_have_fewer_seeds(claim, arm):
     "A table that is still being computed is read on the seeds that all arms have."
-    base = SCENES[claim][0]
-    more = tables({name: replace(ran, seeds=ran.seeds + 1) for name, ran in base.items()})
-    found = judge(CLAIMS[claim], *without(*more, arm, seed=0), 'cpu')
-    assert found.verdict == 'supported' and found.effect == found.effect, found
-    assert found.n_seeds == min(r.seeds for r in base.values())
+    found = judge(CLAIMS[claim], *without(*tables(SCENES[claim][0], seeds_of(claim) + 1), arm, seed=0), 'cpu')
+    assert found.verdict == 'supported' and found.n_seeds == seeds_of(claim), found
 
 
-@pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, _) in SCENES.items() for a in base])
-def test_a_missing_or_diverged_arm_leaves_its_claim_undecided(claim, arm):
+@pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, _) in SCENES.items() for a in ends(base) if not c.startswith(('MQ7', 'MQ9'))])
+def test_a_missing_arm_leaves_its_claim_undecided(claim, arm):
     gone = judge(CLAIMS[claim], *without(*scene(claim), arm), 'cpu')
-    assert gone.verdict == 'inconclusive' and gone.n_seeds == 0, gone
+    assert gone.verdict == 'inconclusive' and gone.n_seeds == 0 and arm in gone.note, gone
+
+
+@pytest.mark.parametrize('claim, arm', [(c, a) for c, (base, _) in SCENES.items() for a in ends(base)])
+def test_a_diverged_run_leaves_its_claim_undecided_but_for_rates(claim, arm):
     found = judge(CLAIMS[claim], *diverged(*scene(claim), arm, seed=1), 'cpu')
-    assert found.verdict == 'inconclusive' and arm in found.note and 'seed 1' in found.note
+    if claim.startswith('MQ9'): assert found.verdict == 'supported'             # to diverge at a rate is an answer
+    else: assert found.verdict == 'inconclusive' and arm in found.note and 'seed 1' in found.note
 
 
-@pytest.mark.parametrize('claim, few', [(c, n) for c in SCENES for n in (1, 2)])
-def test_one_seed_or_two_decide_nothing(claim, few):
-    found = judge(CLAIMS[claim], *(table[table.seed.between(1, few)] for table in scene(claim)), 'cpu')
-    assert found.verdict == 'inconclusive' and found.n_seeds == few and f'{few} seed{"s" * (few > 1)}: a verdict needs at least 3' in found.note
+@pytest.mark.parametrize('claim', SCENES)
+def test_four_seeds_decide_nothing(claim):
+    found = judge(CLAIMS[claim], *(table[table.seed.between(1, 4)] for table in scene(claim)), 'cpu')
+    assert found.verdict == 'inconclusive' and found.n_seeds == 4 and '4 seeds: a verdict needs at least 5' in found.note
 
 
-@pytest.mark.parametrize('claim, changes, unit', [('MQ4a', {}, 'accuracy'), ('MQ4a', {'unified conv': Ran(solved=700)}, 'ratio of steps'), ('MQ4a', {'unified conv': Ran(end=.9, solved=400)}, 'accuracy'),
-                                                  ('MQ6', {}, 'accuracy'), ('MQ6', {'delta overwrite': changed(.97, .99, .05)}, 'share of answers'), ('MQ6', {'attention overwrite': changed(1., .6, .05)}, 'share of answers')])
-def test_an_effect_has_the_unit_of_the_part_that_is_shown(claim, changes, unit):
-    assert claim_row(CLAIMS[claim], judge(CLAIMS[claim], *tables(SCENES[claim][0] | changes), 'cpu'), 'cpu')['unit'] == unit
+@pytest.mark.parametrize('claim, changes, size', [('MQ5b', {}, 'as said'), ('MQ5b', {'additive load 32': Ran(end=.65)}, 'smaller'), ('MQ5b', {'additive load 32': Ran(end=.7)}, 'negligible'), ('MQ5b', {'additive load 32': Ran(end=.9)}, 'reversed'),
+                                                  ('MQ4a', {}, 'as said'), ('MQ12a', {'delta carried': carried(.96)}, 'smaller'), ('MQ5a', {'delta load 16': Ran(end=spread(.9, .75))}, '')])
+def test_a_verdict_says_how_large(claim, changes, size): assert decide(claim, changes).size == size
+
+
+def test_notes_say_what_a_reader_must_know():
+    assert 'median steps 300 against never; 6 of 6 never did: a lower bound; log-rank p' in decide('MQ3a').note
+    assert decide('MQ2').note.startswith('20 of 20 seeds; median 1900 steps, ceiling 0.220')
+    assert '15 of 20 seeds know the untouched keys' in decide('MQ6a', {'delta overwrite': changed(some(15, .97, .5), .99, .01)}).note
+    assert 'window has 0 sizes off the floor' in decide('MQ7a', holds(window=(.05,) * 9)).note
+    assert 'no model does the task: 0 of 6 have come to rest' in decide('MQ5a', {'delta load 16': Ran(end=.9, rising=True)}).note
 
 
 # -- presets ----------------------------------------------------------------------------------------------------------
 
 def test_the_arms_of_every_claim_are_in_the_plan():
-    for claim, (base, _) in SCENES.items(): assert base.keys() <= plan('gpu' if claim == 'MQ8' else 'cpu').keys()
+    for claim, (base, _) in SCENES.items():
+        planned = plan('gpu' if claim.startswith('MQ8') else 'cpu')
+        assert base.keys() <= planned.keys() and min(len(planned[a][1]) for a in base if a not in ('memory as feed-forward',)) >= CLAIMS[claim].seeds
+
+
+def test_all_arms_of_the_laptop_start_from_weights_that_keep_their_variance():
+    small = {name for name, (arm, _) in plan('cpu').items() if arm.model.std != mqar.even_std(arm.model.mixers[0].d_model)}
+    assert {n.partition(' trial')[0] for n in small} == {'memory as feed-forward', 'static feed-forward'}   # their small twins are the point
+
+
+def test_the_models_of_the_source_have_the_parameters_that_were_told():
+    told = {(AttentionConfig, 32): 65_792, (AttentionConfig, 48): 98_560, (UnifiedKVConfig, 64): 98_560}
+    for (kind, dk), count in told.items(): assert mqar.count_of(mqar.lm(mqar.load(32), kind(d_model=64, n_heads=2, dk=dk), layers=4)) == count
+
+
+def test_no_trial_is_judged():
+    trials = {seed for name, (_, seeds) in plan('cpu').items() if ' trial ' in name for seed in seeds}
+    judged = {seed for name, (_, seeds) in plan('cpu').items() if ' trial ' not in name for seed in seeds}
+    assert trials and not trials & judged
 
 
 def test_the_source_is_planned_at_its_own_size():
@@ -221,7 +287,7 @@ def test_matched_arms_are_matched():
 
 def test_trials_and_families_share_rates():
     first = {a.name for a, _ in mqar.study.presets['cpu']().plan}
-    assert {f'delta load 16 trial {r:g}' for r in (1e-3, 3e-3, 1e-2)} <= first and not any(n.startswith('delta load 8 ') for n in first)
+    assert {f'delta load 16 trial {r:g}' for r in (1e-3, 3e-3, 1e-2, 3e-2)} <= first and not any(n.startswith('delta load 8 ') for n in first)
     assert not {n for n in first if n.endswith('holds 64')}
 
 

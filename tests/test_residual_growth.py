@@ -15,7 +15,7 @@ from memlab.eval.held_out import HeldOut
 from memlab.eval.stream import Streams
 from memlab.lab import arm as arm_
 from memlab.lab.arm import with_factors
-from memlab.lab.claims import claim_row, judge
+from memlab.lab.claims import judge, names_of, power_table
 from memlab.lab.records import RUNS, frame, record_table
 from memlab.nn.lm import residual_lm
 from memlab.studies import residual_growth as rg
@@ -23,7 +23,7 @@ from memlab.train.loop import FitResult
 
 CLAIMS = {c.id: c for c in rg.study.claims}
 UNIGRAM, BIGRAM = 5., 1.6
-DEVIATION = 0., 1., -1., .5, -.5, .7, -.7, .3, -.3, 0.   # of a seed, in units of the noise; none on average over 2 (nearly), 3, 5 or 10 of them
+DEVIATION = (0., 1., -1., .5, -.5, .7, -.7, .3, -.3, 0.) * 2   # of a seed, in units of the noise; none on average over 5, 10 or 20 of them
 
 
 # -- invented numbers -------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def grows(*gains, size=0.):
 def line(start, slope, size=0.): return lambda seed, step, layer: start + layer*(slope + size*DEVIATION[seed])
 def settles(late): return lambda seed, step, layer: late if layer > 4 else .3   # of eight layers
 def early(gap, until): return lambda seed, step: gap if step <= until else 0.
-def at(step, gap, then=0.): return lambda seed, now: gap if now == step else then
+def at(step, gap, then=0.): return lambda seed, now: said(gap, seed, now) if now == step else then
 
 
 def arms(text, fake=Arm()): return {name: fake for name in text.split(', ')}
@@ -93,100 +93,63 @@ def arms(text, fake=Arm()): return {name: fake for name in text.split(', ')}
 
 # -- every verdict ----------------------------------------------------------------------------------------------------
 
-ALL, ADD = 'r*A shared all', 'r+A shared all'
+ALL, ADD, SINGLE = 'r*A shared all', 'r+A shared all', 'r*A shared single'
+LONGER = f'{ALL} longer', f'{ADD} longer'
 def blown(gap): return Arm(gap=gap, rms=grows(2.))
 def read(gap): return Arm(gap=gap, bigram=9.)   # of a text where pairs tell little
+def thin(share): return lambda seed, step, layer: 1e-4 if layer == 6 and seed < 20 * share else 1.
 
-GRID = ', '.join(f'{sign} {share} {loss}' for sign in ('r*A', 'r+A') for share in ('shared', 'unshared') for loss in ('all', 'single'))
-PLAIN = 'vanilla, vanilla shared'
+
+def pair(arm, base, *cases, gap=noise(.3, .02), effect=.3):
+    "Scenes of a claim that an arm costs loss against its base."
+    return {arm: Arm(gap=gap), base: Arm()}, effect, [(verdict, {arm: Arm(gap=g)}) for verdict, g in cases or (('refuted', -.3), ('refuted', 0.), ('inconclusive', noise(.02, .02)), ('inconclusive', noise(.3, .6)))]
+
+
+def twins(arm, base):
+    "Scenes of a claim that two arms are equally good."
+    return pair(arm, base, ('supported', noise(.01, .004)), ('refuted', .03), ('refuted', -.03), ('inconclusive', noise(.01, .03)), gap=0., effect=0.)
+
+
+def growth(arm, most):
+    "Scenes of a claim that a stream does not grow."
+    return {arm: Arm(rms=grows(.9, size=.01))}, .9, [('refuted', {arm: Arm(rms=grows(7.))}), ('inconclusive', {arm: Arm(rms=grows(most, size=.2))})]
+
 
 # claim: arms for which it is supported, the effect it then reports, and what changes the verdict to which
 SCENES = {
-    'RG1': ({ALL: Arm(rms=grows(1.2, 1.6, 2.5, size=.01))}, 2.5, [
-        ('refuted', {ALL: Arm(rms=grows(1.05, 1.2, 1.4))}),                # too small at the end
-        ('refuted', {ALL: Arm(rms=grows(1.2, 3., 2.5))}),                  # falls later
-        ('refuted', {ALL: Arm(rms=grows(1.8, 1.6, 2.5))}),                 # falls earlier
-        ('inconclusive', {ALL: Arm(rms=grows(1.2, 1.4, 1.6, size=.5))}),
-        ('inconclusive', {ALL: Arm(rms=lambda seed, step, layer: grows(1.2, 1.6, 1.7 if seed else 1.5)(seed, step, layer))})]),
-    'RG2': ({ALL: blown(noise(.06, .01)), ADD: Arm()}, .06, [
-        ('refuted', {ALL: blown(noise(0, .01))}),
-        ('refuted', {ALL: blown(noise(-.5, .01))}),
-        ('inconclusive', {ALL: blown(noise(.06, .2))}),
-        ('inconclusive', {ALL: blown(noise(.02, .01))}),
-        ('inconclusive', {ALL: Arm(gap=noise(.06, .01))})]),               # it costs, and has not blown up
-    'RG3': (arms(GRID, Arm(rms=grows(1.05), cos=settles(.5))) | {ALL: Arm(rms=grows(2., size=.05), cos=settles(.999))}, 1., [
-        ('supported', {ADD: Arm(rms=grows(1.6), cos=settles(.999))}),      # the additive stream may grow where it stands still
-        ('refuted', {ADD: Arm(rms=grows(1.6), cos=settles(.5))}),          # and may not where it turns
-        ('refuted', {ALL: Arm(rms=grows(2.), cos=settles(.9))}),           # grows while it turns
-        ('refuted', {ALL: Arm(rms=grows(2.), cos=lambda seed, step, layer: .9 if layer == 7 else .999)}),   # one layer turns it
-        ('inconclusive', {ALL: Arm(rms=grows(1.2), cos=settles(.999))}),   # nothing grows: untested
-        ('refuted', {'r+A unshared single': Arm(rms=grows(1.05), cos=settles(.999))}),
-        ('refuted', {'r*A shared single': Arm(rms=grows(1.3))}),           # no halting, and still above 1.2
-        ('refuted', {'r*A unshared all': Arm(rms=grows(1.6), cos=settles(.999))}),   # halting without one shared block
-        ('inconclusive', {ALL: Arm(rms=grows(2.), cos=noise(.991, .005))}),
-        ('inconclusive', {'r*A unshared single': Arm(rms=grows(1.2, size=.1))})]),
-    'RG4': ({'r*A shared single': Arm(rms=grows(3., size=.01)), ALL: Arm(rms=grows(1.2))}, log(3) - log(1.2), [
-        ('refuted', {ALL: Arm(rms=grows(9.))}),
-        ('refuted', {'r*A shared single': Arm(rms=grows(1.3))}),           # larger than 1.2, no explosion
-        ('inconclusive', {'r*A shared single': Arm(rms=grows(1.7, size=.5))}),
-        ('inconclusive', {ALL: Arm(rms=grows(3.1, size=.5))})]),
-    'RG5': ({ADD: Arm(rms=line(1, .6, .01)), 'r+A shared single': Arm(rms=line(3, .05))}, .6, [
-        ('refuted', {ADD: Arm(rms=line(3, -.1)), 'r+A shared single': Arm(rms=line(3, -.1))}),   # shrinks
-        ('refuted', {ADD: Arm(rms=3.)}),                                   # stays
-        ('refuted', {'r+A shared single': Arm(rms=line(3, .3))}),          # only twice as steep
-        ('refuted', {ADD: Arm(rms=grows(2.))}),                            # not straight
-        ('inconclusive', {'r+A shared single': Arm(rms=line(3, .2, .1))}),
-        ('inconclusive', {ADD: Arm(rms=lambda seed, step, layer: 1 + .6*layer + (seed % 2)*(layer == 4))})]),
-    'RG6': ({'r*A*M shared': Arm(rms=lambda seed, step, layer: 1e-4 if layer == 6 else 1., gap=3.), 'r*A*M shared from one': Arm(), 'vanilla shared': Arm()}, -4., [
-        ('refuted', {'r*A*M shared': Arm(rms=1.)}),
-        ('supported', {'r*A*M shared': Arm(rms=lambda seed, step, layer: (1e-6, 3e-6, 1e-5)[seed])}),
-        ('supported', {'r*A*M shared': Arm(rms=0.)}),
-        ('refuted', {'r*A*M shared': Arm(rms=.0033)}),                     # sqrt(1e-5) is 0.00316
-        ('inconclusive', {'r*A*M shared': Arm(rms=noise(.003, .001))})]),
-    'RG7': (arms('normed skip, normed skip shared, normed skip x sqrt(L), normed skip x sqrt(L) shared', Arm(gap=noise(.3, .02))) | arms(PLAIN), .3, [
-        ('refuted', {'normed skip': Arm(gap=-.3)}),
-        ('refuted', {'normed skip shared': Arm(gap=-.03)}),
-        ('inconclusive', {'normed skip': Arm(gap=.015)}),                  # under the bar
-        ('inconclusive', {'normed skip shared': Arm(gap=noise(.3, .4))})]),   # under 3 SE
-    'RG8': (arms('r+A shared all, r+A shared all affine') | arms('r*A shared all, r*A shared all affine', Arm(gap=.5)), 0, [
-        ('supported', {f'{ALL} affine': Arm(gap=noise(.51, .004))}),       # real, and too small to matter
-        ('refuted', {f'{ALL} affine': Arm(gap=noise(.44, .01))}),
-        ('refuted', {f'{ADD} affine': Arm(gap=.03)}),
-        ('inconclusive', {f'{ADD} affine': Arm(gap=noise(0, .1))})]),
-    'RG9': (arms('parallel, parallel shared') | arms(PLAIN), 0, [
-        ('refuted', {'parallel': Arm(gap=.03)}),
-        ('refuted', {'parallel shared': Arm(gap=-.03)}),
-        ('inconclusive', {'parallel shared': Arm(gap=noise(.01, .02))})]),
-    'RG10': (arms('r+A shared all, r+A unshared all', Arm(seconds=39)) | arms('r+A shared single, r+A unshared single'), 0, [
-        ('refuted', {ADD: Arm(gap=.06)}),
-        ('refuted', {'r+A unshared all': Arm(gap=-.06)}),
-        ('inconclusive', {'r+A unshared all': Arm(gap=noise(0, .05))})]),
-    'RG11': ({'parallel shared': Arm(), 'parallel shared 2A': Arm(gap=at(500, .1)), 'parallel shared A/2': Arm(gap=early(.3, 1000)),
-              'parallel shared no A': Arm(gap=at(200, .03, then=.5))}, .1, [   # 200: the mean loss, 2.67, is last above 1.6 + 1 there
-        ('inconclusive', {'parallel shared 2A': Arm(gap=at(400, .1))}),    # too early
-        ('refuted', {'parallel shared 2A': Arm(gap=-.1)}),
-        ('refuted', {'parallel shared A/2': Arm(gap=.05)}),
-        ('refuted', {'parallel shared no A': Arm(gap=.06)}),
-        ('inconclusive', {'parallel shared 2A': Arm(gap=at(1000, .1))}),   # too late
-        ('inconclusive', {'parallel shared A/2': Arm(gap=noise(0, .1))}),
-        ('inconclusive', {'parallel shared no A': Arm(gap=noise(.05, .05))})]),
-    'RG12': (arms('vanilla shared, axm shared, vanilla shared warmup 10, vanilla shared warmup 400')
-             | {'axm shared warmup 400': Arm(gap=at(500, -.1, then=.5)), 'axm shared warmup 10': Arm(gap=.3)}, -.1, [
-        ('refuted', {'axm shared warmup 400': Arm(gap=.1)}),
-        ('refuted', {'axm shared': Arm(gap=-.1)}),                         # not level at the end
-        ('inconclusive', {'axm shared warmup 400': Arm(gap=-.015)}),
-        ('inconclusive', {'axm shared': Arm(gap=noise(0, .05))})]),
-    'RG13': (arms('vanilla, novalue sum') | arms('novalue mean, novalue sqrt', Arm(gap=.4)), 0, [
-        ('refuted', {'novalue sum': Arm(gap=.03)}),
-        ('refuted', {'novalue sum': Arm(gap=-.03)}),
-        ('inconclusive', {'novalue sum': Arm(gap=noise(.01, .02))})]),
-    'RG17': (arms('vanilla, vanilla long, own masked, own projected, sink key', read(0.)) | arms('own deleted, own deleted long', read(noise(-.05, .005))), -.05, [
-        ('refuted', {'own deleted': read(.05)}),
-        ('refuted', {'own deleted long': read(.02)}),
-        ('inconclusive', {'own deleted long': read(-.008)}),
-        ('inconclusive', {'own deleted': read(noise(-.05, .12))})]),
+    'RG1a': ({ALL: Arm(rms=grows(1.2, 1.6, 2.5))}, 2.5, [('refuted', {ALL: Arm(rms=grows(1.05, 1.2, 1.4))}), ('inconclusive', {ALL: Arm(rms=grows(1.2, 1.4, 1.5, size=.2))})]),
+    'RG1b': ({ALL: Arm(rms=grows(1.2, 1.6, 2.4))}, log(2), [('refuted', {ALL: Arm(rms=grows(2., 1.6, 1.4))}), ('refuted', {ALL: Arm(rms=grows(2.))}),
+                                                            ('inconclusive', {ALL: Arm(rms=lambda seed, step, layer: grows(1.2, 1.6, 3. if seed % 2 else 1.1)(seed, step, layer))})]),
+    'RG2': ({LONGER[0]: blown(noise(.06, .01)), LONGER[1]: Arm()}, .06, [('refuted', {LONGER[0]: blown(0.)}), ('refuted', {LONGER[0]: blown(-.5)}), ('inconclusive', {LONGER[0]: blown(noise(.06, .2))})]),
+    'RG3a': ({ALL: Arm(cos=settles(.999))}, .999, [('refuted', {ALL: Arm(cos=settles(.9))}), ('refuted', {ALL: Arm(cos=lambda seed, step, layer: .9 if layer == 7 else .999)}),   # one layer turns it
+                                                   ('inconclusive', {ALL: Arm(cos=noise(.99, .005))})]),
+    'RG3b': ({ADD: Arm(cos=settles(.9))}, .9, [('refuted', {ADD: Arm(cos=settles(.999))}), ('inconclusive', {ADD: Arm(cos=noise(.99, .005))})]),
+    'RG3c': growth('r*A unshared all', 1.2), 'RG3d': growth(SINGLE, 1.2), 'RG3e': growth('r*A unshared single', 1.2),
+    'RG4a': ({SINGLE: Arm(rms=grows(3.))}, 3., [('refuted', {SINGLE: Arm(rms=grows(1.3))}), ('inconclusive', {SINGLE: Arm(rms=grows(1.5, size=.3))})]),
+    'RG4b': ({SINGLE: Arm(rms=grows(3.)), ALL: Arm(rms=grows(1.2))}, log(2.5), [('refuted', {ALL: Arm(rms=grows(9.))}), ('inconclusive', {ALL: Arm(rms=grows(2.8, size=.5))})]),
+    'RG5a': ({ADD: Arm(rms=line(1, .6))}, .6, [('refuted', {ADD: Arm(rms=line(3, -.1))}), ('refuted', {ADD: Arm(rms=3.)}), ('inconclusive', {ADD: Arm(rms=line(3, .05, .05))})]),
+    'RG5b': ({ADD: Arm(rms=line(1, .6))}, 1., [('refuted', {ADD: Arm(rms=grows(2.))}), ('inconclusive', {ADD: Arm(rms=lambda seed, step, layer: 1 + .6*layer + (seed % 2)*(layer == 4))})]),
+    'RG5c': ({ADD: Arm(rms=line(1, .6)), 'r+A shared single': Arm(rms=line(3, .05))}, 12., [('refuted', {'r+A shared single': Arm(rms=line(3, .3))}), ('inconclusive', {'r+A shared single': Arm(rms=line(3, .21, .1))})]),
+    'RG5d': ({'parallel shared': Arm(rms=lambda seed, step, layer: (3., 2.5, 2., 2.5, 3., 4.)[min(layer, 6) - 1])}, .5, [('refuted', {'parallel shared': Arm(rms=line(1, .5))}), ('refuted', {'parallel shared': Arm(rms=line(5, -.5))}),
+                                                   ('inconclusive', {'parallel shared': Arm(rms=lambda seed, step, layer: (2. + .1*(seed % 2), 2., 2.1, 2.2, 2.3, 2.4)[min(layer, 6) - 1])})]),
+    'RG6a': ({'r*A*M shared': Arm(rms=thin(1), gap=3.)}, 1., [('refuted', {'r*A*M shared': Arm(rms=1.)}), ('refuted', {'r*A*M shared': Arm(rms=.0033)}),   # 10^-2.5 is 0.00316
+                                                              ('supported', {'r*A*M shared': Arm(rms=0.)}), ('inconclusive', {'r*A*M shared': Arm(rms=thin(.75))})]),
+    'RG6b': ({'r*A*M shared from one': Arm(gap=at(300, noise(0, .01), then=9.)), 'vanilla shared': Arm()}, 0., [('refuted', {'r*A*M shared from one': Arm(gap=1.)}), ('inconclusive', {'r*A*M shared from one': Arm(gap=noise(.1, .1))})]),
+    **{f'RG7{c}': pair(f'normed skip{x}{y}', f'vanilla{x}{y}') for c, x, y in zip('abcdef', (' shared', '') * 3, ('', '', ' all', ' all', ' deep', ' deep'))},
+    'RG8a': twins(f'{ADD} affine', ADD), 'RG8b': twins(f'{ALL} affine', ALL),
+    'RG9a': twins('parallel shared', 'vanilla shared'), 'RG9b': twins('parallel', 'vanilla'),
+    'RG10a': twins(ADD, 'r+A shared single'), 'RG10b': twins('r+A unshared all', 'r+A unshared single'),
+    'RG11a': pair('parallel shared 2A', 'parallel shared', ('refuted', at(400, .1)), ('refuted', -.1), ('refuted', at(1000, .1)), ('inconclusive', noise(.02, .05)), gap=at(500, .1), effect=.1),   # at a third, neither earlier nor later
+    'RG11b': twins('parallel shared A/2', 'parallel shared'),
+    'RG11c': pair('parallel shared no A', 'parallel shared', ('refuted', .06), ('inconclusive', noise(.05, .05)), gap=at(200, .03, then=.5), effect=.03),   # 200: the mean loss, 2.67, is last above 1.6 + 1 there
+    'RG12a': ({'axm shared warmup 400': Arm(gap=at(500, -.1, then=.5)), 'vanilla shared warmup 400': Arm()}, .1, [('refuted', {'axm shared warmup 400': Arm(gap=.1)}), ('inconclusive', {'axm shared warmup 400': Arm(gap=noise(-.02, .05))})]),
+    'RG12b': twins('axm shared', 'vanilla shared'),
+    'RG13a': twins('novalue sum', 'vanilla'), 'RG13b': twins('novalue many heads', 'vanilla many heads'),
+    **{id: ({f'own deleted{x}': read(noise(-.05, .005)), f'vanilla{x}': read(0.)}, .05, [('refuted', {f'own deleted{x}': read(.05)}), ('refuted', {f'own deleted{x}': read(-.005)}), ('inconclusive', {f'own deleted{x}': read(noise(-.05, .12))})])
+       for id, x in (('RG17a', ''), ('RG17b', ' long'))},
 }
 CASES = [(claim, verdict, changes) for claim, (base, _, cases) in SCENES.items() for verdict, changes in [('supported', {}), *cases]]
+USES = [(claim, arm) for claim, (base, _, _) in SCENES.items() for arm in base]
 
 
 def decide(claim, changes={}):
@@ -201,7 +164,7 @@ def scene(claim):
 
 
 def test_every_claim_has_every_verdict():
-    assert set(SCENES) == set(CLAIMS) and len(CLAIMS) == 14
+    assert set(SCENES) == set(CLAIMS)
     assert {(c, v) for c, v, _ in CASES} == {(c, v) for c in CLAIMS for v in ('supported', 'refuted', 'inconclusive')}
 
 
@@ -210,7 +173,7 @@ def test_verdict(claim, verdict, changes):
     runs, records = tables(SCENES[claim][0] | changes)
     found = judge(CLAIMS[claim], runs, records, 'cpu')
     assert found.verdict == verdict, found
-    assert found.n_seeds == min(len(plan('cpu')[arm][1]) for arm in SCENES[claim][0] if arm not in BESIDE) and found.ci_low <= found.effect <= found.ci_high
+    assert found.n_seeds == min(len(plan('cpu')[arm][1]) for arm in SCENES[claim][0]) >= CLAIMS[claim].seeds and found.ci_low <= found.effect <= found.ci_high
     toy = judge(CLAIMS[claim], runs, records, 'quick')
     assert toy.verdict == 'inconclusive' and toy.effect == found.effect
     assert toy.note == (found.note if verdict == 'inconclusive' else f'preset quick decides nothing; the numbers alone would read: {verdict}')
@@ -218,50 +181,34 @@ def test_verdict(claim, verdict, changes):
 
 @pytest.mark.parametrize('claim', SCENES)
 def test_effect(claim):
-    assert decide(claim).effect == pytest.approx(SCENES[claim][1], abs=1e-4)
+    assert decide(claim).effect == pytest.approx(SCENES[claim][1], abs=2e-3)
 
 
-@pytest.mark.parametrize('repaired, told', [(0., 'the start is to blame: from one, +0.000'), (1., 'the architecture is to blame: from one, +1.000'),
-                                            (noise(.1, .1), 'the repair is undecided: from one, +0.100')])
-def test_a_collapse_says_what_is_to_blame(repaired, told):
-    "The repair is read at the end of the short run."
-    short = lambda seed, step: said(repaired, seed, step) if step == 300 else 9.
-    found = decide('RG6', {'r*A*M shared from one': Arm(gap=short)})
-    assert found.verdict == 'supported' and told in found.note
+def test_no_rule_is_wrong_more_than_once_in_twenty():
+    assert power_table(rg.study.claims).wrong.max() <= .07   # and the noise of 400 made-up studies
+
+
+def test_every_arm_of_a_claim_is_in_its_scene():
+    for claim, (base, _, _) in SCENES.items(): assert set(names_of(CLAIMS[claim], scene(claim)[0])) == set(base)
 
 
 def test_notes_carry_what_does_not_decide():
-    assert decide('RG10').note.count('3.9 times as long; at equal time (its step 500)') == 2
-    assert 'elsewhere unshared all +0.200' in decide('RG2', arms('r+A unshared all') | arms('r*A unshared all', Arm(gap=.2))).note
-    assert decide('RG13').note.endswith('A°/H +0.400, A°/sqrt(H) +0.400')
-    assert decide('RG7').note.endswith('scaled by sqrt(L): shared +0.300, unshared +0.300')
-    assert decide('RG17', {'own masked': read(.2)}).note.endswith('masked +0.200, projected +0.000, sink +0.000')
-    assert 'no A at step 200' in decide('RG11').note
+    assert 'over the last fifth of the steps it went from +0.060 to +0.060; gain 2.00 a layer' in decide('RG2').note
+    assert 'slopes 0.600 and 0.050' in decide('RG5c').note
+    assert 'rms by layer 3.00, 2.50, 2.00' in decide('RG5d').note
+    assert decide('RG6a', {'r*A*M shared': Arm(rms=0.)}).note == '20 of 20 seeds; median rms 0 (underflow)'
+    assert decide('RG11c').note == 'read at step 200'
 
 
 # -- what leaves a claim undecided ------------------------------------------------------------------------------------
 
-USES = [(claim, arm) for claim, (base, _, _) in SCENES.items() for arm in base]
-BESIDE = ['normed skip x sqrt(L)', 'normed skip x sqrt(L) shared', 'novalue mean', 'novalue sqrt', 'own masked', 'own projected', 'sink key',
-          'axm shared warmup 10', 'vanilla shared warmup 10']   # told of in a note, or not the longest warmup
-
-
 def undecided(found, *words): return found.verdict == 'inconclusive' and found.n_seeds == 0 and all(w in found.note for w in words)
-
-
-@pytest.mark.parametrize('claim', SCENES)
-def test_scenes_name_the_arms_the_claim_uses(claim, monkeypatch):
-    used, real = set(), rg.require
-    monkeypatch.setattr(rg, 'require', lambda runs, *arms: (used.update(arms), real(runs, *arms)))
-    decide(claim)
-    assert used == set(SCENES[claim][0]) - {'axm shared warmup 10', 'vanilla shared warmup 10'}   # the longest warmup counts, these must not
 
 
 @pytest.mark.parametrize('claim, arm', USES)
 def test_a_missing_arm_is_named(claim, arm):
     found = judge(CLAIMS[claim], *(table[table.arm != arm] for table in scene(claim)), 'cpu')
-    if arm in BESIDE: assert found.verdict == 'supported'
-    else: assert undecided(found, arm), found
+    assert undecided(found, arm) or claim == 'RG12a' and undecided(found), found
 
 
 @pytest.mark.parametrize('claim, arm', USES)
@@ -270,76 +217,68 @@ def test_a_diverged_run_is_named(claim, arm):
     bad = (runs.arm == arm) & (runs.seed == 1)
     runs.loc[bad, ['status', 'diverged_at']] = 'diverged', 40
     records = records[~(records.run_id.isin(runs.run_id[bad]) & (records.step > 40))]
-    found = judge(CLAIMS[claim], runs, records, 'cpu')
-    if arm in BESIDE: assert found.verdict == 'supported'
-    else: assert undecided(found, arm, 'seed 1'), found
+    assert undecided(judge(CLAIMS[claim], runs, records, 'cpu'), arm, 'seed 1')
 
 
-@pytest.mark.parametrize('claim, arm', [(c, a) for c, a in USES if c in ('RG1', 'RG2', 'RG3', 'RG4', 'RG5')])
-def test_an_untrained_arm_is_named(claim, arm):
+GROWN = [(claim, arm) for claim, arm in USES if claim.startswith(('RG1a', 'RG1b', 'RG2', 'RG3', 'RG4', 'RG5'))]
+
+
+@pytest.mark.parametrize('claim, arm', GROWN)
+def test_a_seed_that_learned_nothing_is_left_out_and_counted(claim, arm):
     "A run that does not beat the frequencies of tokens has not learned to use its stream."
-    worst = replace(SCENES[claim][0][arm], gap=lambda seed, step: UNIGRAM - curve(arm, seed, step) + (.01 if seed == 1 else -.01))
-    found, told = decide(claim, {arm: worst}), f'{arm} (has not beaten the unigram floor)'
-    assert undecided(found, told) if claim != 'RG3' else found.verdict == 'inconclusive' and told in found.note
+    fake = SCENES[claim][0][arm]
+    worst = lambda bad: replace(fake, gap=lambda seed, step: UNIGRAM - curve(arm, seed, step) + .01 if seed in bad else said(fake.gap, seed, step))
+    n = decide(claim).n_seeds
+    found = decide(claim, {arm: worst([1])})
+    assert found.n_seeds == n - 1 and f'{n - 1} of {n} seeds have beaten the unigram floor' in found.note or n == 5 and '4 seeds: a verdict needs at least 5' in found.note
+    assert undecided(decide(claim, {arm: worst(range(20))}), 'no model does the task')
 
 
-def test_an_untrained_arm_does_not_hide_what_the_others_show():
-    "Nothing is read off the arm that did not learn; another that grows without both conditions still refutes."
-    worst = Arm(rms=grows(9.), cos=settles(.5), gap=lambda seed, step: 9. if seed == 1 else 0.)
-    grown = Arm(rms=grows(7.), cos=settles(.999))
-    found = decide('RG3', {'r*A shared single': worst, 'r*A unshared all': grown})
-    assert found.verdict == 'refuted' and 'grows without both conditions: r*A unshared all;' in found.note and found.n_seeds == 5
-    assert undecided(decide('RG3', {a: worst for a in rg.GRID}), 'r+A unshared single (has not beaten the unigram floor)')
-
-
-@pytest.mark.parametrize('arm', ['vanilla', 'vanilla long', 'own deleted', 'own deleted long'])
-def test_own_values_are_judged_on_models_that_use_attention(arm):
+@pytest.mark.parametrize('claim, arm', [u for u in USES if u[0].startswith('RG17')])
+def test_own_values_are_judged_on_models_that_use_attention(claim, arm):
     "A model within 0.1 nat of counting pairs says nothing about attention."
-    close = replace(SCENES['RG17'][0][arm], bigram=curve(arm, 2, 1500) + .05)
-    assert undecided(decide('RG17', {arm: close}), f'{arm} (has not beaten the bigram floor by 0.1 nat)')
+    close = replace(SCENES[claim][0][arm], bigram=curve(arm, 0, 1500) - .4)
+    assert undecided(decide(claim, {arm: close}), 'no model does the task', 'bigram floor by 0.1 nat')
 
 
-@pytest.mark.parametrize('claim, few', [(c, n) for c in SCENES for n in (1, 2)])
-def test_one_seed_or_two_decide_nothing(claim, few):
-    found = judge(CLAIMS[claim], *(table[table.seed.between(1, few)] for table in scene(claim)), 'cpu')
-    assert found.verdict == 'inconclusive' and found.n_seeds == few
-    assert claim == 'RG3' or f'{few} seed{"s" * (few > 1)}: a verdict needs at least 3' in found.note   # RG3 lists the arms it is open in
+@pytest.mark.parametrize('claim', SCENES)
+def test_four_seeds_decide_nothing(claim):
+    found = judge(CLAIMS[claim], *(table[table.seed.between(1, 4)] for table in scene(claim)), 'cpu')
+    assert found.verdict == 'inconclusive' and found.n_seeds == 4 and '4 seeds: a verdict needs at least 5' in found.note
 
 
-@pytest.mark.parametrize('claim, changes, unit', [('RG1', {}, 'factor a layer'), ('RG1', {ALL: Arm(rms=grows(1.05, 1.2, 1.4))}, 'factor a layer'), ('RG1', {ALL: Arm(rms=grows(1.2, 3., 2.5))}, 'log factor a layer'),
-                                                  ('RG5', {'r+A shared single': Arm(rms=line(3, .3))}, 'rms a layer'), ('RG5', {ADD: Arm(rms=grows(2.))}, 'R²'), ('RG7', {}, 'nats a token')])
-def test_an_effect_has_the_unit_of_the_part_that_is_shown(claim, changes, unit):
-    assert claim_row(CLAIMS[claim], decide(claim, changes), 'cpu')['unit'] == unit
-
-
-STREAMS = ['RG1', 'RG3', 'RG4', 'RG5', 'RG6']
+STREAMS = ['RG1a', 'RG3a', 'RG3c', 'RG4a', 'RG5a', 'RG6a']
 
 
 @pytest.mark.parametrize('claim, arm', [(c, next(iter(SCENES[c][0]))) for c in STREAMS])
 def test_a_stream_that_was_not_measured_is_named(claim, arm):
     runs, records = scene(claim)
-    found = judge(CLAIMS[claim], runs, records[~((records.arm == arm) & (records.metric == 'rms_stream'))], 'cpu')
+    found = judge(CLAIMS[claim], runs, records[~((records.arm == arm) & records.metric.isin(['rms_stream', 'cos_stream']))], 'cpu')
     assert undecided(found, arm)
 
 
-@pytest.mark.parametrize('claim, arm', [('RG1', ALL), ('RG3', 'r*A unshared all'), ('RG4', 'r*A shared single')])
+@pytest.mark.parametrize('claim, arm', [('RG1a', ALL), ('RG3c', 'r*A unshared all'), ('RG4b', SINGLE)])
 def test_a_stream_that_vanished_is_named(claim, arm):
     "Nothing multiplied by anything stays nothing, and has no logarithm."
-    assert undecided(decide(claim, {arm: Arm(rms=lambda seed, step, layer: float(seed != 1), cos=SCENES[claim][0][arm].cos)}), arm)
+    assert undecided(decide(claim, {arm: Arm(rms=lambda seed, step, layer: float(seed != 1))}), arm)
 
 
 @pytest.mark.parametrize('floor', [BIGRAM, None, 9.])
 def test_attention_is_judged_where_the_loss_is_above_the_bigram_floor(floor):
-    runs, records = (table.copy() for table in scene('RG11'))
+    runs, records = (table.copy() for table in scene('RG11c'))
     records.loc[records['item'] == 'bigram', 'value'] = floor or 0.
     if floor is None: records = records[records['item'] != 'bigram']
-    found = judge(CLAIMS['RG11'], runs, records, 'cpu')
-    assert found.verdict == 'supported' if floor == BIGRAM else undecided(found, 'bigram')
+    found = judge(CLAIMS['RG11c'], runs, records, 'cpu')
+    if floor == BIGRAM: assert found.verdict == 'supported'
+    else: assert undecided(found, 'floor' if floor is None else 'bigram')
 
 
 # -- presets ----------------------------------------------------------------------------------------------------------
 
 PRESETS = ['quick', 'cpu', 'gpu', 'full']
+BESIDE = ['normed skip x sqrt(L)', 'normed skip x sqrt(L) shared', 'novalue mean', 'novalue sqrt', 'own masked', 'own projected', 'sink key', 'axm shared warmup 10', 'vanilla shared warmup 10',
+          'r+A unshared single']   # drawn beside those that claims read
+ONE = {('vanilla shared deep', 'r+A shared all affine'), ('vanilla shared all', 'r+A shared all affine')}   # the same model where grid and substitutions have one depth
 
 
 def in_preset(claim, preset):
@@ -353,8 +292,8 @@ def warmup(arm, preset): return arm.replace('warmup 10', 'warmup 1').replace('wa
 
 @pytest.mark.parametrize('preset', ['quick', 'cpu', 'full'])
 def test_every_arm_of_every_claim_is_in_the_preset(preset):
-    assert {warmup(arm, preset) for _, arm in USES} - plan(preset).keys() == set()
-    assert plan(preset).keys() - {warmup(arm, preset) for _, arm in USES} == set()   # and none that no claim uses
+    used = {warmup(arm, preset) for arm in [*BESIDE, *(arm for _, arm in USES)]}
+    assert used == plan(preset).keys()
 
 
 @pytest.mark.parametrize('preset, claim', [(p, c) for p in ('quick', 'cpu', 'full') for c in SCENES])
@@ -365,8 +304,8 @@ def test_every_claim_finds_the_steps_it_reads(preset, claim):
 
 def test_what_the_gpu_preset_leaves_out():
     "All but these arms; so it can decide what its note says, and nothing else."
-    assert set(plan('gpu')) == set(rg.GRID) and rg.gpu().note.endswith('claims 1 to 5 and 10')
-    assert {c for c in SCENES if in_preset(c, 'gpu').n_seeds} == {'RG1', 'RG2', 'RG3', 'RG4', 'RG5', 'RG10'}
+    assert set(plan('gpu')) == set(rg.GRID) and rg.gpu().note.endswith('claims 1, 3, 4, 5 and 10')
+    assert {c for c in SCENES if in_preset(c, 'gpu').n_seeds} == {'RG1a', 'RG1b', *(f'RG3{c}' for c in 'abcde'), 'RG4a', 'RG4b', 'RG5a', 'RG5b', 'RG5c', 'RG10a', 'RG10b'}
 
 
 def flat(config, prefix=''):
@@ -389,7 +328,7 @@ def differences(preset, one, other):
 def test_arms_differ(preset):
     names = [arm.name for arm, _ in rg.study.presets[preset]().plan]
     assert len(set(names)) == len(names)
-    assert [(a, b) for i, a in enumerate(names) for b in names[:i] if not differences(preset, a, b)] == []
+    assert [(a, b) for i, a in enumerate(names) for b in names[:i] if not differences(preset, a, b) and (a, b) not in ONE] == []
 
 
 PARALLEL = 'model.block.mlp_in, model.block.update, model.block.carry'
@@ -412,6 +351,11 @@ TWINS = {   # one, other: all that differs
     **{(f'own {kind}', 'vanilla'): 'model.block.own' for kind in ('deleted', 'masked', 'projected')},
     ('sink key', 'vanilla'): 'model.block.sink',
     ('own deleted long', 'vanilla long'): 'model.block.own',
+    **{(f'normed skip{x} {y}', f'vanilla{x} {y}'): 'model.block.skip' for x in ('', ' shared') for y in ('all', 'deep')},
+    **{(f'{v}{x} all', f'{v}{x}'): 'model.block.loss' for v in ('vanilla', 'normed skip') for x in ('', ' shared')},
+    **{(f'{v}{x} deep', f'{v}{x} all'): 'model.block.n_layers' for v in ('vanilla', 'normed skip') for x in ('', ' shared')},
+    **{(f'{sign} shared all longer', f'{sign} shared all'): 'train.steps, measures.0.at, measures.1.at' for sign in ('r*A', 'r+A')},
+    ('novalue many heads', 'vanilla many heads'): 'model.block.values, model.block.mlp_ratio', ('vanilla many heads', 'vanilla'): 'model.block.n_heads',
 }
 
 

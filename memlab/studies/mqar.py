@@ -28,7 +28,7 @@ from ..eval.planted import planted_recall
 from ..eval.recall_measures import Recalled, RecallElsewhere, RecallPlaces, RecallSizes
 from ..lab.arm import Arm, arms_where, factors
 from ..lab.claims import Seen
-from ..lab.rules import More, MoreOften, Often, Sooner
+from ..lab.rules import More, MoreOften, Often, Sooner, log_rank
 from ..lab.study import Preset, Study
 from ..lab.tuning import Planned, staged
 from ..lab.values import Missing, at_end, floor_of, learned, rests, steps_to
@@ -75,7 +75,7 @@ def count_of(model: MixerLMConfig) -> int:
     "Block parameters of a config."
     with torch.device('meta'): return count_block_parameters(model.build())
 
-# %% ../../nbs/studies/mqar.ipynb #4eef77e9
+# %% ../../nbs/studies/mqar.ipynb #529469ac
 @dataclass(frozen=True)
 class Sizes:
     "How long, and with which rates, the arms of a preset are trained."
@@ -272,10 +272,11 @@ def rested(records: pd.DataFrame, *arms: str) -> tuple[pd.Index, str]:
     calm = pd.concat([rests(records, 'accuracy', a, .02, item=None) for a in arms], axis=1).all(axis=1)
     return learned(calm, 'have come to rest')
 
-def solving(records: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
+def solving(records: pd.DataFrame, ours: str, theirs: str) -> Seen:
     "Steps to solve of two arms, and the last step of the longer run."
     end = records[records.arm.isin((ours, theirs))].step.max()
-    return pd.DataFrame(dict(ours=steps_to(records, ours, SOLVED), theirs=steps_to(records, theirs, SOLVED), end=float(end)))
+    values = pd.DataFrame(dict(ours=steps_to(records, ours, SOLVED), theirs=steps_to(records, theirs, SOLVED), end=float(end)))
+    return Seen(values, log_rank(values))
 
 # %% ../../nbs/studies/mqar.ipynb #dcac3185
 study = Study('mqar', 'What must a memory do to recall, and does it need a key and a value?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), planted=dict(recall=planted_recall))
@@ -307,7 +308,7 @@ def sooner(id: str, layers: int, said: float):
 sooner('MQ3a', 2, 12.)
 sooner('MQ3b', 1, 6.)
 
-# %% ../../nbs/studies/mqar.ipynb #b9b432d8
+# %% ../../nbs/studies/mqar.ipynb #b8742c12
 @study.claim('MQ4a', 'With a short convolution one projection for key and value recalls as well as two, at equal parameters and two thirds of the cache.', source='the logged pair of runs, which reported no accuracy',
              measured="accuracy of unified KV minus attention's", rule=More(least=-.01, said=0., bounds=(-1, 1)), arms=('unified conv', 'attention conv'), unit='accuracy', seeds=20, sd=.005)
 def unified_is_free(runs, records): return accuracy(records, 'unified conv') - accuracy(records, 'attention conv')
@@ -349,7 +350,7 @@ under_load('MQ5c', 'What replacing gains over adding is larger at 32 pairs than 
 under_load('MQ5d', 'At 16 pairs a denominator makes adding worse: elu+1 keys with one hold less than raw keys with a norm on what is read.', lambda records: accuracy(records, 'additive load 16') - accuracy(records, 'elu+1 load 16'), (16,), source='calibration: .83 against .29',
            measured='accuracy of raw keys with a norm minus that of elu+1 with a denominator', rule=More(least=.2, said=.54, bounds=(-1, 1)), seeds=12, sd=.07)
 
-# %% ../../nbs/studies/mqar.ipynb #143ae676
+# %% ../../nbs/studies/mqar.ipynb #162a1b02
 def overwriting(id: str, memory: str, statement: str, source: str, passes):
     "How often a memory treats changed keys in some way."
     arm = f'{memory} overwrite'
@@ -415,7 +416,7 @@ def width_follows_length(runs, records): return needed(records, 'baseconv').pipe
 @study.claim('MQ8b', "The width that attention needs does not grow with sequence length.", source='the figure of 2023', measured='doublings of the smallest width that reaches .9, from length 256 down to 64', rule=More(least=-.5, said=0.), arms=by_width('attention'), unit='doublings', sd=.3)
 def width_stays(runs, records): return needed(records, 'attention').pipe(lambda w: w.iloc[:, 0] - w.iloc[:, -1])
 
-# %% ../../nbs/studies/mqar.ipynb #5d5c0a9f
+# %% ../../nbs/studies/mqar.ipynb #1510a30d
 RECURRENT = dict(delta='the delta rule', gla='GLA', mamba2='Mamba-2')
 
 def at_rates(mixer: str): return lambda runs: list(arms_where(runs, question='rate', memory=mixer)) if 'question' in runs else []
@@ -432,7 +433,7 @@ for id, mixer in zip(('MQ9b', 'MQ9c', 'MQ9d'), RECURRENT):
                  rule=More(least=.1, said=.25, bounds=(-1, 1)), arms=lambda runs, m=mixer: at_rates('attention')(runs) + at_rates(m)(runs), may_diverge=True, unit='of the rates', sd=.08)
     def narrower(runs, records, m=mixer): return share_of_rates(runs, records, 'attention') - share_of_rates(runs, records, m)
 
-# %% ../../nbs/studies/mqar.ipynb #7cdbc8a6
+# %% ../../nbs/studies/mqar.ipynb #0982d2c5
 EXTRAPOLATES = ('attention extrapolates', *(f'delta {k} extrapolates' for k in DELTA_WIDTHS))
 
 def kept(records: pd.DataFrame, arm: str, item: str) -> pd.Series:
@@ -460,7 +461,7 @@ def emptied(runs, records): return accuracy(records, 'delta carried', 'carried')
 @study.claim('MQ12d', 'A cache of which only the last eight tokens are carried does not recall.', source='a control', measured='accuracy of full attention with its whole cache carried minus that with the last eight tokens', rule=More(least=.5, said=.8, bounds=(-1, 1)), arms=('attention carried',), unit='accuracy', sd=.03)
 def cut_off(runs, records): return accuracy(records, 'attention carried', 'carried') - accuracy(records, 'attention carried', 'carried, last 8')
 
-# %% ../../nbs/studies/mqar.ipynb #1377a106
+# %% ../../nbs/studies/mqar.ipynb #3f871456
 @study.claim('MQ14a', 'Behind short convolutions, a Titans memory in the place of the feed-forward layer recalls half of the pairs or more.', source="the project's question", measured='accuracy', rule=More(least=.5, said=None, bounds=(0, 1)), arms=('memory as feed-forward, even', 'memory as feed-forward'), unit='accuracy', sd=.05)
 def writable_feedforward(runs, records):
     even, small = (accuracy(records, f'memory as feed-forward{x}') for x in (', even', ''))
