@@ -197,11 +197,11 @@ import toy, memlab.lab.study
 memlab.lab.study.study_names = lambda: ['toy']
 sys.modules['memlab.studies'] = types.ModuleType('memlab.studies')
 sys.modules['memlab.studies'].__path__ = []
-sys.modules['memlab.studies.toy'], toy.study = toy, toy.make(seeds=(0, 1, 2))
+sys.modules['memlab.studies.toy'], toy.study = toy, toy.make(seeds=range(5))
 from memlab.cli import main
 main(['run', 'toy', '--preset', 'cpu', '--no-notebook'])
 '''
     done = python(code)
     assert done.returncode == 0, done.stderr
-    assert 'T1  supported' in done.stdout and 'toy cpu' in done.stderr                  # the verdict, and a bar
+    assert 'T1     supported    as said' in done.stdout and 'toy cpu' in done.stderr                  # the verdict, and a bar
     assert json.loads((home/'data/results/toy/cpu/claims.json').read_text())['content'][0]['verdict'] == 'supported'

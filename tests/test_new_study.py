@@ -9,8 +9,9 @@ from memlab.data.recall_task import RecallTask
 from memlab.eval.planted import planted_recall
 from memlab.eval.recall_measures import Recalled, RecallSizes
 from memlab.lab.arm import Arm, factors
-from memlab.lab.claims import Evidence, compare, paired, require
+from memlab.lab.rules import More
 from memlab.lab.study import Preset, Study
+from memlab.lab.values import paired
 from memlab.nn.mixer_lm import MixerLMConfig, mixer_config
 from memlab.train.loop import FitConfig
 from memlab.train.objectives import RecallLoss
@@ -30,14 +31,12 @@ def preset(steps: int, seeds: tuple[int, ...]) -> Preset:
     return Preset(tuple((arm(mixer, steps), seeds) for mixer in ('delta', 'linear')))
 
 
-study = Study('replace', 'Does a memory that replaces recall more than one that adds?', dict(quick=lambda: preset(4, (0,)), cpu=lambda: preset(8, (0, 1, 2))),
+study = Study('replace', 'Does a memory that replaces recall more than one that adds?', dict(quick=lambda: preset(4, (0,)), cpu=lambda: preset(8, (0, 1, 2, 3, 4))),
               planted=dict(recall=planted_recall))
 
 
-@study.claim('R1', 'A memory that replaces recalls more than one that adds.', source='this test', rule='paired accuracy, bar .02', unit='accuracy')
-def replaces(runs, records) -> Evidence:
-    require(runs, 'delta', 'linear')
-    return compare(paired(records, 'accuracy', 'delta', 'linear', item=None), .02, +1)
+@study.claim('R1', 'A memory that replaces recalls more than one that adds.', source='this test', measured='accuracy of delta minus linear', rule=More(least=.02, bounds=(-1, 1)), arms=('delta', 'linear'), unit='accuracy')
+def replaces(runs, records): return paired(records, 'accuracy', 'delta', 'linear', item=None)
 '''
 
 USE = '''
@@ -57,6 +56,6 @@ def test_a_study_is_sixty_lines(tmp_path, monkeypatch):
     monkeypatch.setenv('MEMLAB_HOME', str(tmp_path))
     done = subprocess.run([sys.executable, '-c', USE, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == 'R1 6 [] []'
+    assert done.stdout.strip() == 'R1 10 [] []'
     where = Path(tmp_path)/'data'/'results'/'replace'/'cpu'
     assert {f.name for f in where.iterdir()} == {'arms.json', 'claims.json', 'records.parquet', 'rehearsals.parquet', 'runs.parquet'}

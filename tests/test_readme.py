@@ -26,4 +26,4 @@ def test_example_runs(title, tmp_path):
     assert done.returncode == 0, done.stderr
     if "claim" in title:
         found = read_json(tmp_path / "build/results/residual_growth/mine/claims.json")[-1]
-        assert (found["id"], found["n_seeds"]) == ("MINE", 3) and found["verdict"] in done.stdout
+        assert (found["id"], found["n_seeds"]) == ("MINE", 5) and found["verdict"] in done.stdout

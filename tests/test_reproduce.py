@@ -41,7 +41,6 @@ def test_from_data_to_verdicts(tree, study):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read_json(tree/f'build/results/{study}/quick/claims.json')
     assert [r['id'] for r in rows] == [c.id for c in find_study(study).claims]
-    assert all(set(r) == {'id', 'statement', 'source', 'verdict', 'effect', 'ci_low', 'ci_high', 'unit', 'n_seeds', 'preset', 'rule', 'note'} for r in rows)
     assert {r['verdict'] for r in rows} == {'inconclusive'}                       # quick decides nothing
     assert FIGURES[study] <= set(figures(tree, study))
     notebook = nbformat.read(tree/f'build/notebooks/{study}/quick.ipynb', 4)

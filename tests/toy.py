@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from memlab.lab.claims import compare, paired, require
+from memlab.lab.rules import More
 from memlab.lab.runs import Outcome
 from memlab.lab.study import Preset, Study
+from memlab.lab.values import paired
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,8 @@ def make(*arms, seeds=(0, 1), name='toy'):
     plan = lambda *some: lambda: Preset(tuple((a, some) for a in arms))
     study = Study(name, 'Is fast better than slow?', dict(quick=plan(*seeds), cpu=plan(*seeds), wide=plan(*seeds, 9)), execute, lambda arm: 'text1')
 
-    @study.claim('T1', 'fast ends lower', source='tests', rule='compare, bar 0.02')
-    def lower(runs, records):
-        require(runs, 'fast', 'slow')
-        return compare(paired(records, 'loss', 'fast', 'slow'))
+    @study.claim('T1', 'fast ends lower', source='tests', measured='loss of slow minus fast', rule=More(least=.02), arms=('slow', 'fast'))
+    def lower(runs, records): return paired(records, 'loss', 'slow', 'fast')
 
     return study
 

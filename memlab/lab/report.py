@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'STYLE', 'SIGNS', 'NOTHING', 'style', 'use_style', 'summary', 'log_ticks', 'colours', 'curves',
-           'name_lines', 'layers', 'forest', 'caption', 'finisher', 'save_fig', 'Table', 'verdict_table', 'answer',
-           'board', 'scoreboard', 'scoreboard_text']
+           'name_lines', 'layers', 'forest', 'caption', 'finisher', 'save_fig', 'Table', 'verdict_table', 'ruling',
+           'answer', 'earlier', 'board', 'scoreboard', 'scoreboard_text']
 
 # %% ../../nbs/lab/report.ipynb #17c0e557
 import io
@@ -25,9 +25,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from ..core.files import home, write_atomic
-from .claims import fmt_effect, interval, read_claims
+from ..core.files import home, read_json, write_atomic
+from .claims import before, holm, read_claims
 from .records import size_of
+from .rules import fmt_effect, interval, signed
 
 # %% ../../nbs/lab/report.ipynb #64b70206
 COLOURS = dict(blue='#0072B2', vermillion='#D55E00', green='#009E73', purple='#CC79A7', orange='#E69F00',
@@ -268,12 +269,20 @@ def verdict_table(
 ) -> Table:
     "Verdicts as a table to show."
     rows = claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims
-    return Table([{'claim': r['id'], 'statement': r['statement'], 'source': r['source'], 'rule': r['rule'], 'verdict': f"{SIGNS[r['verdict']]} {r['verdict']}",
-                   'effect [interval]': _in_words(r), 'seeds': r['n_seeds'], 'note': r['note']} for r in rows])
+    return Table([{'claim': r['id'], 'statement': r['statement'], 'at': r['scale'], 'verdict': ruling(r), 'effect [interval]': _in_words(r), 'p': _short(r['p']), 'q': _short(r['q']), 'Holm': _short(h), 'seeds': r['n_seeds'],
+                   'measured': r['measured'], 'rule': r['rule'], 'source': r['source'], 'note': r['note']} for r, h in zip(rows, holm([r['p'] for r in rows]))])
+
+def ruling(row: Mapping) -> str:
+    "A verdict with its sign, and the size of the effect beside the one that was said."
+    return f"{SIGNS[row['verdict']]} {row['verdict']}" + f", {row['size']}" * bool(row['size'])
 
 def _in_words(row):
     "Effect, interval and unit; the effect alone when there is no number."
     return fmt_effect(row['effect'], row['ci_low'], row['ci_high']) + f" {row['unit']}"*math.isfinite(row['effect'])
+
+def _short(p):
+    "A p-value in two digits."
+    return '' if math.isnan(p) else f'{p:.2g}' if p >= 1e-4 else '< .0001'
 
 # %% ../../nbs/lab/report.ipynb #577802bc
 def _counts(verdicts):
@@ -286,9 +295,18 @@ def answer(
 ) -> Markdown:                               # to show
     "What a study found: how many claims came out how, then a line for each, by verdict."
     rows = claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims
-    line = lambda r: f"- {r['statement']} " + (f"*{_in_words(r)}* " if math.isfinite(r['effect']) else '') + f"({r['id']})"
+    line = lambda r: f"- {r['statement']} " + (f"*{_in_words(r)}{', ' + r['size'] if r['size'] else ''}* " if math.isfinite(r['effect']) else '') + f"({r['id']})"
     parts = [f'**{v.capitalize()}**\n\n' + '\n'.join(line(r) for r in rows if r['verdict'] == v) for v in SIGNS if v in {r['verdict'] for r in rows}]
     return Markdown('\n\n'.join([f"{len(rows)} claims: {_counts(r['verdict'] for r in rows)}.", *parts]))
+
+# %% ../../nbs/lab/report.ipynb #d6944cdd
+def earlier(
+    folder: str | Path,   # of results
+) -> Table:               # one row for each earlier reading of a claim of today
+    "What the claims of a study have read before, with the rule of that time."
+    rows, history = read_claims(Path(folder)/'claims.json'), read_json(Path(folder)/'history.json') if (Path(folder)/'history.json').exists() else []
+    line = lambda r, h: {'claim': r['id'], 'reads': r['verdict'], 'read before': h['verdict'] + f" ({h['id']})" * (h['id'] != r['id']), 'effect then': '' if h['effect'] is None else signed(h['effect']), 'rule then': h['rule']}
+    return Table([line(r, h) for r in rows for h in before(history, r['id'])])
 
 # %% ../../nbs/lab/report.ipynb #42298b57
 def _folders(root, quick):
@@ -317,7 +335,8 @@ def _text_marks(study, preset, runs):
 def _figure(root, folder, id):
     "Path from the root of the figure that has the claim's id in its name; empty when there is none."
     place = root.joinpath(*(['build'] if size_of(folder.name) == 'quick' else []), 'figures', folder.parent.name, folder.name)
-    found = [p for p in sorted(place.glob('*.svg')) if id.lower() in p.stem.split('_')]
+    whole = re.sub('[a-z]+$', '', id.lower())   # a part of a claim has the figure of the whole
+    found = [p for name in (id.lower(), whole) for p in sorted(place.glob('*.svg')) if name in p.stem.split('_')]
     return found[0].relative_to(root).as_posix() if found else ''
 
 # %% ../../nbs/lab/report.ipynb #dc9a8c14
@@ -339,11 +358,10 @@ def scoreboard(
     quick: bool = False,         # also preset quick, under build/
 ) -> str:                        # Markdown
     "Every claim with its verdict as a Markdown table."
-    cells = [[r['id'], textwrap.shorten(r['statement'], 100, placeholder=' …'),
-              ' '.join([SIGNS[r['verdict']], r['verdict'], *(f'({m})' for m in r['marks'])]), fmt_effect(r['effect'], r['ci_low'], r['ci_high']), r['unit'],
+    cells = [[r['id'], r['statement'], r['scale'], ' '.join([ruling(r), *(f'({m})' for m in r['marks'])]), fmt_effect(r['effect'], r['ci_low'], r['ci_high']), r['unit'],
               str(r['n_seeds']), r['preset'], f"[figure]({r['figure']})" if r['figure'] else '']
              for r in board(root, quick)]
-    head = [['claim', 'statement', 'verdict', 'effect [interval]', 'unit', 'seeds', 'preset', 'figure'], ['---']*8]
+    head = [['claim', 'statement', 'at', 'verdict', 'effect [interval]', 'unit', 'seeds', 'preset', 'figure'], ['---']*9]
     return '\n'.join('| ' + ' | '.join(c.replace('|', '\\|') for c in row) + ' |' for row in head + cells) if cells else NOTHING
 
 # %% ../../nbs/lab/report.ipynb #eaae51b7
@@ -360,6 +378,6 @@ def scoreboard_text(
         gap = some.text.str.len().max()
         out.append(' · '.join([study, preset, _counts(some.verdict), *['decides nothing'] * (size_of(preset) == 'quick'), *some.marks.iloc[0]]))
         for r in some.itertuples():
-            line = f'  {SIGNS[r.verdict]} {r.id:<6}{r.verdict:<14}{r.text:<{gap}}  {r.n_seeds:>2} {"seed " if r.n_seeds == 1 else "seeds"}  '
+            line = f'  {SIGNS[r.verdict]} {r.id:<6}{", ".join(filter(None, [r.verdict, r.size])):<22}{r.text:<{gap}}  {r.n_seeds:>2} {"seed " if r.n_seeds == 1 else "seeds"}  '
             out.append(line + textwrap.shorten(r.statement, max(20, width - len(line)), placeholder=' …'))
     return '\n'.join(out)

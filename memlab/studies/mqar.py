@@ -75,7 +75,7 @@ def count_of(model: MixerLMConfig) -> int:
     "Block parameters of a config."
     with torch.device('meta'): return count_block_parameters(model.build())
 
-# %% ../../nbs/studies/mqar.ipynb #529469ac
+# %% ../../nbs/studies/mqar.ipynb #efd4cbff
 @dataclass(frozen=True)
 class Sizes:
     "How long, and with which rates, the arms of a preset are trained."
@@ -308,7 +308,7 @@ def sooner(id: str, layers: int, said: float):
 sooner('MQ3a', 2, 12.)
 sooner('MQ3b', 1, 6.)
 
-# %% ../../nbs/studies/mqar.ipynb #b8742c12
+# %% ../../nbs/studies/mqar.ipynb #08ebc360
 @study.claim('MQ4a', 'With a short convolution one projection for key and value recalls as well as two, at equal parameters and two thirds of the cache.', source='the logged pair of runs, which reported no accuracy',
              measured="accuracy of unified KV minus attention's", rule=More(least=-.01, said=0., bounds=(-1, 1)), arms=('unified conv', 'attention conv'), unit='accuracy', seeds=20, sd=.005)
 def unified_is_free(runs, records): return accuracy(records, 'unified conv') - accuracy(records, 'attention conv')
@@ -350,7 +350,7 @@ under_load('MQ5c', 'What replacing gains over adding is larger at 32 pairs than 
 under_load('MQ5d', 'At 16 pairs a denominator makes adding worse: elu+1 keys with one hold less than raw keys with a norm on what is read.', lambda records: accuracy(records, 'additive load 16') - accuracy(records, 'elu+1 load 16'), (16,), source='calibration: .83 against .29',
            measured='accuracy of raw keys with a norm minus that of elu+1 with a denominator', rule=More(least=.2, said=.54, bounds=(-1, 1)), seeds=12, sd=.07)
 
-# %% ../../nbs/studies/mqar.ipynb #162a1b02
+# %% ../../nbs/studies/mqar.ipynb #f022f3ed
 def overwriting(id: str, memory: str, statement: str, source: str, passes):
     "How often a memory treats changed keys in some way."
     arm = f'{memory} overwrite'
@@ -416,7 +416,7 @@ def width_follows_length(runs, records): return needed(records, 'baseconv').pipe
 @study.claim('MQ8b', "The width that attention needs does not grow with sequence length.", source='the figure of 2023', measured='doublings of the smallest width that reaches .9, from length 256 down to 64', rule=More(least=-.5, said=0.), arms=by_width('attention'), unit='doublings', sd=.3)
 def width_stays(runs, records): return needed(records, 'attention').pipe(lambda w: w.iloc[:, 0] - w.iloc[:, -1])
 
-# %% ../../nbs/studies/mqar.ipynb #1510a30d
+# %% ../../nbs/studies/mqar.ipynb #5d88d0b5
 RECURRENT = dict(delta='the delta rule', gla='GLA', mamba2='Mamba-2')
 
 def at_rates(mixer: str): return lambda runs: list(arms_where(runs, question='rate', memory=mixer)) if 'question' in runs else []
@@ -433,7 +433,7 @@ for id, mixer in zip(('MQ9b', 'MQ9c', 'MQ9d'), RECURRENT):
                  rule=More(least=.1, said=.25, bounds=(-1, 1)), arms=lambda runs, m=mixer: at_rates('attention')(runs) + at_rates(m)(runs), may_diverge=True, unit='of the rates', sd=.08)
     def narrower(runs, records, m=mixer): return share_of_rates(runs, records, 'attention') - share_of_rates(runs, records, m)
 
-# %% ../../nbs/studies/mqar.ipynb #0982d2c5
+# %% ../../nbs/studies/mqar.ipynb #ed0cdf5f
 EXTRAPOLATES = ('attention extrapolates', *(f'delta {k} extrapolates' for k in DELTA_WIDTHS))
 
 def kept(records: pd.DataFrame, arm: str, item: str) -> pd.Series:
@@ -461,7 +461,7 @@ def emptied(runs, records): return accuracy(records, 'delta carried', 'carried')
 @study.claim('MQ12d', 'A cache of which only the last eight tokens are carried does not recall.', source='a control', measured='accuracy of full attention with its whole cache carried minus that with the last eight tokens', rule=More(least=.5, said=.8, bounds=(-1, 1)), arms=('attention carried',), unit='accuracy', sd=.03)
 def cut_off(runs, records): return accuracy(records, 'attention carried', 'carried') - accuracy(records, 'attention carried', 'carried, last 8')
 
-# %% ../../nbs/studies/mqar.ipynb #3f871456
+# %% ../../nbs/studies/mqar.ipynb #0385555d
 @study.claim('MQ14a', 'Behind short convolutions, a Titans memory in the place of the feed-forward layer recalls half of the pairs or more.', source="the project's question", measured='accuracy', rule=More(least=.5, said=None, bounds=(0, 1)), arms=('memory as feed-forward, even', 'memory as feed-forward'), unit='accuracy', sd=.05)
 def writable_feedforward(runs, records):
     even, small = (accuracy(records, f'memory as feed-forward{x}') for x in (', even', ''))
