@@ -71,9 +71,9 @@ def train(folder, moment):
         moment.step = step; moment.pass_('batch')
         return torch.randint(32, (4, 13), generator=torch.Generator().manual_seed(step))
     def loss(model, ids):
-        objective, layers = lm_loss(model, ids[:, :-1], ids[:, 1:])
+        loss = lm_loss(model, ids[:, :-1], ids[:, 1:])
         moment.pass_('loss')
-        return objective, layers[-1]
+        return loss
     def hook(learner, step):
         moment.step = step; moment.pass_('hook')
         return [record(step, 'norm', float(p.norm()), layer, 'rest') for layer, p in enumerate(model.parameters())]
@@ -148,7 +148,7 @@ def tiny(folder):
     "Result of four steps of training in this process."
     model = residual_lm(BlockConfig(n_layers=1, d_model=8, n_heads=2), 16, 8, seed=0)
     ids = torch.arange(18).remainder(16).view(2, 9)
-    def loss(model, ids): return (lm_loss(model, ids[:, :-1], ids[:, 1:])[0],)*2
+    def loss(model, ids): return lm_loss(model, ids[:, :-1], ids[:, 1:])
     return fit_model(model, lambda step: ids, loss, FitConfig(steps=8, schedule=Constant(warmup=0)), folder=folder, save_every=2, stop=4)
 
 
@@ -244,12 +244,12 @@ def remembered(moment):
     learner = Learner(model, torch.optim.AdamW(model.parameters(), lr=1e-2), RowMemories(model, 3))
     def step(learner, ids, step):
         h, memory = model.features(ids[:, :-1], learner.carry.begin(torch.tensor([step % 7 == i for i in range(3)])))
-        loss, seen = token_loss(model, h, ids[:, 1:])
+        loss = token_loss(model, h, ids[:, 1:]).mean
         loss.backward()
         moment.pass_('loss')
         learner.carry.keep(memory)
         learner.optimizer.step(); learner.optimizer.zero_grad()
-        return seen
+        return loss.detach()
     return learner, lambda step: torch.randint(16, (3, 5), generator=torch.Generator().manual_seed(step)), step
 
 def train(folder, moment):
