@@ -4,6 +4,7 @@ import inspect
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from memlab.data.recall import IGNORE
 from memlab.eval.held_out import held_out_loss
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
-from memlab.train.learner import Learner
+from memlab.nn.segment import SegmentStack
+from memlab.train.learner import Learner, RowMemories, random_states, take_random_states
 from memlab.train.loop import FitConfig, fit, fit_model, parts
 from memlab.train.losses import lm_loss, recall_loss, token_loss
 from memlab.train.objectives import LayerLoss, RecallLoss, TokenLoss
@@ -204,6 +206,83 @@ def test_no_step_asks_the_device():
     config = FitConfig(steps=1, optimizer=SGDConfig(lr=1.), objective=TokenLoss(), accumulate=2)
     with Asked() as asked: TokenLoss().step(config)(Learner(model, config.optimizer.build(model)), text(), 0)
     assert asked.n == 0
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+class Skips(nn.Module):
+    "Layers are left out by the generator of NumPy. That of Python, which checks of annotations draw from here, is tried in the notebook."
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(3, 3) for _ in range(4))
+
+    def forward(self, x):
+        x = self.maps[0](x)
+        for f in self.maps[1:]:
+            if np.random.rand() < .7: x = f(x)
+        return x
+
+
+def skipping(folder=None, **how):
+    "Weights and records of a run of layers that draw from generators torch knows nothing of."
+    torch.manual_seed(0); np.random.seed(0)
+    model = Skips()
+    def loss(model, x): return (total := model(x).square().sum()), total.detach(), len(x)
+    result = fit_model(model, lambda step: torch.ones(2, 3), loss, FitConfig(steps=9, schedule=Constant(warmup=0)), folder=folder, **how)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), result.records
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path):
+    for stop in (2, 5, 9): got = skipping(tmp_path, stop=stop)
+    want = skipping()
+    assert torch.equal(got[0], want[0]) and got[1] == want[1]
+
+
+def test_the_generator_of_an_accelerator_goes_on_where_it_was(monkeypatch):
+    "Its state is that of every device on which there are weights, whatever number the device has next time."
+    states = {3: torch.tensor([3]), 5: torch.tensor([5])}
+    monkeypatch.setattr(torch.cuda, 'get_rng_state', lambda device: states[device.index])
+    monkeypatch.setattr(torch.cuda, 'set_rng_state', lambda state, device: states.update({device.index: state}))
+    on = lambda *numbers: {torch.device('cuda', i) for i in numbers} | {torch.device('cpu')}
+    saved = random_states(on(5, 3))
+    take_random_states(saved, on(0, 1))
+    assert states[0] == 3 and states[1] == 5
+    take_random_states(random_states(on()), on(0))      # saved without one
+    assert states[0] == 3
+    with pytest.raises(ValueError, match='lacks the generator of numpy'): take_random_states({n: u for n, u in saved.items() if n != 'numpy'}, on())
+
+
+def test_what_is_carried_is_asked_for():
+    "A checkpoint with something carried, or without, is refused by a learner that has nothing to carry, or has."
+    model = SegmentStack(d_model=8, n_heads=1, segment=4, mixers=('rope',)).build(0, 16)
+    alone, carrying = (Learner(model, SGDConfig().build(model), carry) for carry in (None, RowMemories(model, 2)))
+    carrying.carry.keep(model.features(torch.zeros(2, 4, dtype=torch.long), carrying.carry.begin(torch.ones(2, dtype=torch.bool)))[1])
+    with pytest.raises(ValueError, match='carries 0/.* this learner has nothing to carry it in'): alone.unpack(carrying.pack())
+    with pytest.raises(ValueError, match='the checkpoint holds no memories of rows'): carrying.unpack(alone.pack())
+
+
+class Counting(nn.Linear):
+    "Holds something that is no tensor."
+    def get_extra_state(self): return dict(calls=3)
+    def set_extra_state(self, state): pass
+
+
+class Restless(torch.optim.SGD):
+    "Counts its steps where its constants are, as schedule-free optimizers do."
+    def step(self, closure=None):
+        self.param_groups[0]['k'] = self.param_groups[0].get('k', 0) + 1
+        return super().step(closure)
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path):
+    "State that is no tensor, before the first step; constants that an optimizer changes, when they would be lost."
+    model, begun = Counting(3, 1), []
+    with pytest.raises(ValueError, match='Counting holds state that is no tensor'): fit(Learner(model, SGDConfig().build(model)), lambda step: begun.append(step), lambda *_: torch.ones(()), FitConfig(steps=3), folder=tmp_path)
+    assert not begun
+    learner = Learner(steep := Steep(), Restless(steep.parameters(), lr=.1))
+    learner.pack()
+    learner.optimizer.step()
+    with pytest.raises(ValueError, match="optimizer 'optimizer' .Restless. has changed its k: it cannot be saved"): learner.pack()
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def parts(
     mine = [x.chunk(size)[rank].to(device, non_blocking=True) for x in tensors_of(batch)]
     return list(zip(*(x.chunk(n) for x in mine)))
 
-# %% ../../nbs/train/loop.ipynb #0283c8a9
+# %% ../../nbs/train/loop.ipynb #3a39b0d7
 @contextmanager
 def together() -> Iterator[None]:
     "Tell what it means that other processes do not answer."
@@ -101,7 +101,7 @@ def from_all(mine: Any) -> list:
     with together(): dist.all_gather_object(said, mine)
     return said
 
-# %% ../../nbs/train/loop.ipynb #688ef6da
+# %% ../../nbs/train/loop.ipynb #10ebbcb4
 Loss = Callable[..., Summed]  # (model, *rows) -> sums over some rows, and how many of their labels count
 
 def counted(said: Any, device: torch.device) -> Summed:
@@ -214,7 +214,9 @@ def resume_run(
 ) -> FitResult:
     "Continue from a checkpoint when there is one."
     path = Path(folder)/CHECKPOINT
-    if not path.exists(): return FitResult()
+    if not path.exists():
+        learner.pack()   # what cannot be saved is refused before the first step
+        return FitResult()
     tensors, header = load_tensors(path)
     if settings and (other := departures(header['settings'], settings)):
         raise ValueError(f'{path} was saved with other settings ({other[0]}): go on with those, choose another folder, or ask for it with anyway=True')
@@ -222,7 +224,7 @@ def resume_run(
     result = FitResult(**header['result'])
     return replace(result, status='running') if result.status == 'stopped' else result
 
-# %% ../../nbs/train/loop.ipynb #9d571ba3
+# %% ../../nbs/train/loop.ipynb #a3d97da3
 @contextmanager
 def all_or_none() -> Iterator[None]:
     "An error on one process is one on all."
