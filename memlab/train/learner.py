@@ -52,11 +52,12 @@ class RowMemories:
         take = lambda i, s: replace(s, **{n: tensors[f'{i}/{n}'].to(device) for n in s.tensors()})
         self.memory = tuple(take(i, s) for i, s in enumerate(self.model.init_memory(self.rows)))
 
-# %% ../../nbs/train/learner.ipynb #c203d32a
+# %% ../../nbs/train/learner.ipynb #ab071a63
 def accelerators(devices: Collection[torch.device]) -> list[torch.device]:
     "The devices with a generator of their own, in order."
     return sorted((d for d in devices if d.type == 'cuda'), key=str)
 
+# %% ../../nbs/train/learner.ipynb #bdcd176b
 def random_states(
     devices: Collection[torch.device],  # on which there are weights
 ) -> dict[str, Tensor]:
@@ -66,6 +67,7 @@ def random_states(
     return dict(torch=torch.get_rng_state(), python=word(random.getstate()), numpy=word([kind, keys.tolist(), *rest])) | {
         f'device {i}': torch.cuda.get_rng_state(d) for i, d in enumerate(accelerators(devices))}
 
+# %% ../../nbs/train/learner.ipynb #2867ad29
 def take_random_states(
     states: dict[str, Tensor],          # from `random_states`
     devices: Collection[torch.device],  # on which there are weights now
@@ -94,6 +96,7 @@ def plain(name: str) -> str:
     "A parameter's name without what `torch.compile` puts before it."
     return name.replace('_orig_mod.', '')
 
+# %% ../../nbs/train/learner.ipynb #7f4840ac
 class Learner:
     "Models, optimizers and a carry: all that training changes, so all that a checkpoint holds."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'Batch', 'Loss', 'Step', 'Hook', 'FIRST', 'CHECKPOINT', 'FitConfig', 'world', 'tensors_of', 'parts',
            'together', 'add_up', 'from_all', 'counted', 'gradients', 'train_step', 'supervised', 'FitResult',
-           'close_window', 'unless_overflowed', 'log_mean', 'save_run', 'resume_run', 'all_or_none', 'check_agreement',
+           'close_window', 'log_mean', 'unless_overflowed', 'save_run', 'resume_run', 'all_or_none', 'check_agreement',
            'fit', 'set_rates', 'fit_model', 'show']
 
 # %% ../../nbs/train/loop.ipynb #0cf66e47
@@ -66,6 +66,7 @@ def world() -> tuple[int, int]:
 
 def tensors_of(batch: Batch) -> tuple[Tensor, ...]: return batch if isinstance(batch, tuple) else (batch,)
 
+# %% ../../nbs/train/loop.ipynb #1f11df27
 def parts(
     batch: Batch,
     n: int,         # equal parts
@@ -78,7 +79,7 @@ def parts(
     mine = [x.chunk(size)[rank].to(device, non_blocking=True) for x in tensors_of(batch)]
     return list(zip(*(x.chunk(n) for x in mine)))
 
-# %% ../../nbs/train/loop.ipynb #3a39b0d7
+# %% ../../nbs/train/loop.ipynb #1a0f0bfb
 @contextmanager
 def together() -> Iterator[None]:
     "Tell what it means that other processes do not answer."
@@ -87,6 +88,7 @@ def together() -> Iterator[None]:
     except RuntimeError as e:
         raise RuntimeError(f'process {rank} of {size} waits for the others in vain ({str(e).splitlines()[0]}): one of them has died or hangs; start all of them again, they go on from their last checkpoint') from e
 
+# %% ../../nbs/train/loop.ipynb #e9db9840
 def add_up(tensors: list[Tensor]) -> None:
     "Sum over processes, in place, in one message."
     if world()[1] == 1: return
@@ -101,7 +103,7 @@ def from_all(mine: Any) -> list:
     with together(): dist.all_gather_object(said, mine)
     return said
 
-# %% ../../nbs/train/loop.ipynb #10ebbcb4
+# %% ../../nbs/train/loop.ipynb #788ced5b
 Loss = Callable[..., Summed]  # (model, *rows) -> sums over some rows, and how many of their labels count
 
 def counted(said: Any, device: torch.device) -> Summed:
@@ -110,6 +112,7 @@ def counted(said: Any, device: torch.device) -> Summed:
     total, report, count = said
     return Summed(total, report.detach(), count if isinstance(count, Tensor) else torch.full((), count, device=device))
 
+# %% ../../nbs/train/loop.ipynb #3a5be5a9
 def gradients(model: nn.Module, batch: Batch, loss: Loss, c: FitConfig) -> Tensor:  # the mean to report, left on the device
     "Give parameters the gradient of the mean over all labels of a batch that count."
     device, found, dtype = next(model.parameters()).device, [], PRECISIONS[c.precision]
@@ -182,17 +185,18 @@ def close_window(
         if i <= FIRST: result.records.append(record(i, 'loss', value))
         result.window.append(value)
 
-def unless_overflowed(learner: Learner, loss: Tensor) -> Tensor:
-    "The loss of the last step; no number where that step left weights that are none."
-    finite = [p.isfinite().all().to(loss.device) for _, p in learner.parameters() if p.requires_grad]
-    return loss.where(torch.stack(finite).all(), math.nan)
-
+# %% ../../nbs/train/loop.ipynb #9bceff60
 def log_mean(result: FitResult) -> float:
     "Record the mean of the window, if there is one, and empty it."
     mean = sum(result.window) / len(result.window) if result.window else math.nan
     if result.window: result.records.append(record(result.step, 'train_loss', mean))
     result.window = []
     return mean
+
+def unless_overflowed(learner: Learner, loss: Tensor) -> Tensor:
+    "The loss of the last step; no number where that step left weights that are none."
+    finite = [p.isfinite().all().to(loss.device) for _, p in learner.parameters() if p.requires_grad]
+    return loss.where(torch.stack(finite).all(), math.nan)
 
 # %% ../../nbs/train/loop.ipynb #ef8cb720
 CHECKPOINT = 'checkpoint.safetensors'
@@ -224,7 +228,7 @@ def resume_run(
     result = FitResult(**header['result'])
     return replace(result, status='running') if result.status == 'stopped' else result
 
-# %% ../../nbs/train/loop.ipynb #a3d97da3
+# %% ../../nbs/train/loop.ipynb #2195f62b
 @contextmanager
 def all_or_none() -> Iterator[None]:
     "An error on one process is one on all."
@@ -294,6 +298,7 @@ def fit(
     if folder is not None and result.status != 'diverged' and (saved != result.step or result.status == 'finished'): save()
     return result
 
+# %% ../../nbs/train/loop.ipynb #b288bb9a
 def set_rates(learner: Learner, c: FitConfig, step: int) -> None:
     "Give every optimizer its learning rate for a step."
     for optimizer in learner.optimizers.values():
