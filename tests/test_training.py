@@ -16,7 +16,7 @@ from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
 from memlab.nn.segment import SegmentStack
 from memlab.train.learner import Learner, RowMemories, random_states, take_random_states
-from memlab.train.loop import FitConfig, fit, fit_model, parts
+from memlab.train.loop import FitConfig, fit, fit_model, parts, train_step
 from memlab.train.losses import lm_loss, recall_loss, token_loss
 from memlab.train.objectives import LayerLoss, RecallLoss, TokenLoss
 from memlab.train.optim import AdamWConfig, SGDConfig
@@ -148,6 +148,14 @@ def test_labels_of_another_shape_are_refused():
 def test_tensors_of_a_batch_have_the_same_rows():
     with pytest.raises(ValueError, match='tensors of 2 and 6 rows'): parts((torch.zeros(2, 6), torch.zeros(6, 2)), 2, torch.device('cpu'))
     with pytest.raises(ValueError, match='a batch of 0 rows'): parts(torch.zeros(0, 6), 1, torch.device('cpu'))
+
+
+def test_a_step_leaves_no_gradient_behind():
+    "With two optimizers, each of its own weights: what one step found out about the other's is not added to the next."
+    model = drawn()
+    first, second = (SGDConfig(lr=.1).build(layer) for layer in model.layers)
+    train_step(model, first, text(), lambda model, ids, labels: lm_loss(model, ids, labels), FitConfig(steps=1))
+    assert all(p.grad is None for p in model.parameters())
 
 
 # -- blow-ups ---------------------------------------------------------------------------------------------------------

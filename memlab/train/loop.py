@@ -66,7 +66,7 @@ def world() -> tuple[int, int]:
 
 def tensors_of(batch: Batch) -> tuple[Tensor, ...]: return batch if isinstance(batch, tuple) else (batch,)
 
-# %% ../../nbs/train/loop.ipynb #1f11df27
+# %% ../../nbs/train/loop.ipynb #ef2e541c
 def parts(
     batch: Batch,
     n: int,         # equal parts
@@ -79,7 +79,7 @@ def parts(
     mine = [x.chunk(size)[rank].to(device, non_blocking=True) for x in tensors_of(batch)]
     return list(zip(*(x.chunk(n) for x in mine)))
 
-# %% ../../nbs/train/loop.ipynb #1a0f0bfb
+# %% ../../nbs/train/loop.ipynb #f0cc1d32
 @contextmanager
 def together() -> Iterator[None]:
     "Tell what it means that other processes do not answer."
@@ -88,7 +88,7 @@ def together() -> Iterator[None]:
     except RuntimeError as e:
         raise RuntimeError(f'process {rank} of {size} waits for the others in vain ({str(e).splitlines()[0]}): one of them has died or hangs; start all of them again, they go on from their last checkpoint') from e
 
-# %% ../../nbs/train/loop.ipynb #e9db9840
+# %% ../../nbs/train/loop.ipynb #0e35cdfe
 def add_up(tensors: list[Tensor]) -> None:
     "Sum over processes, in place, in one message."
     if world()[1] == 1: return
@@ -103,7 +103,7 @@ def from_all(mine: Any) -> list:
     with together(): dist.all_gather_object(said, mine)
     return said
 
-# %% ../../nbs/train/loop.ipynb #788ced5b
+# %% ../../nbs/train/loop.ipynb #a4bcf6c3
 Loss = Callable[..., Summed]  # (model, *rows) -> sums over some rows, and how many of their labels count
 
 def counted(said: Any, device: torch.device) -> Summed:
@@ -112,7 +112,7 @@ def counted(said: Any, device: torch.device) -> Summed:
     total, report, count = said
     return Summed(total, report.detach(), count if isinstance(count, Tensor) else torch.full((), count, device=device))
 
-# %% ../../nbs/train/loop.ipynb #3a5be5a9
+# %% ../../nbs/train/loop.ipynb #1823b9f8
 def gradients(model: nn.Module, batch: Batch, loss: Loss, c: FitConfig) -> Tensor:  # the mean to report, left on the device
     "Give parameters the gradient of the mean over all labels of a batch that count."
     device, found, dtype = next(model.parameters()).device, [], PRECISIONS[c.precision]
@@ -125,8 +125,9 @@ def gradients(model: nn.Module, batch: Batch, loss: Loss, c: FitConfig) -> Tenso
     if len(found) > 1 or world()[1] > 1:
         for g in grads: g.mul_(unit)
         add_up([*grads, report, count])
-        for g in grads: g.div_(divisor(count))
-    return report / divisor(count)
+        unit = divisor(count)
+        for g in grads: g.div_(unit)
+    return report / unit
 
 # %% ../../nbs/train/loop.ipynb #d9e1eabe
 def train_step(
@@ -185,7 +186,7 @@ def close_window(
         if i <= FIRST: result.records.append(record(i, 'loss', value))
         result.window.append(value)
 
-# %% ../../nbs/train/loop.ipynb #9bceff60
+# %% ../../nbs/train/loop.ipynb #220f6376
 def log_mean(result: FitResult) -> float:
     "Record the mean of the window, if there is one, and empty it."
     mean = sum(result.window) / len(result.window) if result.window else math.nan
@@ -228,7 +229,7 @@ def resume_run(
     result = FitResult(**header['result'])
     return replace(result, status='running') if result.status == 'stopped' else result
 
-# %% ../../nbs/train/loop.ipynb #2195f62b
+# %% ../../nbs/train/loop.ipynb #94bcf990
 @contextmanager
 def all_or_none() -> Iterator[None]:
     "An error on one process is one on all."
@@ -298,7 +299,7 @@ def fit(
     if folder is not None and result.status != 'diverged' and (saved != result.step or result.status == 'finished'): save()
     return result
 
-# %% ../../nbs/train/loop.ipynb #b288bb9a
+# %% ../../nbs/train/loop.ipynb #d6222a40
 def set_rates(learner: Learner, c: FitConfig, step: int) -> None:
     "Give every optimizer its learning rate for a step."
     for optimizer in learner.optimizers.values():
