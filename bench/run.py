@@ -55,9 +55,7 @@ def our_step(vocab, length, layers, width, heads, precision, placement='single',
     config = FitConfig(steps=1, precision=precision)
     model = residual_lm(vanilla(n_layers=layers, d_model=width, n_heads=heads, kernel=kernel), vocab, length)
     optimizer = config.optimizer.build(model)
-    def loss(model, ids):
-        total, each = lm_loss(model, ids[:, :-1], ids[:, 1:], placement)
-        return total, each[-1]
+    def loss(model, ids): return lm_loss(model, ids[:, :-1], ids[:, 1:], placement)
     return lambda ids: train_step(model, optimizer, ids, loss, config)
 
 
@@ -184,7 +182,7 @@ def stacked():
         return F.cross_entropy(asked @ p['head.weight'].T, answers.flatten())
     step = torch.func.vmap(torch.func.grad(loss))
     def apart():
-        for m, b in zip(models, batches): recall_loss(m, b.ids, b.at, b.answers)[0].backward()
+        for m, b in zip(models, batches): recall_loss(m, b.ids, b.at, b.answers).mean.backward()
     a, b = interleaved(lambda: step(params, *tensors), apart)
     print(f'     three seeds, gradients of a step: apart/stacked {b / a:.2f}', flush=True)
     yield True

@@ -196,19 +196,21 @@ def train():
     """
 
 def _train(name, execute, arm, seed, fresh, go_on):
-    "Compute one run under build/; returns the folder that holds it."
-    from memlab.core.files import read_json
+    "Compute one run under build/; returns its records and the folder that holds them. One that diverged is an error."
     from memlab.lab.code import code_hash, config_classes
-    from memlab.lab.records import run_id, runs_folder
-    from memlab.lab.runs import Run, compute
+    from memlab.lab.records import frame, run_id, runs_folder
+    from memlab.lab.runs import Run, compute, read_runs, table_lock
     run, folder, code = Run(arm, seed, run_id(name, arm, seed, 'generated'), 'generated'), runs_folder(name, 'train'), code_hash(execute, config_classes(arm))
     try:
         with _in_words(): compute(execute, run, folder, code, fresh, go_on, progress=True)
     except KeyboardInterrupt:
         click.echo('stopped. The same command goes on from the last evaluation.', err=True)
         raise SystemExit(130) from None
-    if read_json(folder/run.run_id/'done.json')['code'] != code: click.echo('This was computed earlier by other code than today\'s: --fresh computes it again.', err=True)
-    return folder/run.run_id
+    with _in_words(), table_lock(folder): runs, records = map(frame, read_runs(folder, [run.run_id]))
+    row = runs.iloc[0]
+    if row.code != code: click.echo('This was computed earlier by other code than today\'s: --fresh computes it again.', err=True)
+    if row.status == 'diverged': raise click.ClickException(f'diverged at step {row.diverged_at}: the loss or its gradient was no longer finite, try a smaller --lr\nrecords: {folder/run.run_id/"records.parquet"}')
+    return records, folder/run.run_id
 
 # %% ../nbs/cli.ipynb #897d5b3b
 SIZE = click.IntRange(min=1)
@@ -249,13 +251,11 @@ def mqar(mixer, seed, fresh, go_on, **given):
       memlab train mqar --mixer delta --dim 64 --dk 32 --dv 32 --n-heads 2 --n-layers 4 --batch-size 32
       memlab train mqar --mixer unified_kv --dim 64 --dk 64 --n-heads 2 --n-layers 4 --lr 1e-3
     """
-    from memlab.lab.records import RECORDS, frame, read_table
     from memlab.lab.arm import execute
     from memlab.studies.mqar import own_arm
     try: arm = own_arm(mixer, **{k: v for k, v in given.items() if v is not None})
     except ValueError as error: raise click.UsageError(str(error)) from error
-    done = _train('mqar', execute, arm, seed, fresh, go_on)
-    records = frame(read_table(done/'records.parquet', RECORDS))
+    records, done = _train('mqar', execute, arm, seed, fresh, go_on)
     floors = records[records.metric == 'floor'].set_index('item').value
     last = records[(records.metric == 'accuracy') & records.item.isna()].sort_values('step').iloc[-1]
     click.echo(f"accuracy {last.value:.3f} at step {last.step} (guessing: {', '.join(f'{n} {v:.3f}' for n, v in floors.items())})\nrecords: {done/'records.parquet'}")

@@ -1,4 +1,5 @@
 """The claims of the recall study on invented numbers, its presets, and the one thing its control must not be able to do."""
+import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -343,3 +344,11 @@ def test_bad_words_end_with_what_was_wanted(words, told, tmp_path, monkeypatch):
     monkeypatch.setenv('MEMLAB_HOME', str(tmp_path))
     done = CliRunner().invoke(main, COMMAND + words)
     assert done.exit_code == 2 and told in done.output, done.output
+
+
+def test_a_run_that_blows_up_on_the_command_line_is_told(tmp_path, monkeypatch):
+    "Exit code 1 and the step at which it diverged, the second time too, and no accuracy of a model that is lost."
+    monkeypatch.setenv('MEMLAB_HOME', str(tmp_path))
+    for _ in range(2):
+        done = CliRunner().invoke(main, [*COMMAND, '--lr', '1e30'])
+        assert done.exit_code == 1 and re.search(r'Error: diverged at step \d+: .*try a smaller --lr', done.output) and 'accuracy' not in done.output

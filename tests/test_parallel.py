@@ -31,8 +31,7 @@ def train(folder, accumulate, rows=8, seen=None, **options):
     def batch(step): return torch.randint(32, (rows, 13), generator=torch.Generator().manual_seed(step))
     def loss(model, ids):
         if seen is not None: seen.append(ids)
-        objective, layers = lm_loss(model, ids[:, :-1], ids[:, 1:], 'all')
-        return objective, layers[-1]
+        return lm_loss(model, ids[:, :-1], ids[:, 1:], 'all')
     def hook(learner, step): return [record(step, 'norm', float(sum(p.detach().norm() for p in model.parameters())))]
     result = fit_model(model, batch, loss, replace(CONFIG, accumulate=accumulate), hooks=[hook], folder=folder, save_every=3, **options)
     return dict(weights=model.state_dict(), records=result.records, status=result.status, step=result.step)

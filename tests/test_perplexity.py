@@ -208,10 +208,7 @@ def test_13_held_out_text_is_not_easier(english):
 def trained(text, by=1, steps=30):
     "A small model trained on a text with labels `by` tokens ahead."
     model = init_parameters(TransformerLM(list(small_lm('delta').layers), vocab_size=text.vocab_size, d_model=8, tied=False), 0, std=.3).float()
-    def loss(model, ids, labels):
-        total, each = lm_loss(model, ids, labels)
-        return total, each[-1]
-    fit_model(model, lambda step: shift(windows(text, 8, 24, 0, step).ids, by), loss, FitConfig(steps=steps, optimizer=AdamWConfig(lr=.03, weight_decay=0.), schedule=Constant(warmup=5)))
+    fit_model(model, lambda step: shift(windows(text, 8, 24, 0, step).ids, by), lm_loss, FitConfig(steps=steps, optimizer=AdamWConfig(lr=.03, weight_decay=0.), schedule=Constant(warmup=5)))
     return model
 
 

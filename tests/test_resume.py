@@ -55,6 +55,7 @@ def all_attempts(train):
 '''
 
 STEPS, SAVE_EVERY = 24, 4
+FORKED = 'generator/python'   # which a fork seeds anew, whatever it was; nothing here draws from it
 TRAIN = ATTEMPTS + f'''
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
@@ -71,9 +72,9 @@ def train(folder, moment):
         moment.step = step; moment.pass_('batch')
         return torch.randint(32, (4, 13), generator=torch.Generator().manual_seed(step))
     def loss(model, ids):
-        objective, layers = lm_loss(model, ids[:, :-1], ids[:, 1:])
+        loss = lm_loss(model, ids[:, :-1], ids[:, 1:])
         moment.pass_('loss')
-        return objective, layers[-1]
+        return loss
     def hook(learner, step):
         moment.step = step; moment.pass_('hook')
         return [record(step, 'norm', float(p.norm()), layer, 'rest') for layer, p in enumerate(model.parameters())]
@@ -132,7 +133,7 @@ def test_three_kills_leave_no_trace(stories, story):
     assert all(torch.equal(w, got['weights'][n]) for n, w in want['weights'].items())
     want, got = (load_tensors(f/CHECKPOINT)[0] for f in (whole, folder))  # with the optimizer's moments
     assert want.keys() == got.keys() and any(n.startswith('optimizer/optimizer/exp_avg_sq/') for n in got)
-    assert all(torch.equal(t, got[n]) for n, t in want.items())
+    assert all(torch.equal(t, got[n]) for n, t in want.items() if n != FORKED)
 
 
 @pytest.mark.parametrize('story', STORIES)
@@ -148,7 +149,7 @@ def tiny(folder):
     "Result of four steps of training in this process."
     model = residual_lm(BlockConfig(n_layers=1, d_model=8, n_heads=2), 16, 8, seed=0)
     ids = torch.arange(18).remainder(16).view(2, 9)
-    def loss(model, ids): return (lm_loss(model, ids[:, :-1], ids[:, 1:])[0],)*2
+    def loss(model, ids): return lm_loss(model, ids[:, :-1], ids[:, 1:])
     return fit_model(model, lambda step: ids, loss, FitConfig(steps=8, schedule=Constant(warmup=0)), folder=folder, save_every=2, stop=4)
 
 
@@ -163,6 +164,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path, keep):
 
 
 STUDY = ATTEMPTS + '''
+import time
 from dataclasses import replace
 from memlab.data import text
 from memlab.lab.study import Preset
@@ -174,9 +176,12 @@ rg.study.presets = dict(quick=lambda: Preset(((arm, (0,)),)))
 draw = text.windows
 
 def train(home, moment):
-    "Run the study, and write down which steps are trained."
+    "Run the study, and write down which steps are trained; the clock ticks once a batch."
+    drawn = []
+    time.perf_counter = lambda: float(len(drawn))
     def windows(*args):
         moment.step = args[-1]; moment.pass_('batch')
+        drawn.append(moment.step)
         with open(home/'steps', 'a') as f: f.write(f'{moment.step} ')
         return draw(*args)
     os.environ['MEMLAB_HOME'] = str(home)
@@ -205,8 +210,8 @@ def test_a_run_of_the_study_survives_three_kills(tmp_path):
     tables = [h/'build'/'results'/'residual_growth'/'quick' for h in (whole, killed)]
     want, got = ((t/'records.parquet').read_bytes() for t in tables)
     assert want == got and len(want) > 1000
-    want, got = ([row | dict(seconds=0) for row in read_table(t/'runs.parquet', RUNS).to_pylist()] for t in tables)
-    assert want == got and [row['status'] for row in got] == ['finished']
+    want, got = (read_table(t/'runs.parquet', RUNS).to_pylist() for t in tables)
+    assert want == got and [(row['status'], row['seconds']) for row in got] == [('finished', 6.)]   # of all attempts, what came to be saved
     assert not [p for p in killed.rglob('*.part') if p.is_dir()]
 
 
@@ -244,12 +249,12 @@ def remembered(moment):
     learner = Learner(model, torch.optim.AdamW(model.parameters(), lr=1e-2), RowMemories(model, 3))
     def step(learner, ids, step):
         h, memory = model.features(ids[:, :-1], learner.carry.begin(torch.tensor([step % 7 == i for i in range(3)])))
-        loss, seen = token_loss(model, h, ids[:, 1:])
+        loss = token_loss(model, h, ids[:, 1:]).mean
         loss.backward()
         moment.pass_('loss')
         learner.carry.keep(memory)
         learner.optimizer.step(); learner.optimizer.zero_grad()
-        return seen
+        return loss.detach()
     return learner, lambda step: torch.randint(16, (3, 5), generator=torch.Generator().manual_seed(step)), step
 
 def train(folder, moment):
@@ -279,4 +284,4 @@ def test_what_is_carried_survives_three_kills(tmp_path):
         assert sum(n.startswith('carry/') and bool(u.any()) for n, u in want['learner'].items()) >= 2   # something is carried
         for got in others:
             assert got['records'] == want['records'] and got['learner'].keys() == want['learner'].keys()
-            assert all(torch.equal(u, got['learner'][n]) for n, u in want['learner'].items())
+            assert all(torch.equal(u, got['learner'][n]) for n, u in want['learner'].items() if n != FORKED)

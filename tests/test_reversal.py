@@ -154,7 +154,7 @@ def test_24_training_and_scoring_ask_for_the_same_tokens(tokenizers, mixer):
     tokenizer, told = tokenizers["bpe"], [f.forward for f in facts(12, seed=6)]
     model, lines = model_of(mixer, tokenizer), [text_line(t, tokenizer) for t in told]
     with torch.no_grad():
-        mean = {how: lm_loss(model, rows.ids[:, :-1], rows.labels)[0].item() for how in ("packed", "padded", "padded_masked") for rows in [pack(told, tokenizer, 64, how)]}
+        mean = {how: lm_loss(model, rows.ids[:, :-1], rows.labels).mean.item() for how in ("packed", "padded", "padded_masked") for rows in [pack(told, tokenizer, 64, how)]}
         total = line_nll(model, [line.ids for line in lines], [1] * 12).sum().item()
     assert mean["padded_masked"] == pytest.approx(total / sum(map(len, lines)), rel=1e-10)
     assert min(abs(mean[how] - mean["padded_masked"]) for how in ("packed", "padded")) > 1e-4
@@ -193,7 +193,7 @@ def test_25_the_loss_is_that_of_question_and_answer(tokenizers, name):
     prefix = [line.labels.count(IGNORE) for line in arms["statement"]]
     def loss(lines):
         rows = pack(lines, tokenizer, 96 if name == "bytes" else 64, "padded_masked")
-        return lm_loss(model, rows.ids[:, :-1], rows.labels)[0].item()
+        return lm_loss(model, rows.ids[:, :-1], rows.labels).mean.item()
     def mean_from(n):
         nll = line_nll(model, [line.ids for line in arms["none"]], [1 + m for m in n]).sum().item()
         return nll / sum(len(line) - m for line, m in zip(arms["none"], n))

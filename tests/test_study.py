@@ -13,7 +13,9 @@ import toy
 from filelock import FileLock
 
 from memlab.core.files import read_json
+from memlab.lab.records import results_folder, runs_folder
 from memlab.lab.renew import read_rehearsals, renew
+from memlab.lab.runs import Run, compute
 from memlab.lab.study import Preset, Study
 from memlab.lab.work import RunFailed
 
@@ -243,3 +245,143 @@ def test_tables_are_written_by_one_at_a_time(home):
         assert collecting.is_alive()
     collecting.join(30)
     assert not collecting.is_alive()
+
+
+@pytest.fixture
+def read_only(home, monkeypatch):
+    "From when it is called, nothing can be written into the committed folders."
+    real = os.replace
+    def refusing(source, target):
+        if str(target).startswith(str(home/'data')): raise OSError(30, 'Read-only file system')
+        real(source, target)
+    return lambda: monkeypatch.setattr(os, 'replace', refusing)
+
+
+def test_nothing_to_do_writes_nothing(home, read_only):
+    "Results that cannot be written are no trouble for a run that has nothing to add, also from a fresh checkout; what would change them is."
+    study = toy.make(seeds=(0, 1, 2))
+    study.run('cpu', progress=False); study.verdicts('cpu')
+    before = {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in study.results('cpu').iterdir()}
+    read_only()
+    for _ in range(2):
+        study.run('cpu', progress=False)
+        assert study.verdicts('cpu').verdict.tolist() == ['supported']
+        assert {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in study.results('cpu').iterdir()} == before
+        shutil.rmtree(home/'build')
+    with pytest.raises(OSError, match='Read-only file system'): toy.make(seeds=(0, 1, 2, 3)).run('cpu', progress=False)
+
+
+def test_a_table_of_another_writer_is_left_alone(home, read_only):
+    "The same values in other bytes, as another version of Arrow writes them, are the same table."
+    import pyarrow.parquet as pq
+    study = toy.make()
+    study.run('cpu', progress=False)
+    file = study.results('cpu')/'records.parquet'
+    pq.write_table(pq.read_table(file), file, compression='snappy')
+    bytes_ = file.read_bytes()
+    read_only()
+    study.run('cpu', progress=False)
+    assert file.read_bytes() == bytes_
+
+
+@pytest.mark.parametrize('folder', [results_folder, runs_folder])
+def test_no_two_presets_share_a_folder(folder):
+    "Names that a path cannot hold are altered, and stay apart."
+    names = ['cpu', 'cpu@stdlib-docs', 'cpu@/data/my text', 'cpu@/data/my-text', 'cpu@/data/my:text', 'cpu@-data-my-text', 'cpu@data/my text', 'gpu@hub:a/b', 'gpu@hub:a:b']
+    assert len({folder('toy', n) for n in names}) == len(names)
+    assert [folder('toy', n).name for n in names[:2]] == names[:2]
+
+
+def busy(call, moment):
+    "Calls in another thread, which gets as far as it can; what it raised, as a list, and the thread."
+    raised = []
+    def run():
+        try: call()
+        except BaseException as e: raised.append(e)
+    thread = threading.Thread(target=run)
+    thread.start(); thread.join(moment)
+    return raised, thread
+
+
+def test_a_run_is_replaced_behind_the_backs_of_readers(home, monkeypatch):
+    "While one process computes runs anew, another one collects: it reads the old run or the new one."
+    study = toy.make(seeds=(0,))
+    study.run('cpu', progress=False)
+    run, read, others = study.runs('cpu')[0], study._newest, []
+    slow = lambda source, target, real=os.replace: (time.sleep(.3 if str(target).endswith(run.run_id) else 0), real(source, target))
+    def newest(preset, runs):
+        "The other process replaces a run, as slowly as it may, at the worst of moments."
+        monkeypatch.setattr(os, 'replace', slow)
+        others.append(busy(lambda: compute(study.execute, run, study.folder('cpu'), 'other.code', fresh=True), .2))
+        return read(preset, runs)
+    monkeypatch.setattr(study, '_newest', newest)
+    assert len(study.collect('cpu')[0]) == 2
+    for raised, thread in others:
+        thread.join(60)
+        assert raised == [] and not thread.is_alive()
+    assert read_json(study.folder('cpu')/run.run_id/'done.json')['code'] == 'other.code'
+
+
+class Killed(BaseException): "Nothing after it happens."
+
+
+def dies(*args, **kwargs): raise Killed
+
+
+def test_a_kill_while_a_run_is_put_in_place_loses_nothing(home, monkeypatch):
+    "A whole run is whole, whatever it is called and whoever looks at it next: it is put in place, not computed again."
+    folder, run = home/'runs', Run(toy.ARMS[0], 0, 'a1b2')
+    for replaced in (False, True):
+        with monkeypatch.context() as m:
+            m.setattr('memlab.lab.runs.os.replace', lambda source, target, real=os.replace: dies() if str(target).endswith('a1b2') else real(source, target))
+            with pytest.raises(Killed): compute(toy.execute, run, folder, 'code1' if not replaced else 'code2', fresh=replaced)
+        compute(toy.execute, run, folder, 'code3')
+        assert executed(home) == {'slow 0': 1 + replaced} and read_json(folder/'a1b2'/'done.json')['code'] == ('code2' if replaced else 'code1')
+    assert [p.name for p in folder.iterdir() if p.is_dir()] == ['a1b2']
+
+
+def half_removed(folder, *rest, **how):
+    "Some of a folder is gone when the power is."
+    for name in ('code', 'records.parquet'): (folder/name).unlink(missing_ok=True)
+    raise Killed
+
+
+def test_a_kill_while_a_folder_is_removed_leaves_no_half_of_it(home, monkeypatch):
+    "What was to be thrown away is never gone on with, and what was to be replaced is never read in halves."
+    folder, run = home/'runs', Run(toy.Arm('slow', .1, fault='interrupt'), 0, 'a1b2')
+    with pytest.raises(KeyboardInterrupt): compute(toy.execute, run, folder, 'code1')
+    with monkeypatch.context() as m:
+        m.setattr('memlab.lab.runs.shutil.rmtree', half_removed)
+        with pytest.raises(Killed): compute(toy.execute, run, folder, 'code2', fresh=True)
+    compute(toy.execute, run, folder, 'code2')
+    assert 'goes on' not in (home/'log.txt').read_text()      # not from the checkpoint that code1 had left
+    with monkeypatch.context() as m:
+        m.setattr('memlab.lab.runs.shutil.rmtree', half_removed)
+        with pytest.raises(Killed): compute(toy.execute, run, folder, 'code3', fresh=True)
+    whole = {p.name for p in (folder/'a1b2').iterdir()} if (folder/'a1b2').exists() else None
+    assert whole in (None, {'code', 'done.json', 'place.json', 'records.parquet'})
+    compute(toy.execute, run, folder, 'code3')
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {'a1b2'} and (folder/'a1b2'/'records.parquet').exists()
+
+
+def test_who_has_a_run_is_told(home, capfd):
+    "Whoever waits for a run is told which process has it, and since when."
+    study = toy.make(toy.Arm('slow', .1, pause=.4), seeds=(0,))
+    first = subprocess.Popen([sys.executable, '-c', "import toy; toy.make(toy.Arm('slow', .1, pause=.4), seeds=(0,)).run('cpu', progress=False)"], env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)))
+    wait_for(lambda: (home/'log.txt').exists())
+    study.run('cpu', progress=False)
+    assert first.wait(60) == 0 and executed(home) == {'slow 0': 1}
+    said = capfd.readouterr().err
+    assert f'slow seed 0 is computed by process {first.pid}, since 20' in said and 'waiting for it' in said
+
+
+def test_workers_end_with_the_process_that_started_them(home):
+    "A killed study leaves no worker that goes on and holds its runs."
+    arms = "*(toy.Arm(n, .1, pause=30.) for n in 'ab')"
+    parent = subprocess.Popen([sys.executable, '-c', f"import toy; toy.make({arms}, seeds=(0,)).run('cpu', jobs=2, progress=False)"], env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)))
+    wait_for(lambda: executed(home).keys() == {'a 0', 'b 0'})
+    parent.kill(); parent.wait()
+    locks = [FileLock(f) for f in toy.make().folder('cpu').glob('*.lock') if f.stem != 'collect']
+    for lock in locks:
+        with lock.acquire(timeout=15): pass
+    assert len(locks) == 2

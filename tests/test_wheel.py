@@ -64,9 +64,7 @@ from memlab.train.optim import AdamWConfig
 from memlab.train.schedule import Constant
 from memlab.train.losses import lm_loss
 
-def loss(model, ids):
-    objective, readouts = lm_loss(model, *shift(ids))
-    return objective, readouts[-1]
+def loss(model, ids): return lm_loss(model, *shift(ids))
 
 store = TokenStore.build(load_corpus('stdlib-docs'), byte_tokenizer())
 model = residual_lm(BlockConfig(n_layers=2, d_model=32), store.vocab_size, max_len=32)

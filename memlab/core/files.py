@@ -35,12 +35,18 @@ def writing(
         elsewhere = '; MEMLAB_HOME chooses another place' if Path(path).absolute().is_relative_to(home()) else ''
         raise OSError(e.errno, f'{e.strerror or e}, so nothing was written{elsewhere}', str(path)) from e
 
+def _holds(path, data):
+    "Does a file hold just this? Read only as far as it does."
+    if not path.is_file() or path.stat().st_size != len(data): return False
+    with open(path, 'rb') as f: return all(f.read(2**20) == data[i:i + 2**20] for i in range(0, len(data), 2**20))
+
 def write_atomic(
     path: Path,   # where the file shall be; missing folders are made
     data: bytes,  # all of its content
 ):
-    "Write `data` to a temporary name beside `path`, flush it to the disk, then rename."
+    "Write `data` to a temporary name beside `path`, flush it to the disk, then rename; a file that holds them already is left alone."
     path = Path(path)
+    if _holds(path, data): return
     part = path.with_name(f'.{path.name}.{token_hex(8)}.part')
     try:
         with writing(path):

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ..core.record import Record, record
 from ..data.corpus import while_files_stay
+from ..data.recall import IGNORE
 from ..data.text import library
 from .floors import bigram_floor, unigram_floor
 from .measure import Measure, Trial
 from ..nn.lm import TransformerLM
-from ..train.losses import linear_cross_entropy, readouts
+from ..train.losses import check_paired, linear_cross_entropy, readouts
 
 # %% ../../nbs/eval/held_out.ipynb #1f041e57
 @torch.no_grad()
@@ -31,12 +32,14 @@ def held_out_loss(
     placement: str = 'single',   # where the loss is read, one of `memlab.nn.blocks.LOSS`
     rows: int = 32,              # at a time
 ) -> float:
-    "Mean cross-entropy of the last readout, nats per token."
-    total = 0.
+    "Mean cross-entropy of the last readout, nats per label that counts."
+    check_paired('labels', labels.shape, 'tokens', ids.shape)
+    total, count = 0., int((labels != IGNORE).sum())
+    if not count: raise ValueError(f'none of {labels.numel()} labels counts: pass some that are not {IGNORE}')
     for x, y in zip(ids.split(rows), labels.split(rows)):
         h = readouts(model, x, placement)[-1]
         total += float(linear_cross_entropy(h.flatten(0, 1), model.readout, y.flatten())[0])
-    return total / labels.numel()
+    return total / count
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut(Measure):

@@ -98,7 +98,7 @@ def execute(
     result = fit(trial.learner, arm.task.batches(seed), arm.train.objective.step(arm.train), arm.train, hooks=[hook], folder=folder,
                  save_every=min(500, arm.train.log_every), stop=stop, seed=seed, progress=arm.name if progress else None)
     end = [r for m in arm.measures if m.closes(trial) for r in m.records(trial, result.step)] if result.status == 'finished' else []
-    return Outcome(result.status, result.diverged_at, int(result.step * arm.task.tokens), trial.learner.count(), result.records + end)
+    return Outcome(result.status, result.diverged_at, int(result.step * arm.task.tokens), trial.learner.count(), result.records + end, result.earlier)
 
 # %% ../../nbs/lab/arm.ipynb #258f32be
 TAKEN = ('run_id', 'arm', 'seed', 'status', 'diverged_at', 'tokens', 'params', 'seconds', 'code', 'corpus', 'env', 'renewed_by', 'deviation')

@@ -44,8 +44,9 @@ def is_kept(preset: str) -> bool:
     return size_of(preset) in KEPT
 
 def file_name(preset: str) -> str:
-    "A preset's name without characters that a path cannot hold."
-    return re.sub(r'[^\w.@+-]+', '-', preset)
+    "A preset's name without characters that a path cannot hold, and a digest of it where there were some."
+    plain = re.sub(r'[^\w.@+-]+', '-', preset)
+    return plain if plain == preset else f'{plain}-{digest(preset)[:6]}'
 
 def _kept(kind, study, preset):
     "Folder of committed things; of other presets, a folder under build/."
@@ -110,11 +111,12 @@ def write_table(
     table: pa.Table,  # with schema `RUNS` or `RECORDS`
     path: Path,       # a .parquet file
 ):
-    "Write a table sorted, compressed, byte-stable, with checksums of its pages and a digest of its values."
+    "Write a table sorted, compressed, byte-stable, with checksums of its pages and a digest of its values; a file that holds it already is left alone."
     table = table.sort_by([(c, 'ascending') for c in _ORDER if c in table.column_names]).combine_chunks()
     strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
     split = {'value': 'BYTE_STREAM_SPLIT'} if 'value' in table.column_names else None
     table = table.replace_schema_metadata(dict(digest=table_digest(table)))
+    if _holds(path, table): return
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression='zstd', compression_level=12, use_dictionary=strings, column_encoding=split, write_page_checksum=True)
     write_atomic(path, sink.getvalue().to_pybytes())
@@ -133,6 +135,11 @@ def read_table(
     if differs: raise ValueError(f'{path} has other columns than wanted ({differs}): {advice}')
     if (table.schema.metadata or {}).get(b'digest') != table_digest(table).encode(): raise ValueError(f'{path} is damaged, its values are not those that were written: {advice}')
     return table.replace_schema_metadata()
+
+def _holds(path, table):
+    "Does a file hold just these values, in whatever bytes?"
+    try: return table_digest(read_table(path, table.schema)) == table_digest(table)
+    except ValueError: return False
 
 def _first_difference(got, want):
     "The first column in which two schemas differ."

@@ -23,7 +23,7 @@ from ..core.identity import digest
 from ..core.record import Record, record
 from .code import judged_by
 from .records import ADDRESS, RECORDS, frame, made_by, read_table, record_table, write_table
-from .runs import Run, environment, one_thread
+from .runs import Run, end_with_parent, environment, one_thread
 
 # %% ../../nbs/lab/renew.ipynb #7345aeb5
 HALF = 10   # steps after which a rehearsal is stopped, saved and resumed
@@ -102,7 +102,7 @@ def read_rehearsals(
 def _parallel(jobs, calls):
     "Results of some calls, in order: here, or in `jobs` processes with one thread each."
     if jobs == 1: return [f(*args) for f, *args in calls]
-    with parallel_config(backend='loky', inner_max_num_threads=1): return Parallel(jobs, batch_size=1)(delayed(f)(*args) for f, *args in calls)
+    with parallel_config(backend='loky', inner_max_num_threads=1, initializer=end_with_parent): return Parallel(jobs, batch_size=1)(delayed(f)(*args) for f, *args in calls)
 
 def _planted(name): return f'planted {name}'
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock
 from tqdm import tqdm
 
 from ..core.files import read_json, write_json, writing
@@ -27,7 +26,7 @@ from .code import code_hash, config_classes
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, is_kept, made_by, read_table, results_folder, run_id, runs_folder, size_of, write_table
 from .renew import keep_rehearsals
-from .runs import Run, is_finished, read_runs
+from .runs import Run, is_finished, read_runs, summaries, table_lock
 from .work import How, work
 
 # %% ../../nbs/lab/study.ipynb #15a3481d
@@ -147,7 +146,7 @@ class Study:
         "Write the tables from the run folders and from the rows already in them."
         plan, here = self.runs(preset), self.folder(preset)
         with writing(here): here.mkdir(parents=True, exist_ok=True)
-        with FileLock(here/'collect.lock'):
+        with table_lock(here):
             local = self._newest(preset, [r for r in plan if is_finished(here, r.run_id)])
             keep = pa.array(sorted({r.run_id for r in plan}.difference(local)), pa.string())
             old = [t.filter(pc.is_in(t['run_id'], value_set=keep)) for t in read_tables(self.results(preset))]
@@ -177,7 +176,7 @@ class Study:
                 row: Callable,  # a row of the table of runs -> the same, stamped
                 ):
         "Stamp rows of the table of runs."
-        with FileLock(self.folder(preset)/'collect.lock'):
+        with table_lock(self.folder(preset)):
             runs = read_tables(self.results(preset))[0]
             write_table(pa.Table.from_pylist([row(r) for r in runs.to_pylist()], schema=RUNS), self.results(preset)/'runs.parquet')
 
@@ -240,8 +239,7 @@ class Study:
         plan = {(arm.name, seed) for arm, seeds in self.preset(preset).plan for seed in seeds}
         rows = read_tables(self.results(preset))[0]
         tabled = set(zip(rows['arm'].to_pylist(), rows['seed'].to_pylist())) & plan
-        done = [read_json(f) for f in self.folder(preset).glob('*/done.json') if f.parent.suffix != '.part']
-        here = {(r['arm'], r['seed']) for r in done} & plan
+        here = {(r['arm'], r['seed']) for r in summaries(self.folder(preset))} & plan
         return dict(planned=len(plan), finished=len(tabled | here), committed=len(tabled) if is_kept(preset) else 0)
 
     def stale(self,

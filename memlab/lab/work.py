@@ -14,7 +14,7 @@ from pathlib import Path
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from .runs import OtherCode, Run, compute
+from .runs import OtherCode, Run, compute, end_with_parent
 
 # %% ../../nbs/lab/work.ipynb #136c5aa8
 class RunFailed(RuntimeError):
@@ -44,7 +44,7 @@ def _attempt(execute, run, folder, code, how, wait):
 def _each(jobs, calls):
     "Results of `_attempt` as they come: in this process, or in `jobs` others with one thread each."
     if jobs == 1: yield from (_attempt(*c) for c in calls); return
-    with parallel_config(backend='loky', inner_max_num_threads=1):
+    with parallel_config(backend='loky', inner_max_num_threads=1, initializer=end_with_parent):
         yield from Parallel(jobs, return_as='generator_unordered', batch_size=1)(delayed(_attempt)(*c) for c in calls)
 
 # %% ../../nbs/lab/work.ipynb #8b4501fa

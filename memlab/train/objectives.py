@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from ..nn.memory import freeze
 from .learner import Carry, Learner, RowMemories
 from .loop import FitConfig, Step, train_step
-from .losses import lm_loss, recall_loss, token_loss
+from .losses import Summed, lm_loss, recall_loss, token_loss
 
 # %% ../../nbs/train/objectives.ipynb #9e9d9cb3
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     "Base: subclasses say what to minimise and what to report."
 
-    def __call__(self, learner: Learner, *rows: Tensor) -> tuple[Tensor, Tensor]:
-        "What to minimise and what to report, of some rows of a batch."
+    def __call__(self, learner: Learner, *rows: Tensor) -> Summed:
+        "What to minimise, what to report and how many count, of some rows of a batch."
         raise NotImplementedError
 
     def carry(self, model: nn.Module, rows: int) -> Carry | None:
@@ -38,22 +38,21 @@ class Objective:
 @dataclass(frozen=True, kw_only=True)
 class TokenLoss(Objective):
     "Mean cross-entropy of the labels that count."
-    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t']) -> tuple[Tensor, Tensor]:
+    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t']) -> Summed:
         return token_loss(learner.model, learner.model.features(ids)[0], labels)
 
 @dataclass(frozen=True, kw_only=True)
 class RecallLoss(Objective):
     "Mean cross-entropy where a row asks."
-    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], at: Int[Tensor, 'b n'], answers: Int[Tensor, 'b n']) -> tuple[Tensor, Tensor]:
+    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], at: Int[Tensor, 'b n'], answers: Int[Tensor, 'b n']) -> Summed:
         return recall_loss(learner.model, ids, at, answers)
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLoss(Objective):
     "Mean cross-entropy of the readouts a placement names; that of the last one is reported."
     placement: str = 'single'   # one of `memlab.nn.blocks.LOSS`
-    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t']) -> tuple[Tensor, Tensor]:
-        objective, layers = lm_loss(learner.model, ids, labels, self.placement)
-        return objective, layers[-1]
+    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t']) -> Summed:
+        return lm_loss(learner.model, ids, labels, self.placement)
 
 # %% ../../nbs/train/objectives.ipynb #0bc98a87
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ class StreamLoss(Objective):
     "Mean cross-entropy of rows that carry their memory from batch to batch."
     silent: bool = False   # a control: the memory is never written
 
-    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t'], begins: Bool[Tensor, 'b']) -> tuple[Tensor, Tensor]:
+    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t'], begins: Bool[Tensor, 'b']) -> Summed:
         memory = learner.carry.begin(begins)
         h, memory = learner.model.features(ids, freeze(memory) if self.silent else memory)
         learner.carry.keep(memory)

@@ -9,6 +9,7 @@ __all__ = ['Constant', 'Cosine', 'EpochDecay', 'Solved']
 import math
 from dataclasses import dataclass, replace
 
+from ..core.numbers import SHARE, check_numbers, integer
 from ..core.record import Record
 
 # %% ../../nbs/train/schedule.ipynb #74b5aff1
@@ -17,8 +18,7 @@ class Constant:
     "Linear warmup, then the peak."
     warmup: int = 100   # steps
 
-    def __post_init__(self):
-        if self.warmup < 0: raise ValueError(f'warmup={self.warmup}: expected 0 or more steps')
+    def __post_init__(self): check_numbers(vars(self), warmup=integer(0))
 
     def at(self,
            peak: float,  # the optimizer's own rate
@@ -44,6 +44,10 @@ class Cosine(Constant):
     "Linear warmup, then a cosine down to `floor` (Loshchilov and Hutter 2017)."
     floor: float = 0.   # last learning rate, as a share of the peak
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(vars(self), floor=SHARE)
+
     def after(self, peak: float, step: int, steps: int) -> float:
         done = (step - self.warmup) / max(1, steps - 1 - self.warmup)
         return peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2)
@@ -56,7 +60,7 @@ class EpochDecay(Constant):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.epoch < 1 or not 0 < self.factor <= 1: raise ValueError(f'epoch={self.epoch}, factor={self.factor}: expected at least one step, and a factor above 0 and up to 1')
+        check_numbers(vars(self), epoch=integer(1), factor=('a number above 0 and up to 1', lambda x: 0 < x <= 1))
 
     def after(self, peak: float, step: int, steps: int) -> float: return peak * self.factor ** (step // self.epoch)
 
@@ -69,6 +73,8 @@ class Solved:
     metric: str = 'accuracy'
     bar: float = .995
     times: int = 2
+
+    def __post_init__(self): check_numbers(vars(self), times=integer(1), bar=('a number', lambda x: x == x))
 
     def __call__(self, records: list[Record]) -> bool:
         last = [r['value'] for r in records if r['metric'] == self.metric][-self.times:]
