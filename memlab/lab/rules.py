@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-# %% ../../nbs/lab/rules.ipynb #213f8af5
+# %% ../../nbs/lab/rules.ipynb #78733eb7
 VERDICTS = ('supported', 'refuted', 'inconclusive', 'artefact')
 SIZES = ('', 'as said', 'smaller', 'larger', 'negligible', 'reversed')
 MIN_SEEDS = 5   # with fewer, nothing is decided
 
+# %% ../../nbs/lab/rules.ipynb #643b8174
 @dataclass(frozen=True)
 class Evidence:
     "What the records say about one claim."
@@ -40,7 +41,7 @@ class Evidence:
         if self.verdict not in VERDICTS: raise ValueError(f'verdict={self.verdict!r}: expected one of {", ".join(VERDICTS)}')
         if self.size not in SIZES: raise ValueError(f'size={self.size!r}: expected one of {", ".join(SIZES[1:])}, or nothing')
 
-# %% ../../nbs/lab/rules.ipynb #6ca4279f
+# %% ../../nbs/lab/rules.ipynb #0f7924c4
 def numbers(values: Sequence[float]) -> np.ndarray:
     "Finite values in one row, or a `ValueError`."
     v = np.asarray(values, float).ravel()
@@ -48,14 +49,17 @@ def numbers(values: Sequence[float]) -> np.ndarray:
     if not np.isfinite(v).all(): raise ValueError(f'{(~np.isfinite(v)).sum()} of {len(v)} values are not finite: leave diverged runs out')
     return v
 
+# %% ../../nbs/lab/rules.ipynb #a1e2e3fc
 def error_of(v: np.ndarray) -> float:
     "Standard error of the mean."
     return float(v.std(ddof=1)) / math.sqrt(len(v))
 
+# %% ../../nbs/lab/rules.ipynb #dd4b5839
 def beyond(x: float, v: np.ndarray) -> float:
     "One-sided p of a mean so many standard errors away (Student t)."
     return float(special.stdtr(len(v) - 1, -x))
 
+# %% ../../nbs/lab/rules.ipynb #1ebcfe99
 def interval(
     values: Sequence[float],  # one value a seed
     level: float = .95,       # coverage
@@ -68,7 +72,7 @@ def interval(
     half = 0. if np.ptp(v) <= 1e-12 * abs(m) else float(special.stdtrit(len(v) - 1, (1 + level) / 2)) * error_of(v)
     return m, max(m - half, bounds[0]), min(m + half, bounds[1])
 
-# %% ../../nbs/lab/rules.ipynb #cc6a564c
+# %% ../../nbs/lab/rules.ipynb #78583202
 def signed(
     x: float,  # any number
 ) -> str:
@@ -77,6 +81,7 @@ def signed(
     if x and not 1e-4 <= abs(x) < 1e5: return f'{x:+.1e}'
     return f'{x:+.{4 if 0 < abs(x) < 1e-3 else 3}f}' if abs(x) < 100 else f'{x:+.0f}'
 
+# %% ../../nbs/lab/rules.ipynb #2783a396
 def fmt_effect(
     effect: float,             # the effect
     ci_low: float = math.nan,  # its interval, where there is one
@@ -86,11 +91,12 @@ def fmt_effect(
     if not math.isfinite(ci_low + ci_high): return signed(effect)
     return f'{signed(effect)} [{signed(ci_low).lstrip("+")}, {signed(ci_high).lstrip("+")}]'
 
-# %% ../../nbs/lab/rules.ipynb #3fc939c1
+# %% ../../nbs/lab/rules.ipynb #8bd84716
 def zone(low: float, high: float, least: float) -> str:
     "Where an interval lies."
     return 'supported' if low > least else 'refuted' if high < least else 'inconclusive'
 
+# %% ../../nbs/lab/rules.ipynb #997106e2
 def size_of_effect(
     verdict: str, low: float, high: float,
     least: float,           # smallest effect that matters
@@ -103,13 +109,14 @@ def size_of_effect(
     if 2 * null - least <= low and high <= least: return 'negligible'
     return 'reversed' if high < null else ''
 
-# %% ../../nbs/lab/rules.ipynb #ab8c0c16
+# %% ../../nbs/lab/rules.ipynb #6a48a7f7
 @cache
 def half_widths(level: float) -> np.ndarray:
     "Half the width of an interval in standard deviations, after 2, 3, ... 1,001 seeds."
     n = np.arange(2, 1002)
     return special.stdtrit(n - 1, (1 + level) / 2) / np.sqrt(n)
 
+# %% ../../nbs/lab/rules.ipynb #4d5be7f1
 def seeds_for(
     values: np.ndarray,
     gap: float,          # what the interval must be narrower than, on each side
@@ -119,6 +126,7 @@ def seeds_for(
     enough = half_widths(level)[len(values) - 1:] * values.std(ddof=1) < gap
     return f'about {len(values) + 1 + enough.argmax()} seeds would decide' if enough.any() else 'more than 1000 seeds would be needed'
 
+# %% ../../nbs/lab/rules.ipynb #511e7ceb
 def settle(
     e: Evidence,         # as a rule found it
     open_: str = '',     # what would decide it
@@ -127,7 +135,7 @@ def settle(
     if e.n_seeds < MIN_SEEDS: return replace(e, verdict='inconclusive', size='', note=f'{e.n_seeds} {"seed" if e.n_seeds == 1 else "seeds"}: a verdict needs at least {MIN_SEEDS}')
     return replace(e, note='; '.join(filter(None, [e.note, open_]))) if e.verdict == 'inconclusive' else e
 
-# %% ../../nbs/lab/rules.ipynb #94c3a1bf
+# %% ../../nbs/lab/rules.ipynb #a29a25df
 @dataclass(frozen=True, kw_only=True)
 class More:
     "The mean over seeds exceeds the smallest effect that matters (95 % interval)."
@@ -168,7 +176,7 @@ class More:
         k = max(m * (1 - m) / (sd / (b - a)) ** 2 - 1, .05)
         return a + (b - a) * r.beta(m * k, (1 - m) * k, seeds)
 
-# %% ../../nbs/lab/rules.ipynb #52fee6a8
+# %% ../../nbs/lab/rules.ipynb #d4b28e79
 @dataclass(frozen=True, kw_only=True)
 class Less:
     "The mean over seeds stays below the smallest effect that matters (95 % interval)."
@@ -201,7 +209,7 @@ class Less:
 
     sample = More.sample
 
-# %% ../../nbs/lab/rules.ipynb #63b59b3a
+# %% ../../nbs/lab/rules.ipynb #dba26aa4
 @dataclass(frozen=True, kw_only=True)
 class Equal:
     "The mean over seeds lies within a margin of a target (90 % interval)."
@@ -236,13 +244,14 @@ class Equal:
 
     sample = More.sample
 
-# %% ../../nbs/lab/rules.ipynb #4c1c2088
+# %% ../../nbs/lab/rules.ipynb #3f59f6c9
 @cache
 def exact(k: int, n: int, share: float) -> tuple[float, float, float]:
     "Interval of a share of which `k` of `n` were seen, and p were it `share`."
     got = stats.binomtest(k, n, share)
     return *map(float, got.proportion_ci(.95)), float(got.pvalue)
 
+# %% ../../nbs/lab/rules.ipynb #5a4ab680
 @dataclass(frozen=True, kw_only=True)
 class Often:
     "The share of seeds that succeed exceeds a bar (exact 95 % interval)."
@@ -276,7 +285,7 @@ class Often:
         "Made-up successes of a known rate."
         return r.random(seeds) < effect
 
-# %% ../../nbs/lab/rules.ipynb #2227abce
+# %% ../../nbs/lab/rules.ipynb #acc7f497
 def newcombe(
     k: int, n: int,     # successes, and of how many
     m: int, of: int,    # those of the other arm
@@ -290,6 +299,7 @@ def newcombe(
     (la, ua), (lb, ub) = score(a, n), score(b, of)
     return a - b - math.hypot(a - la, ub - b), a - b + math.hypot(ua - a, b - lb)
 
+# %% ../../nbs/lab/rules.ipynb #5c140b8f
 @cache
 def newcombe_p(k: int, m: int, n: int, least: float) -> float:
     "One minus the level at which that interval touches a difference."
@@ -299,6 +309,7 @@ def newcombe_p(k: int, m: int, n: int, least: float) -> float:
         a, b = (a, p) if zone(*newcombe(k, n, m, n, 1 - p), least) != 'inconclusive' else (p, b)
     return p
 
+# %% ../../nbs/lab/rules.ipynb #42afacc4
 @dataclass(frozen=True, kw_only=True)
 class MoreOften:
     "One arm succeeds on more seeds than another (95 % interval of the difference of shares)."
@@ -322,13 +333,14 @@ class MoreOften:
         "Made-up successes of two arms."
         return np.stack([r.random(seeds) < min(max(self.base + effect, 0), 1), r.random(seeds) < self.base], 1)
 
-# %% ../../nbs/lab/rules.ipynb #6c37973f
+# %% ../../nbs/lab/rules.ipynb #a51b852e
 def log_rank(values: pd.DataFrame) -> str:
     "The log-rank test of our steps against theirs (columns as for `Sooner`), in words."
     ours, theirs, end = np.asarray(values, float).T
     kept = [stats.CensoredData(uncensored=t[t <= end], right=end[t > end]) for t in (ours, theirs)]
     return f'log-rank p = {stats.logrank(*kept).pvalue:.2g}' if (np.minimum(ours, theirs) <= end).any() else 'nobody solved it'
 
+# %% ../../nbs/lab/rules.ipynb #85bdfdc5
 @dataclass(frozen=True, kw_only=True)
 class Sooner:
     "One arm needs less steps than another: the ratio of their restricted mean times, theirs over ours (95 % interval by the delta method)."
@@ -363,7 +375,7 @@ class Sooner:
         ours, theirs = np.exp(r.normal(0, sd, seeds)), effect * np.exp(r.normal(0, sd, seeds))
         return np.stack([1000 * ours, 1000 * theirs, np.full(seeds, 1e9)], 1)
 
-# %% ../../nbs/lab/rules.ipynb #b4503fca
+# %% ../../nbs/lab/rules.ipynb #c4a608d6
 def _flat(config, prefix=''):
     "Nested mappings and dataclasses as {dotted path: value}."
     config = asdict(config) if is_dataclass(config) else config
@@ -372,6 +384,7 @@ def _flat(config, prefix=''):
         out |= _flat(v, f'{prefix}{k}.') if isinstance(v, Mapping) or is_dataclass(v) else {prefix + k: v}
     return out
 
+# %% ../../nbs/lab/rules.ipynb #89e588c9
 def check_twins(
     on: Any,                # config with the defect: a mapping or a dataclass
     off: Any,               # config without
@@ -384,7 +397,7 @@ def check_twins(
     if extra := sorted(differ - named): raise ValueError(f'twin arms differ in {", ".join(extra)} as well as in the defect ({", ".join(fields)}): make them equal there')
     if not named: raise ValueError(f'twin arms do not differ in {", ".join(fields)}: one must have the defect on, the other off')
 
-# %% ../../nbs/lab/rules.ipynb #3c1cf7f8
+# %% ../../nbs/lab/rules.ipynb #752ce181
 @dataclass(frozen=True, kw_only=True)
 class Artefact:
     "The effect is there with a defect, and not without it."
@@ -417,7 +430,7 @@ class Artefact:
         said = self.on.truths['none' if isinstance(self.on, Equal) else 'said']
         return self.on.sample(r, said, sd, seeds), self.off.sample(r, effect, sd, seeds)
 
-# %% ../../nbs/lab/rules.ipynb #febfe462
+# %% ../../nbs/lab/rules.ipynb #a591228d
 def error_rates(
     rule: Any,             # what decides
     sd: float,             # spread between seeds
@@ -429,6 +442,7 @@ def error_rates(
     got = {name: pd.Series([rule.judge(rule.sample(r, effect, sd, seeds)).verdict for _ in range(studies)]).value_counts() for name, effect in rule.truths.items()}
     return (pd.DataFrame(got).T / studies).reindex(columns=list(VERDICTS)).fillna(0.)
 
+# %% ../../nbs/lab/rules.ipynb #50fcc88b
 def wrong(
     rates: pd.DataFrame,   # from `error_rates`
     rule: Any,
