@@ -146,14 +146,17 @@ def test_interruption_says_how_to_go_on(monkeypatch):
     assert memlab('run', 'toy', '--preset', 'cpu', '--no-notebook')[0] == 0
 
 
-def test_a_good_notebook_replaces_the_failed_one(home):
+def test_a_good_notebook_replaces_the_failed_one(home, monkeypatch):
     notebook('preset = "none"', '1/0')
     with pytest.raises(NotebookFailed, match='(?s)1/0.*ZeroDivisionError'): runner.execute('toy', 'quick')
     folder = home/'build'/'notebooks'/'toy'
     assert [f.name for f in folder.iterdir()] == ['quick.failed.ipynb']
     notebook('preset = "none"', 'import os; print(os.environ["MEMLAB_HOME"], os.environ["TQDM_DISABLE"], os.environ["OMP_NUM_THREADS"])')
-    assert printed(runner.execute('toy', 'quick')) == [f'{home} 1 2']
-    assert sorted(f.name for f in folder.iterdir()) == ['quick.ipynb', 'quick.stamp'] and 'TQDM_DISABLE' not in os.environ
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    assert printed(runner.execute('toy', 'quick')) == [f'{home} 1 1']                   # one thread, as in a run
+    assert sorted(f.name for f in folder.iterdir()) == ['quick.ipynb', 'quick.stamp'] and not {'TQDM_DISABLE', 'OMP_NUM_THREADS'} & set(os.environ)
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    assert printed(runner.execute('toy', 'quick', fresh=True)) == [f'{home} 1 3']       # unless somebody says otherwise
 
 
 def test_a_cell_cut_off_at_the_limit_fails_although_it_is_marked_completed(home, monkeypatch):

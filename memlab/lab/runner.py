@@ -139,7 +139,7 @@ def _papermill(file, output, parameters, limit):
     "Execute `file` quietly into `output`."
     import papermill as pm
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
-    with _own_kernel(), _environment(MEMLAB_HOME=str(home()), TQDM_DISABLE='1', OMP_NUM_THREADS='2'):
+    with _own_kernel(), _environment(MEMLAB_HOME=str(home()), TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1')):
         pm.execute_notebook(file, output, dict(parameters), kernel_name='python3', cwd=file.parent, progress_bar=False, start_timeout=120,
                             execution_timeout=limit, extra_arguments=['--Application.log_level=CRITICAL'])
 
