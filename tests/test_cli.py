@@ -188,6 +188,23 @@ def test_help_is_quick():
     assert done.returncode == 0 and 'Compute the runs of STUDY' in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize('words, spared', [('list', {'torch', 'pandas', 'scipy', 'pyarrow', 'matplotlib'}), ('scoreboard', {'torch', 'matplotlib', 'IPython'})])
+def test_what_was_asked_before_is_there_at_once(words, spared):
+    "Studies are imported for the first answer; the next one follows from what it said, as long as nothing changes."
+    toy.study.run('cpu', progress=False), toy.study.verdicts('cpu')
+    said = memlab(words)[1]
+    done = python(f'import sys\nfrom memlab.cli import main\ntry: main([{words!r}])\nexcept SystemExit: pass\nprint(*sorted({spared} & set(sys.modules)), file=sys.stderr)')
+    assert 'toy' in said and (done.stdout, done.stderr.strip()) == (said, '')
+    shutil.rmtree(toy.study.folder('cpu')), shutil.rmtree(toy.study.results('cpu'))
+    assert memlab(words)[1] != said
+
+
+def test_the_scoreboard_draws_nothing():
+    done = python(f'import sys\nsys.path.insert(0, {str(Path(toy.__file__).parent)!r})\nfrom memlab.cli import main\ntry: main(["scoreboard"])\nexcept SystemExit: pass\n'
+                  'assert "matplotlib" not in sys.modules')
+    assert done.returncode == 0 and done.stdout == 'No verdicts yet: `memlab run STUDY` makes some.\n', done.stderr
+
+
 def test_runs_without_a_notebook_need_the_core_alone(home):
     code = f'''
 import sys, types
