@@ -58,6 +58,12 @@ def _state(count):
     committed = f", {count['committed']} of them committed" if count['committed'] else ''
     return f"{count['finished']} of {count['planned']} runs finished{committed}"
 
+def _overview():
+    "Every study with its question, and how far each preset is."
+    from memlab.lab.study import find_study, study_names
+    tell = lambda study, name: ' · '.join(filter(None, [f'  {name:<6} {_state(study.tally(name))}', study.preset(name, known=False).note]))
+    return [line for study in map(find_study, study_names()) for line in (f'{study.name}: {study.question}', *(tell(study, name) for name in study.presets))]
+
 @main.command('list')
 def list_():
     """Show the studies and how far each is computed.
@@ -69,13 +75,10 @@ def list_():
       memlab list
     """
     from memlab.core.files import home
-    from memlab.lab.study import find_study, study_names
+    from memlab.lab.known import remembered
     with _in_words():
         click.echo(f'tree: {home()}')
-        if not study_names(): click.echo('no studies yet')
-        for study in map(find_study, study_names()):
-            click.echo(f'{study.name}: {study.question}')
-            for name in study.presets: click.echo(' · '.join(filter(None, [f'  {name:<6} {_state(study.tally(name))}', study.preset(name).note])))
+        for line in remembered('list', _overview) or ['no studies yet']: click.echo(line)
 
 # %% ../nbs/cli.ipynb #1db9c5d1
 def _find(context, parameter, name):
@@ -269,9 +272,8 @@ def scoreboard():
     Example:
       memlab scoreboard
     """
-    try: from memlab.lab.report import scoreboard_text
-    except ModuleNotFoundError as error: raise click.ClickException(f'{error}: the scoreboard needs `pip install "memlab[lab]"`') from error
-    with _in_words(): click.echo(scoreboard_text())
+    from memlab.lab.board import scoreboard_text
+    with _in_words(): click.echo(scoreboard_text(keep=True))
 
 # %% ../nbs/cli.ipynb #16d335d1
 #| eval: false

@@ -10,6 +10,15 @@ jaxtyping.install_import_hook(SHAPED, "shapes.checked")  # before any test impor
 torch.set_num_threads(1)
 
 
+LONGEST = ["test_reproduce", "test_infini", "test_infini_memory", "test_mqar", "test_renew", "test_residual_growth", "test_resume", "test_reversal", "test_wheel"]
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first: two workers, each of which takes whole files (a fixture trains once), then end together."
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 

@@ -146,14 +146,17 @@ def test_interruption_says_how_to_go_on(monkeypatch):
     assert memlab('run', 'toy', '--preset', 'cpu', '--no-notebook')[0] == 0
 
 
-def test_a_good_notebook_replaces_the_failed_one(home):
+def test_a_good_notebook_replaces_the_failed_one(home, monkeypatch):
     notebook('preset = "none"', '1/0')
     with pytest.raises(NotebookFailed, match='(?s)1/0.*ZeroDivisionError'): runner.execute('toy', 'quick')
     folder = home/'build'/'notebooks'/'toy'
     assert [f.name for f in folder.iterdir()] == ['quick.failed.ipynb']
     notebook('preset = "none"', 'import os; print(os.environ["MEMLAB_HOME"], os.environ["TQDM_DISABLE"], os.environ["OMP_NUM_THREADS"])')
-    assert printed(runner.execute('toy', 'quick')) == [f'{home} 1 2']
-    assert sorted(f.name for f in folder.iterdir()) == ['quick.ipynb', 'quick.stamp'] and 'TQDM_DISABLE' not in os.environ
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    assert printed(runner.execute('toy', 'quick')) == [f'{home} 1 1']                   # one thread, as in a run
+    assert sorted(f.name for f in folder.iterdir()) == ['quick.ipynb', 'quick.stamp'] and not {'TQDM_DISABLE', 'OMP_NUM_THREADS'} & set(os.environ)
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    assert printed(runner.execute('toy', 'quick', fresh=True)) == [f'{home} 1 3']       # unless somebody says otherwise
 
 
 def test_a_cell_cut_off_at_the_limit_fails_although_it_is_marked_completed(home, monkeypatch):
@@ -183,6 +186,23 @@ def test_help_is_quick():
     done = python('import sys\nfrom memlab.cli import main\ntry: main(["run", "--help"])\nexcept SystemExit: pass\n'
                   'assert not {"torch", "pandas", "scipy", "pyarrow", "joblib"} & set(sys.modules), "help imports too much"')
     assert done.returncode == 0 and 'Compute the runs of STUDY' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('words, spared', [('list', {'torch', 'pandas', 'scipy', 'pyarrow', 'matplotlib'}), ('scoreboard', {'torch', 'matplotlib', 'IPython'})])
+def test_what_was_asked_before_is_there_at_once(words, spared):
+    "Studies are imported for the first answer; the next one follows from what it said, as long as nothing changes."
+    toy.study.run('cpu', progress=False), toy.study.verdicts('cpu')
+    said = memlab(words)[1]
+    done = python(f'import sys\nfrom memlab.cli import main\ntry: main([{words!r}])\nexcept SystemExit: pass\nprint(*sorted({spared} & set(sys.modules)), file=sys.stderr)')
+    assert 'toy' in said and (done.stdout, done.stderr.strip()) == (said, '')
+    shutil.rmtree(toy.study.folder('cpu')), shutil.rmtree(toy.study.results('cpu'))
+    assert memlab(words)[1] != said
+
+
+def test_the_scoreboard_draws_nothing():
+    done = python(f'import sys\nsys.path.insert(0, {str(Path(toy.__file__).parent)!r})\nfrom memlab.cli import main\ntry: main(["scoreboard"])\nexcept SystemExit: pass\n'
+                  'assert "matplotlib" not in sys.modules')
+    assert done.returncode == 0 and done.stdout == 'No verdicts yet: `memlab run STUDY` makes some.\n', done.stderr
 
 
 def test_runs_without_a_notebook_need_the_core_alone(home):

@@ -90,6 +90,15 @@ def test_constraints_name_exact_public_versions():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), [line for line in lines if "==" not in line or "+" in line]
 
 
+def test_every_requirement_has_its_exact_version():
+    ini = ConfigParser()
+    ini.read(ROOT / "settings.ini")
+    plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+    asked = {plain(re.match(r"[\w.-]+", word)[0]) for key, words in ini["DEFAULT"].items() if key.endswith("requirements") for word in words.split()}
+    assert {"torch", "pytest-xdist", "furo"} <= asked
+    assert asked <= {plain(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().split()}
+
+
 def test_make_help_lists_every_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()

@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 from ..core.files import home, write_atomic, write_json, writing
 from .code import skeleton
+from .known import contents, package_folder
 from ..core.identity import canonical, digest
 from .records import figures_folder, file_name, results_folder, size_of
 
@@ -56,14 +57,6 @@ def _cells(file):
     import nbformat
     return [[c.cell_type, c.source] for c in nbformat.read(file, 4).cells]
 
-def _package():
-    "The folder of this memlab."
-    return Path(importlib.util.find_spec('memlab').submodule_search_locations[0])
-
-def _contents(files):
-    "Names and hashes of what is in files."
-    return sorted([f.name, digest(f.read_bytes())] for f in files if not f.name.startswith('.'))
-
 def sources(
     study: str,           # its name
     parameters: Mapping,  # what is injected
@@ -72,7 +65,7 @@ def sources(
     for name, value in parameters.items():
         try: canonical(value)
         except (TypeError, ValueError) as error: raise ValueError(f'parameter {name}={value!r} has no fixed text ({error}): pass finite numbers, strings, and lists or dicts of them') from None
-    return digest(canonical([_cells(notebook_file(study)), dict(parameters), _contents(_package().rglob('*.py'))]))
+    return digest(canonical([_cells(notebook_file(study)), dict(parameters), contents(package_folder().rglob('*.py'))]))
 
 def stamp(
     study: str,   # its name
@@ -80,7 +73,7 @@ def stamp(
     began: str,   # what it starts from, see `sources`
 ) -> str:         # 12 hex characters
     "Hash of all that an execution reads and writes, itself apart."
-    return digest(canonical([began, _contents([*results_folder(study, preset).glob('*.*'), *figures_folder(study, preset).glob('*.*')])]))
+    return digest(canonical([began, contents([*results_folder(study, preset).glob('*.*'), *figures_folder(study, preset).glob('*.*')])]))
 
 # %% ../../nbs/lab/runner.ipynb #cd6ca79e
 def _statements(
@@ -128,7 +121,7 @@ def _first(place, variable):
 def _own_kernel():
     "While this lasts, kernel python3 is the Python of this process with its memlab."
     from ipykernel.kernelspec import write_kernel_spec
-    place = str(_package().parent)
+    place = str(package_folder().parent)
     installed = place in sysconfig.get_paths().values()  # found anyhow; in front it could hide modules of Python itself
     with TemporaryDirectory() as folder:
         write_kernel_spec(Path(folder)/'kernels'/'python3')
@@ -139,7 +132,7 @@ def _papermill(file, output, parameters, limit):
     "Execute `file` quietly into `output`."
     import papermill as pm
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
-    with _own_kernel(), _environment(MEMLAB_HOME=str(home()), TQDM_DISABLE='1', OMP_NUM_THREADS='2'):
+    with _own_kernel(), _environment(MEMLAB_HOME=str(home()), TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1')):
         pm.execute_notebook(file, output, dict(parameters), kernel_name='python3', cwd=file.parent, progress_bar=False, start_timeout=120,
                             execution_timeout=limit, extra_arguments=['--Application.log_level=CRITICAL'])
 

@@ -47,10 +47,11 @@ def best_rate(
     metric: str = 'accuracy',
 ) -> float:
     "The rate whose trial ended best."
+    scores = records[(records.metric == metric) & records.item.isna()]
     def ended(arm):
-        mine = records[(records.arm == arm) & (records.metric == metric) & records.item.isna()].sort_values('step')
+        mine = scores[scores.arm == arm].sort_values('step')
         return (mine.value.iloc[-1], -mine.step.iloc[-1]) if len(mine) else (-1., 0)
-    tried = sorted(arms_where(runs, trial_of=name).items(), key=lambda arm: arm[1]['trial'])
+    tried = sorted(arms_where(runs[runs.trial_of == name], trial_of=name).items(), key=lambda arm: arm[1]['trial'])
     return max(tried, key=lambda arm: ended(arm[0]))[1]['trial']
 
 # %% ../../nbs/lab/tuning.ipynb #77f24f55
@@ -64,5 +65,7 @@ def staged(
     "Trials and whatever needs none, then every seed at the best rate."
     deciding, own = {p.like for p in plan} - {''}, [(p.arm, p.seeds) for p in plan if not p.like]
     first = [(trial_of(p.arm, lr, leave_out), (TRIAL_SEED,)) for p in plan if p.arm.name in deciding for lr in rates]
-    then = lambda runs, records: tuple((with_rate(p.arm, best_rate(runs, records, p.like)), p.seeds) for p in plan if p.like)
+    def then(runs, records):
+        best = {name: best_rate(runs, records, name) for name in dict.fromkeys(p.like for p in plan if p.like)}
+        return tuple((with_rate(p.arm, best[p.like]), p.seeds) for p in plan if p.like)
     return Preset(tuple([*first, *own]), then=then)

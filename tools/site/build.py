@@ -27,7 +27,7 @@ READING = {  # the order of pages, where it is not that of the alphabet; pages n
     "data": "corpus tokens ordered recall facts text documents recall_task relay lessons",
     "nn": "state init attention blocks variants lm mixer checks softmax linear delta titans ttt baseconv mixer_lm infini segment pythia generate memory",
     "train": "losses schedule optim learner loop objectives",
-    "lab": "arm code records runs work renew cost study tuning values rules claims report explore runner",
+    "lab": "arm code records runs work renew cost study tuning values rules claims report board known explore runner",
 }
 syms = __import__("memlab._modidx", fromlist=["d"]).d["syms"]
 FULL_NAME = {name.removeprefix(module + "."): name for module, names in syms.items() for name in names}
