@@ -284,7 +284,8 @@ class Mamba2(LinearAttention):
     def mix(self, x, q, k, v, past, docs):
         c, (step, g) = self.config, self.decay(x)
         q, k = (u.expand(-1, -1, c.n_heads, -1) for u in (q, k))
-        o, S = precise(self.FORMS[c.form], q, k, v * step[..., None].to(v.dtype), fade_at_starts(g[..., None], k, docs), past.S, chunk=c.chunk, packed=docs is not None)
+        written, most = v * step[..., None].to(v.dtype), torch.finfo(v.dtype).max
+        o, S = precise(self.FORMS[c.form], q, k, written.clamp(-most, most), fade_at_starts(g[..., None], k, docs), past.S, chunk=c.chunk, packed=docs is not None)
         return o + self.direct[:, None].to(v.dtype) * v, dict(S=S)
 
     def write(self, x, o):
