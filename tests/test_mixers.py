@@ -271,3 +271,17 @@ def test_memories_keep_at_least_float32():
 def test_mixers_import_no_plotting_and_no_kernels():
     code = 'import sys, json, memlab.nn.mixer_lm; print(json.dumps([m for m in sys.modules if m.split(".")[0] in ("matplotlib", "pandas", "datasets", "IPython", "nbdev", "triton", "fla")]))'
     assert json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) == []
+
+
+@pytest.mark.parametrize('form', ['recurrent', 'chunked', 'parallel'])
+def test_weights_of_strongly_negative_keys_are_small_and_not_zero(form):
+    "elu(x) + 1 is e^x below zero; taken as a difference it was 0 where float32 has no number so near to 1."
+    x = torch.tensor([-80., -40., -17., -1., 0., 2., 100.], requires_grad=True)
+    y = KERNELS['elu+1'].map(x)
+    assert y.tolist() == pytest.approx([*x[:4].double().exp().tolist(), 1, 3, 101], rel=1e-6)
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == pytest.approx([*x[:4].double().exp().tolist(), 1, 1, 1], rel=1e-6)
+    layer = built(LinearAttentionConfig(d_model=8, form=form))
+    for p in layer.proj.parameters(): p.data.abs_()
+    x = -normal(2, 19, 8).abs() * 10     # all queries and keys far below zero
+    with torch.no_grad(): want, got = layer(x)[0], layer.float()(x.float())[0]
+    assert error_ratio(got, want) < 1e-3

@@ -177,7 +177,7 @@ def test_new_tokens_with_a_carried_memory_equal_the_whole_again(name, options):
     for t in range(ids.shape[1]):
         step, memory = model(ids[:, t:t+1], memory)
         assert (step[:, 0] - whole[:, t]).abs().max() <= 1e-5
-    written, end = generate(model, ids, 9, temperature=1., top=5, seed=3)
+    written, end, _ = generate(model, ids, 9, temperature=1., top=5, seed=3)
     r, again = torch.Generator().manual_seed(3), ids
     for _ in range(9):
         logits = model(again)[0][:, -1]
@@ -205,5 +205,5 @@ def test_text_goes_through_the_tokenizer_of_pythia(shared_data):
     assert tokenizer.vocab_size <= len(model.readout)
     ids = torch.from_numpy(tokenizer.encode(text))[None]
     assert tokenizer.decode(ids[0]) == text
-    written, _ = generate(model, ids, 5)
+    written, *_ = generate(model, ids, 5)
     assert written.shape == (1, ids.shape[1] + 5) and tokenizer.decode(written[0]).startswith(text)

@@ -7,11 +7,12 @@ __all__ = ['Adapter', 'adapt']
 
 # %% ../../nbs/nn/adapter.ipynb #9d7dff5e
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .init import init_parameters
 from .lm import TransformerLM
+from .packing import read_on
 from .state import State
 
 # %% ../../nbs/nn/adapter.ipynb #3dd53c8d
@@ -39,9 +40,10 @@ class Adapter(nn.Module):
     def forward(self,
                 x: Float[Tensor, 'b t c'],      # stream
                 state: State | None = None,     # None: a fresh sequence
+                starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Tensor, State]:      # b t c, and the state after these tokens
         "x + α mixer(LN x)"
-        y, state = self.mixer(self.norm(x), state)
+        y, state = read_on(self.mixer, self.norm(x), state, starts)
         return x + self.alpha * y, state
 
 # %% ../../nbs/nn/adapter.ipynb #59e0229a

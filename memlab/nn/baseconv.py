@@ -9,10 +9,12 @@ __all__ = ['BaseConvConfig', 'BaseConv']
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .finite import contain, mark
 from .mixer import MixerState, ShortConv, check_input
+from .packing import check_starts, count_seen, documents
 
 # %% ../../nbs/nn/baseconv.ipynb #e516fa33
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,11 @@ class BaseConv(nn.Module):
     def forward(self,
                 u: Float[Tensor, 'b t c'],             # input
                 state: MixerState | None = None,       # None: a fresh sequence
+                starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Tensor, MixerState]:        # b t c, and the state after these tokens
         "Convolve, gate, add."
-        check_input(self, u, state)
-        past = self.init_state(len(u)) if state is None else state
-        y, conv = self.conv(u, past.conv)
-        return y * self.gate(u) + u, MixerState(conv, past.seen + u.shape[1])
+        check_input(self, u, state), check_starts(u, starts)
+        stain, past, u = contain(self.init_state(len(u)) if state is None else state, starts, u)
+        docs = documents(starts, past.seen)
+        y, conv = self.conv(u, past.conv, docs)
+        return mark(y * self.gate(u) + u, stain), MixerState(conv, count_seen(past.seen, u.shape[1], docs)).marked(None if stain is None else stain[:, -1])

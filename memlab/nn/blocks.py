@@ -13,10 +13,10 @@ from types import SimpleNamespace
 from typing import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .attention import HEAD_SCALE, KERNELS, OWN, CausalAttention, KVState, PositionState, check_heads
+from .attention import HEAD_SCALE, KERNELS, OWN, CausalAttention, KVState, PositionState, check_heads, count_tokens
 from .config import check_words
 from .dense import linear
 
@@ -229,11 +229,12 @@ class ResidualBlock(nn.Module):
                 r: Float[Tensor, 'b t c'],        # stream
                 state: KVState | PositionState | None = None,  # None: a fresh sequence
                 tap: Tap | None = None,           # sees this layer's tensors
+                starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Tensor, KVState | PositionState]:   # next stream, next state
         "One layer."
         c, e = self.config, SimpleNamespace(config=self.config, r=r, x=self.norm1(r), a=None, a2=None, y=None, m=None, m2=None, norm2=self.norm2, mlp2=self.mlp2, matrix=self.matrix, tau=self.tau)
         if c.mlp_in == 'x': self.rewrite(e)
-        state = self.attend(e, state)
+        state = self.attend(e, state, starts)
         if c.steps == 2: e.y = MID[c.mid][1](r if c.skip == 'r' else c.skip_scale * e.x, e)
         if c.mlp_in != 'x': self.rewrite(e)
         e.u = UPDATE[c.update][1](e)
@@ -253,17 +254,18 @@ class ResidualBlock(nn.Module):
     def attend(self,
                e: SimpleNamespace,                    # the layer's tensors; gets a and a2
                state: KVState | PositionState | None,  # before
+               starts: Bool[Tensor, 'b t'] | None,    # True at the first token of a document
                ) -> KVState | PositionState:          # after
         "Run the attention the config asks for."
-        c, (b, t, _) = self.config, e.x.shape
-        if self.attn is None: return PositionState((self.init_state(b) if state is None else state).seen + t)
+        c = self.config
+        if self.attn is None: return count_tokens(self.init_state(len(e.x)) if state is None else state, e.x, starts)
         scores = SOURCE[c.scores][1](e)
         source = scores if c.source == c.scores else SOURCE[c.source][1](e)
         s1, s2 = (state, None) if self.attn2 is None or state is None else split_heads(state)
-        e.a, s1 = self.attn(scores, s1, source)
+        e.a, s1 = self.attn(scores, s1, source, starts)
         if c.attn_scale != 1: e.a = c.attn_scale * e.a
         if self.attn2 is None: return s1
-        e.a2, s2 = self.attn2(scores, s2, source)
+        e.a2, s2 = self.attn2(scores, s2, source, starts)
         return join_heads(s1, s2)
 
     def init_state(self, batch: int) -> KVState | PositionState:

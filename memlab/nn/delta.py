@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .config import check_idle
 from .linear import MatrixState, fading, fold, unfold
-from .mixer import DecayGate, Mixer, MixerConfig, precise
+from .mixer import DecayGate, Mixer, MixerConfig, fade_at_starts, precise
 
 # %% ../../nbs/nn/delta.ipynb #cfc28b40
 def delta_recurrent(
@@ -26,6 +26,7 @@ def delta_recurrent(
     g: Float[Tensor, 'b t h'] | None,    # log decay; None: nothing fades
     S: Float[Tensor, 'b h k v'],         # memory before
     chunk: int = 64,                     # not used: this is the loop
+    packed: bool = False,                # nor is this
 ) -> tuple[Float[Tensor, 'b t h v'], Float[Tensor, 'b h k v']]:
     "S_t = e^g S + k β (v - (e^g S)' k)', o_t = S_t' q"
     o = []
@@ -59,6 +60,7 @@ def delta_span(
     g: Float[Tensor, 'b t h'] | None,
     S: Float[Tensor, 'b h k v'],
     chunk: int = 64,
+    packed: bool = False,   # do documents start in the rows, where g is minus infinity?
 ) -> tuple[Float[Tensor, 'b t h v'], Float[Tensor, 'b h k v']]:
     "A sequence in matrix products of `chunk` tokens; all but the last product of a chunk are made at once."
     t = q.shape[1]
@@ -66,7 +68,7 @@ def delta_span(
     q, k, v, beta = (fold(u, min(chunk, t)) for u in (q, k, v, beta[..., None]))
     read, left, reach, kept = (q @ k.mT).tril(), None, None, None
     if g is not None:
-        fade = fading(fold(g[..., None], min(chunk, t)))
+        fade = fading(fold(g[..., None], min(chunk, t)), packed)
         left, reach = fade.between()[..., 0], fade.since_start()
         read, q, kept = read * left, q * reach, reach[..., -1:, :]
     U, W = writes(k, v, beta, left, reach)
@@ -81,18 +83,18 @@ def delta_span(
 # %% ../../nbs/nn/delta.ipynb #f03f492b
 SPAN = 16   # chunks
 
-def delta_chunked(q, k, v, beta, g, S, chunk=64):
+def delta_chunked(q, k, v, beta, g, S, chunk=64, packed=False):
     "The same in chunks, a span after the other."
     o, n = [], SPAN * chunk
     for *part, g_ in zip(*(u.split(n, 1) for u in (q, k, v, beta)), [None] * -(-q.shape[1] // n) if g is None else g.split(n, 1)):
-        y, S = delta_span(*part, g_, S, chunk)
+        y, S = delta_span(*part, g_, S, chunk, packed)
         o.append(y)
     return torch.cat(o, 1) if o else v, S
 
 # %% ../../nbs/nn/delta.ipynb #4c84abda
-def delta_parallel(q, k, v, beta, g, S, chunk=64):
+def delta_parallel(q, k, v, beta, g, S, chunk=64, packed=False):
     "One triangular solve for the whole sequence."
-    return delta_span(q, k, v, beta, g, S, max(1, q.shape[1]))
+    return delta_span(q, k, v, beta, g, S, max(1, q.shape[1]), packed)
 
 FORMS = dict(recurrent=delta_recurrent, chunked=delta_chunked, parallel=delta_parallel)
 
@@ -155,10 +157,10 @@ class DeltaNet(Mixer):
         if self.rate is None: return x.new_ones(*x.shape[:2], c.n_heads)
         return (self.rate(x) / c.temperature).sigmoid() * (1 + c.negative)
 
-    def mix(self, x, q, k, v, past):
+    def mix(self, x, q, k, v, past, docs):
         "Correct what the keys hold, read with the queries."
         c = self.config
-        o, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, self.beta(x), self.log_decay(x), past.S, chunk=c.chunk)
+        o, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, self.beta(x), fade_at_starts(self.log_decay(x), k, docs), past.S, chunk=c.chunk, packed=docs is not None)
         return o, dict(S=S)
 
 # %% ../../nbs/nn/delta.ipynb #01b4d85c

@@ -6,12 +6,13 @@
 __all__ = ['RULES', 'LOCALS', 'EPS', 'Sums', 'FORMS', 'unit', 'AsCoded', 'InfiniConfig', 'check_signs', 'check_as_coded',
            'idle_options', 'check_idle_options', 'has_null', 'MultiMemoryConfig', 'HierarchicalConfig', 'InfiniState',
            'payload', 'Piece', 'pieces', 'linear_loop', 'linear_local', 'Form', 'attend', 'read', 'shares', 'is_empty',
-           'settle', 'store', 'close', 'rms', 'blend', 'check_held', 'places', 'SegmentMemory', 'InfiniMemory',
-           'MultiMemory', 'best', 'Selection', 'selection', 'HierarchicalMemory', 'rows_of', 'reset_rows']
+           'settle', 'store', 'close', 'rms', 'blend', 'check_held', 'places', 'check_packed', 'stretches',
+           'SegmentMemory', 'InfiniMemory', 'MultiMemory', 'best', 'Selection', 'selection', 'HierarchicalMemory',
+           'rows_of', 'reset_rows']
 
 # %% ../../nbs/nn/infini.ipynb #28f78df6
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from .delta import delta_chunked, delta_recurrent
 from .dense import linear
 from .linear import linear_chunked
 from .mixer import KERNELS, NORMS, Mixer, MixerConfig, MixerState, check_input
+from .packing import Documents
 from .softmax import append, attention_parallel, attention_recurrent
 
 # %% ../../nbs/nn/infini.ipynb #ad8711a6
@@ -180,6 +182,11 @@ class InfiniState(MixerState):
         s = max(x.k.shape[1] for x in states)
         pad = lambda u: torch.cat([u.new_zeros(len(u), s - u.shape[1], *u.shape[2:]), u], 1)
         return [replace(x, k=pad(x.k), v=pad(x.v), beta=pad(x.beta)) for x in states]
+
+    def marked(self, stain: Tensor | None) -> 'InfiniState':
+        "No numbers in rows that are lost, but for what was frozen before."
+        kept, new = self.frozen[..., None, None], super().marked(stain)
+        return new if stain is None else replace(new, M=torch.where(kept[..., None], self.M, new.M), z=torch.where(kept, self.z, new.z))
 
     def with_frozen(self,
                     flag: bool,                              # frozen or not
@@ -385,6 +392,22 @@ def places(c: InfiniConfig, past: InfiniState) -> set[int]:
     if c.as_coded.shared and len(found) > 1: raise ValueError(f'rows hold {sorted(found)} tokens of a segment: one shared memory needs them at the same place')
     return found
 
+# %% ../../nbs/nn/infini.ipynb #955b1fc8
+def check_packed(c: InfiniConfig):
+    "Refuse documents inside a row where something is counted or chosen over a whole call."
+    for name, given in dict(credit=c.credit > 0, shared=c.as_coded.shared, sequence_mean=c.as_coded.sequence_mean).items():
+        if given: raise ValueError(f'starts were given to a memory with {name}, which goes over all tokens of a call: give each document a row of its own, or leave {name} off')
+
+def stretches(
+    docs: Documents | None,          # documents that start here; None: none
+    *tokens: Float[Tensor, 'b t *_'],
+) -> Iterator[tuple]:                # rows that start afresh, or None; then the tokens of the stretch
+    "Cut tokens where a document starts in any row."
+    if docs is None or not docs.starts.shape[1]: return iter([(None, *tokens)])
+    borders = sorted({0, *docs.starts.any(0).nonzero()[:, 0].tolist()})
+    sizes = [b - a for a, b in zip(borders, [*borders[1:], docs.starts.shape[1]])]
+    return zip(docs.starts[:, borders].unbind(1), *(u.split(sizes, 1) for u in tokens))
+
 # %% ../../nbs/nn/infini.ipynb #cb06d5d0
 class SegmentMemory(Mixer):
     "Local attention in segments beside memories of all finished segments; a subclass supplies `weights`."
@@ -474,25 +497,34 @@ class SegmentMemory(Mixer):
         out = blend(part['gate'], part['memory'], part['weight'], local, plain=self.config.as_coded.static_gate)
         return part | dict(out=out), close(self, held, psi, sums, piece)
 
-    def run(self, x: Float[Tensor, 'b t c'], q: Tensor, k: Tensor, v: Tensor, past: InfiniState) -> tuple[list[dict[str, Tensor]], InfiniState]:
+    def run(self, x: Float[Tensor, 'b t c'], q: Tensor, k: Tensor, v: Tensor, past: InfiniState, docs: Documents | None = None) -> tuple[list[dict[str, Tensor]], InfiniState]:
         "A call in at least float32: what was computed in each piece, and what is held then."
         check_held(self, past)
         c, up = self.config, lambda u: u.to(torch.promote_types(u.dtype, torch.float32))
         beta = x.new_zeros(*x.shape[:2], 0) if self.rate is None else self.rate(x).sigmoid()
         tokens = {n: up(u) for n, u in dict(q=q, k=k, v=v, beta=beta, gate=self.gates_of(x)).items()}
         with torch.autocast(x.device.type, enabled=False):
-            phi, fills = self.mapped('q', tokens['q']), places(self.config, past)
+            phi, state, parts = self.mapped('q', tokens['q']), past, []
             tokens |= dict(phi=phi, asks=phi.mean(1, keepdim=True).expand_as(phi) if c.as_coded.sequence_mean else phi)
-            state = replace(past, **{n: getattr(past, n)[:, past.k.shape[1] - max(fills):] for n in ('k', 'v', 'beta')})
-            cut, parts = pieces(fills, x.shape[1], c.segment, self.FORMS[c.form].step(c), c.credit), []
-            for piece, *us in zip(cut, *(u.split([p.tokens for p in cut], 1) for u in tokens.values())):
-                part, state = self.advance(dict(zip(tokens, us)), state, piece)
-                parts.append(part)
+            for fresh, *us in stretches(docs, *tokens.values()):
+                new, state = self.walk(dict(zip(tokens, us)), state if fresh is None else reset_rows(state, fresh))
+                parts += new
         return parts, state
 
-    def mix(self, x, q, k, v, past):
+    def walk(self, tokens: dict[str, Tensor], state: InfiniState) -> tuple[list[dict[str, Tensor]], InfiniState]:
+        "Segment by segment, where no document starts."
+        c, fills, parts = self.config, places(self.config, state), []
+        state = replace(state, **{n: getattr(state, n)[:, state.k.shape[1] - max(fills):] for n in ('k', 'v', 'beta')})
+        cut = pieces(fills, tokens['q'].shape[1], c.segment, self.FORMS[c.form].step(c), c.credit)
+        for piece, *us in zip(cut, *(u.split([p.tokens for p in cut], 1) for u in tokens.values())):
+            part, state = self.advance(dict(zip(tokens, us)), state, piece)
+            parts.append(part)
+        return parts, state
+
+    def mix(self, x, q, k, v, past, docs):
         "Read, attend and write segment by segment."
-        parts, state = self.run(x, q, k, v, past)
+        if docs is not None: check_packed(self.config)
+        parts, state = self.run(x, q, k, v, past, docs)
         return torch.cat([v[:, :0], *(p['out'].to(v.dtype) for p in parts)], 1), {n: u for n, u in state.tensors().items() if n not in ('conv', 'seen')}
 
     def trace(self,

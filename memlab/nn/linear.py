@@ -18,7 +18,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .mixer import ACTS, DecayGate, Mixer, MixerConfig, MixerState, precise
+from .mixer import ACTS, DecayGate, Mixer, MixerConfig, MixerState, fade_at_starts, precise
 
 # %% ../../nbs/nn/linear.ipynb #2c7f2ac8
 def linear_recurrent(
@@ -28,6 +28,7 @@ def linear_recurrent(
     g: Float[Tensor, 'b t h d'] | None,  # log decay; None: nothing fades
     S: Float[Tensor, 'b h k v'],         # memory before
     chunk: int = 64,                     # not used: this is the loop
+    packed: bool = False,                # nor is this
 ) -> tuple[Float[Tensor, 'b t h v'], Float[Tensor, 'b h k v']]:
     "S_t = e^g S_{t-1} + k v', o_t = S_t' q"
     o = []
@@ -53,6 +54,7 @@ def unfold(
     "Join chunks again."
     return rearrange(o, 'b h n c v -> b (n c) h v')[:, :t]
 
+# %% ../../nbs/nn/linear.ipynb #052f86de
 class Fade(NamedTuple):
     "Log decay summed over a chunk, and the borders passed."
     log: Float[Tensor, '... c d']
@@ -74,10 +76,12 @@ class Fade(NamedTuple):
 
 def fading(
     g: Float[Tensor, '... c d'],  # log decay in a chunk
+    packed: bool = False,         # sum each document by itself: the borders are the same in all channels
 ) -> Fade:
     "Its running sums."
     border = g.isneginf()
-    return Fade(g.masked_fill(border, 0.).cumsum(-2), border.cumsum(-2))
+    g, n = g.masked_fill(border, 0.), border.cumsum(-2)
+    return Fade((n[..., :1] == n[..., None, :, 0]).to(g.dtype).tril() @ g if packed else g.cumsum(-2), n)
 
 # %% ../../nbs/nn/linear.ipynb #0283b1be
 def scores(
@@ -88,7 +92,8 @@ def scores(
     "How much of each value in the chunk each query reads."
     if fade is None: return (q @ k.mT).tril()
     left = fade.between()
-    return (q @ k.mT) * left[..., 0] if left.shape[-1] == 1 else torch.einsum('...ik,...jk,...ijk->...ij', q, k, left)
+    if left.shape[-1] == 1: return (q @ k.mT).tril() * left[..., 0]
+    return torch.einsum('...ik,...jk,...ijk->...ij', q, k, left).tril()
 
 # %% ../../nbs/nn/linear.ipynb #c2447470
 def linear_chunked(
@@ -98,12 +103,13 @@ def linear_chunked(
     g: Float[Tensor, 'b t h d'] | None,
     S: Float[Tensor, 'b h k v'],
     chunk: int = 64,
+    packed: bool = False,   # do documents start in the rows, where g is minus infinity?
 ) -> tuple[Float[Tensor, 'b t h v'], Float[Tensor, 'b h k v']]:
     "The same in matrix products of `chunk` tokens."
     t = q.shape[1]
     if t == 0: return v, S
     q, k, v, g = (None if u is None else fold(u, min(chunk, t)) for u in (q, k, v, g))
-    fade, kept = None if g is None else fading(g), None
+    fade, kept = None if g is None else fading(g, packed), None
     within = scores(q, k, fade) @ v
     if fade is not None:
         reach, k = fade.since_start(), k * fade.until_end()
@@ -115,9 +121,9 @@ def linear_chunked(
         S = fresh[:, :, i] + (S if kept is None else S * kept[:, :, i])
     return unfold(within + q @ torch.stack(before, 2), t), S
 
-def linear_parallel(q, k, v, g, S, chunk=64):
+def linear_parallel(q, k, v, g, S, chunk=64, packed=False):
     "One chunk as long as the sequence."
-    return linear_chunked(q, k, v, g, S, max(1, q.shape[1]))
+    return linear_chunked(q, k, v, g, S, max(1, q.shape[1]), packed)
 
 FORMS = dict(recurrent=linear_recurrent, chunked=linear_chunked, parallel=linear_parallel)
 
@@ -159,12 +165,12 @@ class LinearAttention(Mixer):
         "Nothing fades."
         return None
 
-    def mix(self, x, q, k, v, past):
+    def mix(self, x, q, k, v, past, docs):
         "Add what is new, read with the queries."
         c = self.config
         if self.divides: v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
         else: q = q * c.features ** -.5
-        o, S = precise(self.FORMS[c.form], q, k, v, self.log_decay(x), past.S, chunk=c.chunk)
+        o, S = precise(self.FORMS[c.form], q, k, v, fade_at_starts(self.log_decay(x), k, docs, 1), past.S, chunk=c.chunk, packed=docs is not None)
         if self.divides: o = o[..., :-1] / (o[..., -1:] + 1e-6)
         return o, dict(S=S)
 
@@ -275,10 +281,11 @@ class Mamba2(LinearAttention):
         c = self.config
         return dict(q=c.key, k=c.key, v=c.n_heads * c.value)
 
-    def mix(self, x, q, k, v, past):
+    def mix(self, x, q, k, v, past, docs):
         c, (step, g) = self.config, self.decay(x)
         q, k = (u.expand(-1, -1, c.n_heads, -1) for u in (q, k))
-        o, S = precise(self.FORMS[c.form], q, k, v * step[..., None].to(v.dtype), g[..., None], past.S, chunk=c.chunk)
+        written, most = v * step[..., None].to(v.dtype), torch.finfo(v.dtype).max
+        o, S = precise(self.FORMS[c.form], q, k, written.clamp(-most, most), fade_at_starts(g[..., None], k, docs), past.S, chunk=c.chunk, packed=docs is not None)
         return o + self.direct[:, None].to(v.dtype) * v, dict(S=S)
 
     def write(self, x, o):

@@ -9,12 +9,13 @@ __all__ = ['Memory', 'TransformerLM', 'residual_lm', 'ResidualLMConfig']
 from dataclasses import dataclass
 from typing import Sequence
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .attention import LearnedPositions
 from .blocks import BlockConfig, Tap, make_norm, stack
 from .init import init_parameters
+from .packing import check_starts, read_on
 from .state import State
 
 # %% ../../nbs/nn/lm.ipynb #b3cc324e
@@ -61,18 +62,19 @@ class TransformerLM(nn.Module):
                 memory: Memory | None = None,   # None: fresh sequences
                 tap: Tap | None = None,         # sees each layer's tensors
                 local: bool = False,            # detach the stream between layers
+                starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[list[Tensor], Memory]:  # r_0 .. r_L, each b t c, and the memory after these tokens
         "The residual stream after the embedding and after every layer."
-        self.check(ids, memory)
+        self.check(ids, memory), check_starts(ids, starts)
         states = list(memory or [None] * len(self.stages))
         r, after = self.look_up(ids), []
         if self.positions is not None:
-            r, s = self.positions(r, states.pop(0))
+            r, s = read_on(self.positions, r, states.pop(0), starts)
             after.append(s)
         rs = [r]
         for layer, state in zip(self.layers, states):
             r = r.detach() if local and len(rs) > 1 else r
-            r, s = layer(r, state) if tap is None else layer(r, state, tap=tap)
+            r, s = read_on(layer, r, state, starts, **({} if tap is None else dict(tap=tap)))
             rs.append(r); after.append(s)
         return rs, tuple(after)
 
@@ -87,17 +89,19 @@ class TransformerLM(nn.Module):
     def features(self,
                  ids: Int[Tensor, 'b t'],       # tokens
                  memory: Memory | None = None,  # None: fresh sequences
+                 starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                  ) -> tuple[Float[Tensor, 'b t c'], Memory]:
         "What the readout sees; losses start here."
-        rs, memory = self.streams(ids, memory)
+        rs, memory = self.streams(ids, memory, starts=starts)
         return self.norm(rs[-1]), memory
 
     def forward(self,
                 ids: Int[Tensor, 'b t'],       # tokens
                 memory: Memory | None = None,  # None: fresh sequences
+                starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Float[Tensor, 'b t v'], Memory]:
         "Logits of the next token, and the memory after these."
-        h, memory = self.features(ids, memory)
+        h, memory = self.features(ids, memory, starts)
         return h @ self.readout.T, memory
 
     def check(self, ids: Tensor, memory: Memory | None):

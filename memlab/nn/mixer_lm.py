@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .attention import LearnedPositions
@@ -22,6 +22,7 @@ from .init import init_parameters
 from .linear import BasedConfig, GLAConfig, LinearAttentionConfig, Mamba2Config, RetentionConfig
 from .lm import TransformerLM
 from .mixer import ACTS
+from .packing import read_on
 from .softmax import AttentionConfig, UnifiedKVConfig
 from .state import State
 from .titans import TitansConfig
@@ -56,8 +57,13 @@ class MixerBlock(nn.Module):
         self.up = linear(d_model, expand * d_model, bias=False) if expand else None
         self.out = linear(expand * d_model, d_model, bias=False) if expand else None
 
-    def forward(self, x: Float[Tensor, 'b t c'], state: State | None = None) -> tuple[Tensor, State]:
-        y, state = self.mixer(self.norm(x), state)
+    def forward(self,
+                x: Float[Tensor, 'b t c'],                  # stream
+                state: State | None = None,                 # None: a fresh sequence
+                starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
+                ) -> tuple[Tensor, State]:                  # b t c, and the state after these tokens
+        "x + mixer(N x), and then the feed-forward layer."
+        y, state = read_on(self.mixer, self.norm(x), state, starts)
         x = x + y
         return (x if self.up is None else x + self.out(ACTS[self.act](self.up(self.norm2(x))))), state
 

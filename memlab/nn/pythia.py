@@ -16,16 +16,17 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .attention import CausalAttention, PositionState, check_heads, rotate
+from .attention import CausalAttention, PositionState, check_heads, count_tokens, rotate
 from .blocks import MLP
 from .config import check_idle, check_least
 from .infini import HierarchicalConfig, InfiniConfig, MultiMemoryConfig, idle_options
 from .init import init_parameters
 from .lm import TransformerLM
+from .packing import read_on
 from .state import State
 
 # %% ../../nbs/nn/pythia.ipynb #58f83f87
@@ -87,12 +88,13 @@ class PythiaLayer(nn.Module):
     def forward(self,
                 x: Float[Tensor, 'b t c'],       # stream
                 state: State | None = None,      # None: a fresh sequence
+                starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Tensor, State]:       # b t c, and the state after these tokens
         "x + mixer(LN₁ x) + MLP(LN₂ x)"
         u = self.norm1(x)
         y = x + self.mlp(u if self.norm2 is None else self.norm2(x))
-        if self.mixer is None: return y, PositionState((self.init_state(len(x)) if state is None else state).seen + x.shape[1])
-        a, state = self.mixer(u, state)
+        if self.mixer is None: return y, count_tokens(self.init_state(len(x)) if state is None else state, x, starts)
+        a, state = read_on(self.mixer, u, state, starts)
         return y + a, state
 
 # %% ../../nbs/nn/pythia.ipynb #441cecc3

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .infini import InfiniConfig, InfiniState
@@ -46,9 +46,11 @@ class SegmentLM(TransformerLM):
     def features(self,
                  ids: Int[Tensor, 'b t'],       # tokens
                  memory: Memory | None = None,  # None: fresh sequences
+                 starts: Bool[Tensor, 'b t'] | None = None,  # refused: segments are counted from the beginning of a row
                  ) -> tuple[Float[Tensor, 'b t c'], Memory]:
         "What the readout sees, segment after segment."
         self.check(ids, memory)
+        if starts is not None: raise ValueError('starts were given to a model that cuts its rows into segments: a document inside a segment would have none of its own, give each document a row')
         r, at, done, ends = self.embed(ids), self.place(memory), [], 0
         states = [None] * len(self.layers) if memory is None else list(memory)
         for piece in r.split(cuts(at, r.shape[1], self.segment), 1):

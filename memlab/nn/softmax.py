@@ -19,16 +19,18 @@ from torch import Tensor
 
 from .attention import mix_explicit, rotate, visible
 from .mixer import Mixer, MixerConfig, MixerState
+from .packing import Documents
 
 # %% ../../nbs/nn/softmax.ipynb #bb4b3b1a
 def readable(
     t: int,                       # new tokens
     s: int,                       # tokens held, the new ones last
-    seen: Int[Tensor, 'b'],       # tokens each row had seen before; one number serves rows that start here
+    seen: Int[Tensor, '#b'],      # tokens each row had seen before; one number serves rows that start here
     window: int | None = None,    # tokens a query may read, itself included; None: all
+    at: Int[Tensor, 'b t'] | None = None,  # position of each token in its document; None: no document starts among them
 ) -> Bool[Tensor, 'b t s']:
     "True where token i of a row may read token j."
-    may = visible(t, seen, s)
+    may = visible(t, seen, s, at)
     if window is None: return may
     j, i = torch.arange(s, device=seen.device), torch.arange(t, device=seen.device)
     return may & (j[None, :] > i[:, None] + (s - t) - window)
@@ -121,15 +123,15 @@ class Attention(Mixer):
         "The part that may be read again."
         return u[:, u.shape[1] - self.held(u.shape[1]):]
 
-    def read(self, q: Tensor, k: Tensor, v: Tensor, past: HeldState) -> Float[Tensor, 'b t h v']:
-        "Attend with the configured form; where nothing is held all rows may read alike."
+    def read(self, q: Tensor, k: Tensor, v: Tensor, past: HeldState, docs: Documents | None) -> Float[Tensor, 'b t h v']:
+        "Attend with the configured form; where nothing is held and no document starts all rows may read alike."
         c, (t, s) = self.config, (q.shape[1], k.shape[1])
-        return self.FORMS[c.form](q * c.features ** -.5, k, v, readable(t, s, past.seen if s > t else past.seen[:1] * 0, c.window))
+        return self.FORMS[c.form](q * c.features ** -.5, k, v, readable(t, s, past.seen if s > t else past.seen[:1] * 0, c.window, None if docs is None else docs.at))
 
-    def mix(self, x, q, k, v, past):
+    def mix(self, x, q, k, v, past, docs):
         "Hold the new keys and values, read with the queries."
         k, v = append(past.k, k), append(past.v, v)
-        return self.read(q, k, v, past), dict(k=self.keep(k), v=self.keep(v))
+        return self.read(q, k, v, past, docs), dict(k=self.keep(k), v=self.keep(v))
 
 # %% ../../nbs/nn/softmax.ipynb #78f01266
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ class UnifiedKV(Attention):
         u = rearrange(streams[1], 'b t (h k) -> b t h k', k=self.config.key)
         return self.address('q', x, streams[0]), u, u
 
-    def mix(self, x, q, k, v, past):
-        u, end = append(past.u, v), past.seen[:, None] + v.shape[1]
-        k = rotate(u, end + torch.arange(-u.shape[1], 0, device=u.device)) if self.config.rope else u
-        return self.read(q, k, u, past), dict(u=self.keep(u))
+    def mix(self, x, q, k, v, past, docs):
+        u, held = append(past.u, v), past.u.shape[1]
+        where = past.seen[:, None] + torch.arange(-held, v.shape[1], device=u.device)
+        if docs is not None: where = torch.cat([where[:, :held], docs.at], 1)
+        return self.read(q, rotate(u, where) if self.config.rope else u, u, past, docs), dict(u=self.keep(u))

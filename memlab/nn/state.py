@@ -58,6 +58,13 @@ class State:
         "The same memories, of equal shapes but for the batch; for those that hold tokens, of which some hold more than others."
         return states
 
+    def marked(self,
+               stain: Tensor | None,  # b, NaN for rows that are lost, else 0; None: no row is
+               ) -> Self:
+        "No numbers in rows that are lost."
+        if stain is None: return self
+        return self.map(lambda x: x - stain.to(x.dtype).view(-1, *[1] * (x.dim() - 1)) if x.is_floating_point() else x)
+
     @property
     def batch(self) -> int:
         "Number of rows."

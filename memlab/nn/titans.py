@@ -7,12 +7,13 @@ __all__ = ['FORMS', 'RATES', 'titans_recurrent', 'products', 'titans_chunk', 'ti
            'TitansMemory']
 
 # %% ../../nbs/nn/titans.ipynb #813ed137
+import itertools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .dense import linear
@@ -29,11 +30,13 @@ def titans_recurrent(
     M: Float[Tensor, 'b h k v'],    # memory before
     S: Float[Tensor, 'b h k v'],    # momentum before
     chunk: int = 32,                # not used: this is the loop
+    starts: Bool[Tensor, 'b t'] | None = None,  # True where a document starts, from an empty memory at rest
 ) -> tuple[Float[Tensor, 'b t h v'], Float[Tensor, 'b h k v'], Float[Tensor, 'b h k v']]:
     "S_t = η S_{t-1} + θ k (v - M_{t-1}' k)', M_t = (1 - α) M_{t-1} + S_t, o_t = M_t' q"
     read = lambda M, k: torch.einsum('bhk,bhkv->bhv', k, M)
     o = []
     for t in range(q.shape[1]):
+        if starts is not None: M, S = (u.masked_fill(starts[:, t, None, None, None], 0.) for u in (M, S))
         keep, step, forget = (r[:, t, :, None, None] for r in (eta, theta, alpha))
         S = keep * S + step * torch.einsum('bhk,bhv->bhkv', k[:, t], v[:, t] - read(M, k[:, t]))
         M = (1 - forget) * M + S
@@ -58,15 +61,18 @@ def titans_chunk(
     alpha: Float[Tensor, 'b h c'],
     M: Float[Tensor, 'b h k v'],
     S: Float[Tensor, 'b h k v'],
+    starts: Bool[Tensor, 'b c'] | None = None,
 ) -> tuple[Float[Tensor, 'b h c v'], Float[Tensor, 'b h k v'], Float[Tensor, 'b h k v']]:
     "One chunk: solve for what its tokens add, then read everything at once."
+    asks = k                                                                # what the errors are asked with
+    if starts is not None: eta, alpha, asks = (u.masked_fill(starts.view(len(q), 1, -1, *[1] * (u.dim() - 3)), end) for u, end in ((eta, 0.), (alpha, 1.), (k, 0.)))
     kept, left = products(eta), products(1 - alpha)                         # b h m m, of momentum and of memory
     w = left[..., 1:] @ kept[..., 1:, :]
     of_M, of_S, w = left[..., :1], w[..., :1], w[..., 1:]
     before, after, end = slice(None, -1), slice(1, None), slice(-1, None)
     carried = lambda x, rows: of_M[..., rows, :] * (x @ M) + of_S[..., rows, :] * (x @ S)
     step = theta[..., None]
-    u = torch.linalg.solve_triangular(step * w[..., before, :] * (k @ k.mT), step * (v - carried(k, before)), upper=False, unitriangular=True)
+    u = torch.linalg.solve_triangular(step * w[..., before, :] * (asks @ k.mT), step * (v - carried(asks, before)), upper=False, unitriangular=True)
     o = carried(q, after) + (w[..., after, :] * (q @ k.mT)) @ u
     written = lambda g: (g[..., end, :].mT * k).mT @ u
     return o, of_M[..., end, :] * M + of_S[..., end, :] * S + written(w), kept[..., end, :1] * S + written(kept[..., 1:])
@@ -82,12 +88,13 @@ def titans_chunked(
     M: Float[Tensor, 'b h k v'],
     S: Float[Tensor, 'b h k v'],
     chunk: int = 32,
+    starts: Bool[Tensor, 'b t'] | None = None,
 ) -> tuple[Float[Tensor, 'b t h v'], Float[Tensor, 'b h k v'], Float[Tensor, 'b h k v']]:
     "The same, `chunk` tokens at a time; the last chunk may be shorter."
     sequences = (rearrange(x, 'b t h ... -> b h t ...').split(chunk, 2) for x in (q, k, v, eta, theta, alpha))
-    o = []
-    for tokens in zip(*sequences):
-        read, M, S = titans_chunk(*tokens, M, S)
+    o, parts = [], itertools.repeat(None) if starts is None else starts.split(chunk, 1)
+    for *tokens, part in zip(*sequences, parts):
+        read, M, S = titans_chunk(*tokens, M, S, part)
         o.append(read)
     return rearrange(torch.cat(o, 2), 'b h t v -> b t h v'), M, S
 
@@ -136,10 +143,10 @@ class TitansMemory(Mixer):
         "Memory and momentum; the same at any `t`."
         return 2 * self.config.n_heads * self.config.features * self.config.value
 
-    def mix(self, x, q, k, v, past):
+    def mix(self, x, q, k, v, past, docs):
         "Learn every token, read after it."
         c = self.config
         off = x.new_zeros(*x.shape[:2], c.n_heads)
         rates = (self.rates[n](x).sigmoid() if n in self.rates else off for n in RATES)
-        o, M, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, *rates, past.M, past.S, chunk=c.chunk)
+        o, M, S = precise(self.FORMS[c.form], q * c.features ** -.5, k, v, *rates, past.M, past.S, chunk=c.chunk, starts=None if docs is None else docs.starts)
         return o, dict(M=M, S=S)
