@@ -20,7 +20,7 @@ from scipy import stats
 
 from ..core.files import read_json, write_json
 from .records import size_of
-from .rules import SIZES, VERDICTS, Artefact, Equal, Evidence, Less, error_rates, wrong
+from .rules import SIZES, VERDICTS, Equal, Evidence, Less, deciding, error_rates, wrong
 from .values import Missing, in_common, require
 
 # %% ../../nbs/lab/claims.ipynb #3c83e4a6
@@ -112,7 +112,7 @@ _NUMBERS = ('effect', 'ci_low', 'ci_high', 'least', 'said', 'p', 'q')
 
 def bars(rule: Any) -> dict[str, float]:
     "The smallest effect that matters and the size that was said."
-    rule = rule.off if isinstance(rule, Artefact) else rule
+    rule = deciding(rule)
     if isinstance(rule, Equal): return dict(least=rule.margin, said=rule.target)
     return dict(least=rule.most if isinstance(rule, Less) else rule.least, said=math.nan if rule.said is None else rule.said)
 
@@ -157,9 +157,8 @@ def power_table(
     "What each claim's rule can tell with the seeds that are planned."
     def row(c):
         rates = error_rates(c.rule, c.sd, c.seeds, studies)
-        right = rates.supported['none' if isinstance(c.rule, Equal) else 'said']
-        against = rates.refuted['said' if isinstance(c.rule, Equal) else 'none'] + rates.artefact['none']
-        return dict(claim=c.id, **bars(c.rule), seeds=c.seeds, sd=c.sd, decided_if_true=right, decided_if_not=against, wrong=wrong(rates, c.rule))
+        yes, no = ('none', 'said') if isinstance(deciding(c.rule), Equal) else ('said', 'none')
+        return dict(claim=c.id, **bars(c.rule), seeds=c.seeds, sd=c.sd, decided_if_true=rates.supported[yes], decided_if_not=rates.refuted[no] + rates.artefact[no], wrong=wrong(rates, c.rule))
     return pd.DataFrame([row(c) for c in claims])
 
 # %% ../../nbs/lab/claims.ipynb #58b96f42
