@@ -74,14 +74,19 @@ class SegmentStack:
     d_model: int = 64
     n_heads: int = 2        # of softmax attention
     segment: int = 64       # tokens that attention sees
+    intermediate: tuple[int, ...] = ()   # hidden widths of the first MLPs; the others have four times `d_model`
+
+    def __post_init__(self):
+        if len(self.intermediate) > len(self.mixers): raise ValueError(f'intermediate={self.intermediate}: there are {len(self.mixers)} layers, give at most as many widths')
 
     def build(self, seed: int, vocab_size: int) -> SegmentLM:
         "The model with its initial weights; layers of one kind start alike in every stack."
         attend = lambda share: PythiaAttention(self.d_model, self.n_heads, share)
         make = dict(rope=lambda: attend(.25), nope=lambda: attend(0.), none=lambda: None)
-        layers = [PythiaLayer(make[m]() if isinstance(m, str) else m.build(), self.d_model, 4 * self.d_model) for m in self.mixers]
+        widths = self.intermediate + (4 * self.d_model,) * (len(self.mixers) - len(self.intermediate))
+        layers = [PythiaLayer(make[m]() if isinstance(m, str) else m.build(), self.d_model, n) for m, n in zip(self.mixers, widths)]
         return init_parameters(SegmentLM(layers, self.segment, vocab_size=vocab_size, d_model=self.d_model), seed, .02 * (512 / self.d_model) ** .5)
 
     def of_segments(self, n: int) -> 'SegmentStack':
         "The same for segments of another length."
-        return SegmentStack(mixers=tuple(replace(m, segment=n) if isinstance(m, InfiniConfig) else m for m in self.mixers), d_model=self.d_model, n_heads=self.n_heads, segment=n)
+        return replace(self, mixers=tuple(replace(m, segment=n) if isinstance(m, InfiniConfig) else m for m in self.mixers), segment=n)
