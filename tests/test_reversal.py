@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from memlab.data.corpus import Corpus, Document
-from memlab.data.facts import DIRECTIONS, RELATIONS, codes, count_exposures, encode_split, facts, faults, labelled, load_reversal, pack, text_line, well_formed
+from memlab.data.facts import DIRECTIONS, PACKINGS, RELATIONS, codes, count_exposures, encode_split, facts, faults, labelled, load_reversal, pack, text_line, well_formed
 from memlab.data.recall import IGNORE
 from memlab.data.tokens import byte_tokenizer, load_tokenizer
 from memlab.eval.reversal import answer_nll, chance_mrr, line_nll, memory_after, rank_candidates, score_prompts, score_reversal
@@ -76,7 +76,7 @@ def test_23_reversal_data_is_grammatical():
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
-@pytest.mark.parametrize("how", ["packed", "padded", "padded_masked"])
+@pytest.mark.parametrize("how", PACKINGS)
 def test_23_forward_is_trained_and_backward_is_not(tokenizers, name, how):
     people = facts(120, seed=1)
     rows = pack([f.forward for f in people], tokenizers[name], 128, how, exposures=3)
@@ -124,9 +124,8 @@ def test_23_perplexity_of_a_name_is_not_its_rank():
 @pytest.mark.parametrize("name, length", [("bytes", 128), ("bytes", 60), ("bpe", 64)])
 def test_24_packing(tokenizers, name, length):
     tokenizer, told = tokenizers[name], [f.forward for f in facts(200, seed=5)]
-    arms = {how: pack(told, tokenizer, length, how, exposures=4, seed=1) for how in ("packed", "padded", "padded_masked")}
-    exposures = {how: count_exposures(rows, told, tokenizer) for how, rows in arms.items()}
-    assert exposures["packed"] == exposures["padded"] == exposures["padded_masked"] == [4] * 200
+    arms = {how: pack(told, tokenizer, length, how, exposures=4, seed=1) for how in PACKINGS}
+    assert all(count_exposures(rows, told, tokenizer) == [4] * 200 for rows in arms.values())
     for how, rows in arms.items():
         assert rows.ids.shape == (len(rows), length + 1) and rows.labels.shape == (len(rows), length)
         assert (rows.ids[:, 0] == tokenizer.separator).all() and (rows.ids[:, -1] == tokenizer.separator).all()
@@ -138,6 +137,12 @@ def test_24_packing(tokenizers, name, length):
     assert arms["packed"].eos_in_loss == pytest.approx(arms["padded_masked"].eos_in_loss, rel=1e-6)
     assert arms["padded"].eos_in_loss == pytest.approx((arms["padded"].labels == tokenizer.separator).double().mean().item(), rel=1e-6)
     assert arms["padded"].eos_in_loss > arms["padded_masked"].eos_in_loss and arms["packed"].eos_fraction < arms["padded"].eos_fraction
+    for how in ("padded", "padded_masked"):
+        behind, anywhere = arms[how], arms[how.replace("padded", "padded_anywhere")]
+        assert anywhere.eos_in_loss == behind.eos_in_loss and not torch.equal(anywhere.ids, behind.ids)
+        assert all(torch.equal(a[a != tokenizer.separator], b[b != tokenizer.separator]) for a, b in zip(anywhere.ids, behind.ids)), "another order of sentences"
+        begins = {int((row != tokenizer.separator).int().argmax()) for row in anywhere.ids}
+        assert min(begins) == 1 and len(begins) > length / 3, "not anywhere"
 
 
 def test_24_rows_of_an_exposure_lie_together(tokenizers):

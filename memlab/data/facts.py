@@ -275,13 +275,13 @@ def fill_rows(
     return rows
 
 # %% ../../nbs/data/facts.ipynb #6fe98d5b
-PACKINGS = ('packed', 'padded', 'padded_masked')
+PACKINGS = ('packed', 'padded', 'padded_masked', 'padded_anywhere', 'padded_anywhere_masked')
 
 def pack(
     lines: Sequence[str | Line],  # sentences, or lines whose labels are already chosen
     tokenizer: Tokenizer,
     length: int,                  # tokens the model reads in each row
-    how: str = 'packed',          # several lines a row; or one, 'padded' with separators that count, or 'padded_masked'
+    how: str = 'packed',          # several lines a row; or one, with separators behind it ('padded') or at a random place among them, which count unless 'masked'
     exposures: int = 1,           # how often each line is read
     seed: int = 0,                # another seed, another order
 ) -> FactRows:
@@ -292,13 +292,11 @@ def pack(
     if (most := max(map(len, lines))) > length: raise ValueError(f'length={length}: the longest line has {most} labels, ask for longer rows')
     readings = [[lines[i] for i in torch.randperm(len(lines), generator=generator_of(seed, 'pack', e)).tolist()] for e in range(exposures)]
     rows = [row for reading in readings for row in (fill_rows(reading, length) if how == 'packed' else reading)]
-    return _stack(rows, length, tokenizer.separator, tokenizer.separator if how == 'padded' else IGNORE)
-
-def _stack(rows, length, separator, label):
-    "Rows filled up with separators that have this label."
-    ids = [row.ids + [separator] * (length - len(row)) for row in rows]
-    labels = [row.labels + [label] * (length - len(row)) for row in rows]
-    return FactRows(torch.tensor(ids), torch.tensor(labels), separator)
+    g, spare = generator_of(seed, 'place'), [length - len(row) for row in rows]
+    front = [int(torch.randint(n + 1, (1,), generator=g)) if 'anywhere' in how else 0 for n in spare]
+    label = tokenizer.separator if how in ('padded', 'padded_anywhere') else IGNORE
+    filled = lambda part, fill: torch.tensor([[fill] * a + part(row) + [fill] * (n - a) for row, a, n in zip(rows, front, spare)])
+    return FactRows(filled(lambda row: row.ids, tokenizer.separator), filled(lambda row: row.labels, label), tokenizer.separator)
 
 # %% ../../nbs/data/facts.ipynb #78610450
 def count_exposures(

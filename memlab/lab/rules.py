@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'SIZES', 'MIN_SEEDS', 'Evidence', 'numbers', 'error_of', 'beyond', 'interval', 'signed', 'fmt_effect',
            'zone', 'size_of_effect', 'half_widths', 'seeds_for', 'settle', 'More', 'Less', 'Equal', 'exact', 'Often',
            'newcombe', 'newcombe_p', 'MoreOften', 'log_rank', 'Sooner', 'check_twins', 'Artefact', 'error_rates',
-           'wrong']
+           'deciding', 'wrong']
 
 # %% ../../nbs/lab/rules.ipynb #e1981160
 import math
@@ -443,12 +443,17 @@ def error_rates(
     return (pd.DataFrame(got).T / studies).reindex(columns=list(VERDICTS)).fillna(0.)
 
 # %% ../../nbs/lab/rules.ipynb #50fcc88b
+def deciding(rule: Any) -> Any:
+    "The rule that the truth is about: of an artefact, the one without the defect."
+    return rule.off if isinstance(rule, Artefact) else rule
+
 def wrong(
     rates: pd.DataFrame,   # from `error_rates`
     rule: Any,
 ) -> float:
     "The largest rate of a wrong verdict."
-    if isinstance(rule, Equal): return max(rates.supported[['least', 'said']].max(), rates.refuted[['none', 'least']].max())
-    refuting, sign = rates.refuted + rates.artefact, -1 if isinstance(rule, Less) else 1
+    rule, refuting = deciding(rule), rates.refuted + rates.artefact
+    if isinstance(rule, Equal): return max(rates.supported[['least', 'said']].max(), refuting[['none', 'least']].max())
+    sign = -1 if isinstance(rule, Less) else 1
     low = [t for t, x in rule.truths.items() if sign * x <= sign * rule.truths['least']]
     return max(rates.supported[low].max(), refuting[[t for t, x in rule.truths.items() if sign * x >= sign * rule.truths['least']]].max())
