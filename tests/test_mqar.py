@@ -223,6 +223,14 @@ def test_a_diverged_run_leaves_its_claim_undecided_but_for_rates(claim, arm):
     else: assert found.verdict == 'inconclusive' and arm in found.note and 'seed 1' in found.note
 
 
+@pytest.mark.parametrize('claim', ['MQ9b', 'MQ9c', 'MQ9d'])
+def test_a_memory_that_was_tried_at_no_rate_is_named(claim):
+    "While a preset is being computed attention may be there and the memory not."
+    runs, records = (table[table.arm.str.startswith('attention')] for table in scene(claim))
+    found = judge(CLAIMS[claim], runs, records, 'cpu')
+    assert found.verdict == 'inconclusive' and 'at any rate (no run)' in found.note
+
+
 @pytest.mark.parametrize('claim', SCENES)
 def test_four_seeds_decide_nothing(claim):
     found = judge(CLAIMS[claim], *(table[table.seed.between(1, 4)] for table in scene(claim)), 'cpu')

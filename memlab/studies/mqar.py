@@ -423,7 +423,8 @@ def at_rates(mixer: str): return lambda runs: list(arms_where(runs, question='ra
 
 def share_of_rates(runs: pd.DataFrame, records: pd.DataFrame, mixer: str) -> pd.Series:
     "The share of the rates at which a mixer solves the task, by seed."
-    return pd.DataFrame({a: np.isfinite(steps_to(records, a, SOLVED)) for a in at_rates(mixer)(runs)}).mean(axis=1)
+    if not (arms := at_rates(mixer)(runs)): raise Missing(f'{mixer} at any rate (no run)')
+    return pd.DataFrame({a: np.isfinite(steps_to(records, a, SOLVED)) for a in arms}).mean(axis=1)
 
 @study.claim('MQ9a', 'Attention with a short convolution learns the task at most learning rates from .0003 to 1.', source='Okpekpe and Orvieto 2025', measured='share of eight rates at which it solves', rule=More(least=.5, said=.6, bounds=(0, 1)), arms=at_rates('attention'), may_diverge=True, unit='of the rates', sd=.06)
 def attention_learns(runs, records): return share_of_rates(runs, records, 'attention')
