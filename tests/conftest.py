@@ -33,3 +33,4 @@ def shared_data() -> Path:
 
 def pytest_addoption(parser):
     parser.addoption("--many", action="store_true", help="a thousand changed files a kind in test_fuzz.py, instead of sixty")
+    parser.addoption("--slow", action="store_true", help="also what takes minutes: layers compiled with inductor in test_compiled.py")

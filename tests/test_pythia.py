@@ -1,5 +1,7 @@
 """Pythia against the model of transformers, files that lie, the tokenizer, and generation with every memory."""
 import json
+import math
+import re
 import sys
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ from memlab.nn.adapter import adapt
 from memlab.nn.generate import generate
 from memlab.nn.memory import fingerprint
 from memlab.nn.pythia import MEMORIES, PythiaConfig, create_model, from_pretrained, neox_config, neox_name, safetensors_files
+from safetensors.torch import save_file
 
 SMALL = PythiaConfig(vocab_size=67, d_model=32, n_layers=3, n_heads=4, intermediate=48, std=.2)
 KINDS = [('pythia', {}), *((name, dict(segment=4, use_delta_rule=rule)) for name in MEMORIES for rule in (False, True))]
@@ -207,3 +210,66 @@ def test_text_goes_through_the_tokenizer_of_pythia(shared_data):
     assert tokenizer.decode(ids[0]) == text
     written, *_ = generate(model, ids, 5)
     assert written.shape == (1, ids.shape[1] + 5) and tokenizer.decode(written[0]).startswith(text)
+
+
+# -- folders that lie -------------------------------------------------------------------------------------------------
+
+SAID = dict(model_type='gpt_neox', vocab_size=67, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, rotary_pct=.5)
+
+
+def folder_of(path, said=SAID, **tensors):
+    "A model folder with random weights, what its config says, and more tensors or others."
+    made = {neox_name(n): torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) for n, p in neox_config(SAID).build().named_parameters()}
+    (path/'config.json').write_text(json.dumps(said))
+    save_file({n: u for n, u in (made | tensors).items() if u is not None}, path/'model.safetensors')
+    return made
+
+
+SIZES = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')
+LIES = [*((dict({name: value}), f'config.json says {name}={re.escape(repr(value))}, expected a whole number') for name in SIZES for value in ('2', 2., True, None, [2])),
+        *((dict(num_hidden_layers=n), f'config.json says num_hidden_layers={n}, the files hold 2 layers') for n in (1, 3, 8000, 10**7, 10**30)), (dict(num_hidden_layers=0), 'n_layers=0: expected at least 1'),
+        (dict(vocab_size=10**12), r'embed_in.weight is \(67, 16\), expected \(1000000000000, 16\)'), (dict(hidden_size=2 * 10**10), r'embed_in.weight is \(67, 16\), expected \(67, 20000000000\)'),
+        (dict(intermediate_size=10**15), r'dense_h_to_4h.weight is \(24, 16\), expected \(1000000000000000, 16\)'), (dict(num_attention_heads=10**30), 'does not divide into n_heads'),
+        *((dict(tie_word_embeddings=v), f'config.json says tie_word_embeddings={re.escape(repr(v))}, expected true or false') for v in ('false', 'true', 0, None, [])),
+        *((dict({name: v}), f'config.json says {name}=.*, expected a (positive )?number') for name in ('rotary_pct', 'rotary_emb_base', 'layer_norm_eps') for v in ('0.5', None, True, math.nan, 10**400)),
+        *((dict({name: v}), f'config.json says {name}=.*, expected a positive number') for name in ('rotary_emb_base', 'layer_norm_eps') for v in (0, -1.)),
+        *((dict(rope_parameters=v), 'config.json says rope_parameters=.*, expected an object') for v in ('default', 3, [1]))]
+
+
+@pytest.mark.parametrize('said, why', LIES, ids=[f'{next(iter(s))}-{str(next(iter(s.values())))[:12]}-{i}' for i, (s, _) in enumerate(LIES)])
+def test_a_config_is_compared_with_the_file_before_anything_is_built(tmp_path, said, why, monkeypatch):
+    folder_of(tmp_path, SAID | said)
+    monkeypatch.setattr(PythiaConfig, 'build', lambda *_: pytest.fail('built'))
+    with pytest.raises(ValueError, match=why): from_pretrained(tmp_path)
+
+
+def test_tensors_that_are_no_weights_are_refused(tmp_path):
+    name = 'gpt_neox.layers.1.attention.dense.bias'
+    for tensor, why in ((torch.zeros(16, dtype=torch.int64), f'{name} is I64, expected floating-point'), (torch.zeros(3), r'dense.bias is \(3,\), expected \(16,\)'), (None, f'the file lacks {name}')):
+        folder_of(tmp_path, **{name: tensor})
+        with pytest.raises(ValueError, match=why): from_pretrained(tmp_path)
+
+
+def test_each_tensor_comes_from_the_file_that_the_index_names(tmp_path):
+    made = folder_of(tmp_path)
+    (tmp_path/'model.safetensors').unlink()
+    names, index = list(made), tmp_path/'model.safetensors.index.json'
+    parts = [{n: made[n] for n in names[:9]}, {n: made[n] for n in names[9:]}]
+    where = {n: f'm{i}.safetensors' for i, part in enumerate(parts) for n in part}
+    def write(one, two, said=where):
+        save_file(one, tmp_path/'m0.safetensors'); save_file(two, tmp_path/'m1.safetensors')
+        index.write_text(json.dumps(dict(weight_map=said)))
+    write(*parts)
+    assert torch.equal(from_pretrained(tmp_path).embed.weight, made['gpt_neox.embed_in.weight'])
+    for one, two, said, why in ((parts[0], parts[1] | {names[0]: torch.zeros_like(made[names[0]])}, where, f'm1.safetensors holds {names[0]}, which the index gives to m0.safetensors'),
+                                (parts[0], parts[1] | {'extra': torch.zeros(1)}, where, 'm1.safetensors holds extra, of which the index says nothing'),
+                                (dict(list(parts[0].items())[1:]), parts[1], where, f'm0.safetensors lacks {names[0]}, which the index gives to it')):
+        write(one, two, said)
+        with pytest.raises(ValueError, match=why): from_pretrained(tmp_path)
+    write(parts[0], parts[1] | {'gpt_neox.layers.0.attention.bias': torch.ones(1, 1, 8, 8)})       # constants of older files are none of the model's
+    assert torch.equal(from_pretrained(tmp_path).embed.weight, made['gpt_neox.embed_in.weight'])
+
+
+def test_a_config_that_is_nested_without_end_is_refused(tmp_path):
+    (tmp_path/'config.json').write_text('[' * 100_000)
+    with pytest.raises(ValueError, match='config.json is not JSON'): from_pretrained(tmp_path)

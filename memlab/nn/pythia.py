@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['MEMORIES', 'WANTED', 'NEOX_NAMES', 'BUFFERS', 'turned_channels', 'PythiaAttention', 'PythiaLayer', 'PythiaConfig',
-           'memory_options', 'create_model', 'neox_config', 'neox_name', 'read_object', 'indexed_files',
-           'safetensors_files', 'read_safetensors', 'match_tensors', 'hub_folder', 'from_pretrained']
+           'memory_options', 'create_model', 'number', 'neox_config', 'neox_name', 'read_object', 'file_of_each',
+           'safetensors_files', 'read_safetensors', 'merge_files', 'check_sizes', 'match_tensors', 'hub_folder',
+           'from_pretrained']
 
 # %% ../../nbs/nn/pythia.ipynb #7a8332b5
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -171,18 +173,33 @@ def create_model(
 # %% ../../nbs/nn/pythia.ipynb #2e0119f3
 WANTED = dict(model_type='gpt_neox', use_parallel_residual=True, hidden_act='gelu', attention_bias=True, hidden_dropout=0, attention_dropout=0, rope_scaling=None, rope_type='default')
 
+def number(
+    name: str,
+    value: Any,       # what a `config.json` gives it
+    positive: bool,   # must it be more than 0?
+) -> float:
+    "A number that is finite; a ValueError names what came."
+    if type(value) not in (int, float) or not abs(value) < 1e300 or positive and value <= 0: raise ValueError(f'config.json says {name}={value!r}, expected a {"positive " if positive else ""}number')
+    return float(value)
+
+# %% ../../nbs/nn/pythia.ipynb #9b353301
 def neox_config(
     said: dict,    # what a `config.json` says
 ) -> PythiaConfig:
     "The sizes of a GPT-NeoX; a ValueError where it would have to be computed differently."
-    said = {'rotary_pct': .25, 'rotary_emb_base': 10_000., **said}
-    rope = {'partial_rotary_factor': said['rotary_pct'], 'rope_theta': said['rotary_emb_base'], **(said.get('rope_parameters') or {})}  # newer files keep RoPE's numbers together
+    said = {'rotary_pct': .25, 'rotary_emb_base': 10_000., 'layer_norm_eps': 1e-5, 'tie_word_embeddings': False, **said}
+    if not isinstance(together := said.get('rope_parameters') or {}, dict): raise ValueError(f'config.json says rope_parameters={together!r}, expected an object')
+    rope = {'partial_rotary_factor': said['rotary_pct'], 'rope_theta': said['rotary_emb_base'], **together}  # newer files keep RoPE's numbers together
     for name, want in WANTED.items():
         if (got := (said | rope).get(name, want)) != want: raise ValueError(f'config.json says {name}={got!r}, which is not Pythia: only {name}={want!r} can be loaded')
     sizes = dict(vocab_size='vocab_size', d_model='hidden_size', n_layers='num_hidden_layers', n_heads='num_attention_heads', intermediate='intermediate_size')
     if missing := [name for name in sizes.values() if name not in said]: raise ValueError(f'config.json says nothing about {", ".join(missing)}: it is not complete')
-    return PythiaConfig(**{ours: said[name] for ours, name in sizes.items()}, rotary_pct=float(rope['partial_rotary_factor']), base=float(rope['rope_theta']),
-                        eps=said.get('layer_norm_eps', 1e-5), tied=said.get('tie_word_embeddings', False))
+    for name in sizes.values():
+        if type(said[name]) is not int: raise ValueError(f'config.json says {name}={said[name]!r}, expected a whole number')
+    if type(said['tie_word_embeddings']) is not bool: raise ValueError(f"config.json says tie_word_embeddings={said['tie_word_embeddings']!r}, expected true or false")
+    theirs = lambda new, old: number(new if new in together else old, rope[new], old != 'rotary_pct')
+    return PythiaConfig(**{ours: said[name] for ours, name in sizes.items()}, rotary_pct=theirs('partial_rotary_factor', 'rotary_pct'), base=theirs('rope_theta', 'rotary_emb_base'),
+                        eps=number('layer_norm_eps', said['layer_norm_eps'], True), tied=said['tie_word_embeddings'])
 
 # %% ../../nbs/nn/pythia.ipynb #aea440dd
 NEOX_NAMES = {'embed': 'gpt_neox.embed_in', 'norm': 'gpt_neox.final_layer_norm', 'head': 'embed_out', 'norm1': 'input_layernorm', 'norm2': 'post_attention_layernorm',
@@ -202,46 +219,74 @@ def neox_name(
 def read_object(file: Path) -> dict:
     "The JSON object in a file."
     try: said = json.loads(file.read_text(encoding='utf-8-sig'))
-    except ValueError as e: raise ValueError(f'{file.name} is not JSON ({e}): fetch it again') from None
+    except (ValueError, RecursionError) as e: raise ValueError(f'{file.name} is not JSON ({e}): fetch it again') from None
     if not isinstance(said, dict): raise ValueError(f'{file.name} holds a {type(said).__name__}, expected a JSON object: fetch it again')
     return said
 
-def indexed_files(index: Path) -> list[str]:
-    "Names of the files that an index speaks of; a ValueError unless they are plain names."
+def file_of_each(index: Path) -> dict[str, str]:
+    "The name of the file of each tensor, as an index gives it; a ValueError unless these are plain names."
     names = read_object(index).get('weight_map')
     if not isinstance(names, dict) or not names: raise ValueError(f'{index.name} has weight_map={names!r}, expected an object that gives the file of each tensor')
     if bad := [f'{tensor}: {name!r}' for tensor, name in names.items() if not isinstance(name, str) or name in ('', '.', '..') or '/' in name or '\\' in name]: raise ValueError(f'{index.name} says {bad[0]}, expected the name of a file beside it, without a folder')
-    return sorted(set(names.values()))
+    return names
 
 # %% ../../nbs/nn/pythia.ipynb #9710bff8
 def safetensors_files(folder: Path) -> list[Path]:
     "The files that hold a model's tensors; a ValueError where there are none, or only pickles."
     index = folder/'model.safetensors.index.json'
-    files = [folder/name for name in indexed_files(index)] if index.is_file() else [folder/'model.safetensors']
+    files = [folder/name for name in sorted(set(file_of_each(index).values()))] if index.is_file() else [folder/'model.safetensors']
     missing, pickles = [f.name for f in files if not f.is_file()], sorted(f.name for f in folder.glob('*.bin'))
     if missing and pickles: raise ValueError(f'{folder.name} has {pickles[0]} only, a pickle, which can run code when it is read: convert it to safetensors, or take a revision that has them')
     if missing: raise ValueError(f'{folder.name} lacks {", ".join(missing)}: is it complete, and has it safetensors?')
     return files
 
-def read_safetensors(files: Sequence[Path]) -> dict[str, Tensor]:
-    "All their tensors by name, without the constants of older files."
-    tensors = {}
+# %% ../../nbs/nn/pythia.ipynb #58aff3a9
+def read_safetensors(
+    files: Sequence[Path],
+    take: Callable[[Any, str], Any],   # (an open file, name of a tensor in it) -> what is wanted of it
+) -> dict[str, dict[str, Any]]:        # by file and tensor
+    "Something of all tensors, without the constants of older files."
+    found = {}
     for file in files:
         try:
-            with safe_open(str(file), 'pt') as f: tensors |= {n: f.get_tensor(n) for n in f.keys() if not n.endswith(BUFFERS)}
+            with safe_open(str(file), 'pt') as f: found[file.name] = {n: take(f, n) for n in f.keys() if not n.endswith(BUFFERS)}
         except SafetensorError as e: raise ValueError(f'{file.name} is damaged ({e}): fetch it again') from None
-    return tensors
+    return found
+
+# %% ../../nbs/nn/pythia.ipynb #913c1e38
+def merge_files(
+    found: dict[str, dict[str, Any]],   # by file and tensor
+    where: dict[str, str] | None,       # file of each tensor; None: there is one file
+) -> dict[str, Any]:
+    "What was found of each tensor; a ValueError unless each is in the file that the index gives it to, and nowhere else."
+    for file, names in found.items():
+        for n in names:
+            if where is not None and where.get(n) != file: raise ValueError(f'{file} holds {n}, {f"which the index gives to {where[n]}" if n in where else "of which the index says nothing"}: these files do not belong together, fetch them again')
+    for n, file in (where or {}).items():
+        if n not in found[file] and not n.endswith(BUFFERS): raise ValueError(f'{file} lacks {n}, which the index gives to it: these files do not belong together, fetch them again')
+    return {n: u for names in found.values() for n, u in names.items()}
 
 # %% ../../nbs/nn/pythia.ipynb #d6816b46
+def check_sizes(
+    config: PythiaConfig,
+    got: dict[str, tuple[int, ...]],   # shapes by name
+) -> None:
+    "Refuse sizes that are not those of the files."
+    layers = {n.split('.')[2] for n in got if n.startswith('gpt_neox.layers.')}
+    if len(layers) != config.n_layers: raise ValueError(f'config.json says num_hidden_layers={config.n_layers}, the files hold {len(layers)} layers: they are of different models')
+    for n, want in {'gpt_neox.embed_in.weight': (config.vocab_size, config.d_model), 'gpt_neox.layers.0.mlp.dense_h_to_4h.weight': (config.intermediate, config.d_model)}.items():
+        if got.get(n) != want: raise ValueError(f'the file lacks {n}: it is of another model' if n not in got else f'{n} is {got[n]}, expected {want}: config.json and the files are of different models')
+
+# %% ../../nbs/nn/pythia.ipynb #c2d5daa0
 def match_tensors(
-    want: dict[str, torch.Size],  # by name
-    got: dict[str, Tensor],       # by name
+    want: dict[str, tuple[int, ...]],  # shapes by name
+    got: dict[str, tuple[int, ...]],   # shapes by name
 ) -> None:
     "Raise a ValueError that says what is missing, unexpected or of another shape."
     some = lambda names: ', '.join(sorted(names)[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
     if missing := want.keys() - got.keys(): raise ValueError(f'the file lacks {some(missing)}: it is of another model')
     if extra := got.keys() - want.keys(): raise ValueError(f'the file holds {some(extra)}, which the model has no place for: it is of another model')
-    if wrong := [f'{n} is {tuple(got[n].shape)}, expected {tuple(s)}' for n, s in want.items() if got[n].shape != s]: raise ValueError(f'{some(wrong)}: the file is of another model')
+    if wrong := [f'{n} is {got[n]}, expected {s}' for n, s in want.items() if got[n] != s]: raise ValueError(f'{some(wrong)}: the file is of another model')
 
 # %% ../../nbs/nn/pythia.ipynb #7c8392c5
 def hub_folder(
@@ -263,10 +308,14 @@ def from_pretrained(
     "A Pythia, or any GPT-NeoX of the same kind, with its trained weights."
     folder = Path(name) if Path(name).is_dir() else hub_folder(str(name), revision)
     if not (folder/'config.json').is_file(): raise ValueError(f'{folder.name} has no config.json: expected a folder with config.json and model.safetensors')
-    config, tensors = neox_config(read_object(folder/'config.json')), read_safetensors(safetensors_files(folder))
+    config, files, index = neox_config(read_object(folder/'config.json')), safetensors_files(folder), folder/'model.safetensors.index.json'
+    headers = merge_files(read_safetensors(files, lambda f, n: f.get_slice(n)), file_of_each(index) if index.is_file() else None)
+    if odd := [f'{n} is {u.get_dtype()}' for n, u in headers.items() if u.get_dtype() not in ('F64', 'F32', 'F16', 'BF16')]: raise ValueError(f'{odd[0]}, expected floating-point numbers: these are no weights')
+    shapes = {n: tuple(u.get_shape()) for n, u in headers.items() if not (config.tied and n == 'embed_out.weight')}
+    check_sizes(config, shapes)
     with torch.device('meta'): model = config.build()
-    if config.tied: tensors.pop('embed_out.weight', None)
     names = {n: neox_name(n) for n, _ in model.named_parameters()}
-    match_tensors({names[n]: p.shape for n, p in model.named_parameters()}, tensors)
+    match_tensors({names[n]: tuple(p.shape) for n, p in model.named_parameters()}, shapes)
+    tensors = merge_files(read_safetensors(files, lambda f, n: f.get_tensor(n)), None)
     model.load_state_dict({n: tensors[theirs].to(dtype) for n, theirs in names.items()}, assign=True)
     return model
