@@ -24,6 +24,7 @@ def test_example_runs(title, tmp_path):
     env = os.environ | {"MEMLAB_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", BLOCKS[title]], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert not {"data", "figures"} & {f.name for f in tmp_path.iterdir()}           # the front page leaves what is committed alone
     if "claim" in title:
         found = read_json(tmp_path / "build/results/residual_growth/mine/claims.json")[-1]
         assert (found["id"], found["n_seeds"]) == ("MINE", 5) and found["verdict"] in done.stdout

@@ -8,8 +8,10 @@ __all__ = ['png', 'explorer']
 # %% ../../nbs/lab/explore.ipynb #b1a6a026
 import html
 import io
+import textwrap
 from collections.abc import Callable
 from functools import lru_cache
+from inspect import signature
 from numbers import Real
 
 # %% ../../nbs/lab/explore.ipynb #a7d11413
@@ -40,30 +42,53 @@ def _control(name, choice):
         return W.SelectionSlider(options=choice, continuous_update=False, **look)
     return W.Dropdown(options=choice, **look)
 
+# %% ../../nbs/lab/explore.ipynb #073c337d
+def _offered(choice, values):
+    "The choice itself, or what a function of other parameters says it is."
+    return choice(**{name: values[name] for name in signature(choice).parameters}) if callable(choice) else choice
+
+def _nearest(value, options):
+    "The option to show where `value` was."
+    if value in options or not all(isinstance(v, Real) for v in (value, *options)): return value if value in options else options[0]
+    return min(options, key=lambda v: abs(v - value))
+
+def _follow(knobs, controls):
+    "Give controls the choices that the others leave them."
+    values = {}
+    for name, knob in knobs.items():
+        if callable(controls[name]) and (options := tuple(_offered(controls[name], values))) != tuple(knob.options):
+            before, knob.options = knob.value, options
+            knob.value = _nearest(before, options)
+        values[name] = knob.value
+
 # %% ../../nbs/lab/explore.ipynb #0065328f
 def explorer(
     draw: Callable[..., bytes],  # keyword parameters to PNG bytes; pure
-    **controls,                  # for each parameter (low, high, step), a list or a text; a list or slider starts at its first value, a box at its text
+    **controls,                  # for each parameter (low, high, step), a list, a text, or a function of parameters before it that gives a list; a list or slider starts at its first value, a box at its text
 ):                               # ipywidgets.VBox
     "Sliders, dropdowns and text boxes over a drawing function."
     import ipywidgets as W
     if not controls: raise ValueError('nothing to explore: pass a control for at least one parameter of draw')
-    knobs = {name: _control(name, choice) for name, choice in controls.items()}
-    message, image, kept = W.HTML(), W.Image(format='png', layout=dict(max_width='100%')), lru_cache(256)(draw)
+    knobs = {}
+    for name, choice in controls.items(): knobs[name] = _control(name, _offered(choice, {n: k.value for n, k in knobs.items()}))
+    message, kept, busy = W.HTML(), lru_cache(256)(draw), []
+    image = W.Image(format='png', layout=dict(max_width='100%', width='auto', height='auto', align_self='flex-start', display='none'))
     def show(_=None):
+        if busy: return                   # knobs that follow another one move with it
+        busy.append(True)
+        try: _follow(knobs, controls)
+        finally: busy.clear()
         picture, message.value = _try(kept, {name: k.value for name, k in knobs.items()})
-        image.value, image.layout.display = picture, None if picture else 'none'
+        if picture: image.value, image.layout.display = picture, None
     for k in knobs.values(): k.observe(show, names='value')
     show()
     return W.VBox([W.HBox(list(knobs.values()), layout=dict(flex_flow='row wrap')), message, image])
 
 # %% ../../nbs/lab/explore.ipynb #cd47f0aa
 def _try(draw, params):
-    "(picture, '') or (b'', the reason as HTML)."
+    "(picture, '') or (b'', the reason in a line of HTML)."
     try:
         picture = draw(**params)
         if not isinstance(picture, bytes): raise TypeError(f'draw returned {type(picture).__name__}: return PNG bytes, as `png(fig)` does')
         return picture, ''
-    except Exception as e:
-        told = f'{type(e).__name__}: {e} (at {", ".join(f"{k}={v!r}" for k, v in params.items())})'
-        return b'', f'<pre>{html.escape(told)}</pre>'
+    except Exception as e: return b'', f'<code>{html.escape(textwrap.shorten(f"no picture of this: {e or type(e).__name__}", 160, placeholder=" …"))}</code>'

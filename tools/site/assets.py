@@ -1,4 +1,4 @@
-"The two scripts that pages need, MathJax and the widgets' embed.js, fetched once with npm into .cache/site."
+"The script that pages with formulas need, MathJax, fetched once with npm into .cache/site."
 import json
 import re
 import shutil
@@ -8,10 +8,9 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "site"
-MATHJAX, WIDGETS = "mathjax/tex-mml-chtml.js", "widgets/embed.js"
+MATHJAX = "mathjax/tex-mml-chtml.js"
 WANTED = {  # npm package: the files to keep; what follows the first slash goes to the folder named last
     "mathjax@3.2.2": (r"es5/(tex-mml-chtml\.js|output/chtml/fonts/.*)", "mathjax"),
-    "@jupyter-widgets/html-manager@1.0.15": (r"dist/(embed\.js(\.LICENSE\.txt)?|\w+\.woff2)", "widgets"),
 }
 
 
@@ -26,9 +25,9 @@ def unpack(archive: Path, keep: str, into: Path):
 
 
 def fetch():
-    "Make the scripts available, or say aloud what the site will lack."
-    if all((FOLDER / name).exists() for name in (MATHJAX, WIDGETS)): return
-    lacking = "formulas will be shown as TeX source and sliders left out; install npm and run `make docs` again"
+    "Make the script available, or say aloud what the site will lack."
+    if (FOLDER / MATHJAX).exists(): return
+    lacking = "formulas will be shown as TeX source; install npm and run `make docs` again"
     if not shutil.which("npm"): return print(f"NOTICE: npm is not installed: {lacking}")
     with tempfile.TemporaryDirectory() as tmp:
         for package, (keep, name) in WANTED.items():

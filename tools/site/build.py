@@ -1,6 +1,8 @@
-"""The site in build/html: every notebook with its outputs, the studies as papermill executed them, and the API.
+"""The site: every notebook with its outputs, the studies as papermill executed them, and the API.
 
-Studies come from build/notebooks, the largest preset first; library notebooks carry their outputs; the home page is executed here.
+usage: build.py [PAGE ...]      with pages, such as studies/mqar: these alone with the API of their modules, the home page as it is stored, and links that leave them unchecked
+The pages come to build/html; MEMLAB_SITE names another folder than build/.
+Studies come from build/notebooks, the largest preset first, else with the outputs stored in nbs/; library notebooks carry their outputs; the home page is executed here.
 """
 import ast
 import os
@@ -8,9 +10,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter, defaultdict
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
+from docutils.nodes import make_id
+
+from memlab.lab.runner import WIDGET
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tools")]
@@ -18,7 +26,8 @@ import assets  # noqa: E402
 from conf import cfg  # noqa: E402
 from readme import INDEX, LINK, executed  # noqa: E402
 
-NBS, SOURCE, OUT = ROOT / "nbs", ROOT / "build" / "site", ROOT / "build" / "html"
+NBS, PLACE = ROOT / "nbs", Path(os.environ.get("MEMLAB_SITE", ROOT / "build"))
+SOURCE, OUT = PLACE / "site", PLACE / "html"
 PRESETS = ["full", "gpu", "cpu", "quick"]
 SECTIONS = {"Studies": "studies", "Core": "core", "Data": "data", "Layers and models": "nn", "Training": "train", "Evaluation": "eval",
             "Laboratory": "lab", "Command line": "."}
@@ -30,24 +39,33 @@ READING = {  # the order of pages, where it is not that of the alphabet; pages n
     "lab": "arm code records runs work renew cost study tuning values rules claims report board known explore runner",
 }
 syms = __import__("memlab._modidx", fromlist=["d"]).d["syms"]
-FULL_NAME = {name.removeprefix(module + "."): name for module, names in syms.items() for name in names}
+FULL_NAMES = defaultdict(list)
+for module, names in syms.items():
+    for name in names: FULL_NAMES[name.removeprefix(module + ".")].append(name)
 OFF_SITE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>|@import\s+url\([\"']?(?:https?:)?//[^)]*\)")
 
 
 def executed_study(name: str) -> nbformat.NotebookNode:
-    "The executed notebook of a study at its largest preset."
+    "The executed notebook of a study at its largest preset, else the one in nbs/ with its stored outputs."
     found = [f for preset in PRESETS if (f := ROOT / "build" / "notebooks" / name / f"{preset}.ipynb").exists()]
-    if not found: raise SystemExit(f"no executed notebook of {name}: run `make reproduce STUDY={name}` first")
-    return nbformat.read(found[0], 4)
+    return nbformat.read((found + [NBS / "studies" / f"{name}.ipynb"])[0], 4)
 
 
-def prose(text: str, folder: Path) -> str:
+def target(name: str, module: str) -> str | None:
+    "The full name that `name` has on the page of a module: its own first. A plain word such as `quick` is no name on other pages, nor is one that several modules define."
+    found = FULL_NAMES.get(name, [])
+    if (own := f"{module}.{name}") in found: return own
+    return found[0] if len(found) == 1 and not re.fullmatch("[a-z]+", name) else None
+
+
+def prose(text: str, path: Path) -> str:
     "Links that leave nbs/ go to the repository; `names` that the package knows go to the API."
+    module = "memlab." + ".".join(path.relative_to(NBS).with_suffix("").parts)
     def link(match):
-        path = os.path.relpath(folder / match[1], ROOT)
-        return match[0] if path.startswith("nbs/") else f"]({cfg['git_url']}/blob/{cfg['branch']}/{path})"
+        there = os.path.relpath(path.parent / match[1], ROOT)
+        return match[0] if there.startswith("nbs/") else f"]({cfg['git_url']}/blob/{cfg['branch']}/{there})"
     def name(match):
-        return f"{{py:obj}}`{match[1]} <{FULL_NAME[match[1]]}>`" if match[1] in FULL_NAME else match[0]
+        return f"{{py:obj}}`{match[1]} <{full}>`" if (full := target(match[1], module)) else match[0]
     parts = re.split(r"(^```.*?^```$)", LINK.sub(link, text), flags=re.M | re.S)
     return "".join(part if i % 2 else re.sub(r"(?<!`)`([\w.]+)`(?!`)", name, part) for i, part in enumerate(parts))
 
@@ -64,27 +82,83 @@ def only_imports(source: str) -> bool:
     return all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(source).body)
 
 
-def code(cell: nbformat.NotebookNode, path: Path) -> bool:
-    "Prepare a code cell of the notebook at `path`; False when the page does without it."
+def headings(nb: nbformat.NotebookNode) -> set[str]:
+    "The anchors that a page's headings have."
+    found = (line for cell in nb.cells if cell.cell_type == "markdown" for line in re.findall(r"^#+ +(.*)$", cell.source, re.M))
+    return {make_id(line) for line in found}
+
+
+def anchors_of(cell: nbformat.NotebookNode, path: Path) -> list[str]:
+    "Where `_modidx` says that the names defined in a cell stand: fragments of this page's address."
+    page, module = path.relative_to(NBS).with_suffix(".html").as_posix(), ".".join(["memlab", *path.relative_to(NBS).with_suffix("").parts])
+    names = set(re.findall(r"^(?:class|def|async def) (\w+)", cell.source, re.M))
+    places = {name: where for name, (where, _) in syms.get(module, {}).items() if name.removeprefix(f"{module}.").split(".")[0] in names}
+    return [where.removeprefix(f"{page}#") for where in dict.fromkeys(places.values())]
+
+
+def picture_in_words(source: str, said: str) -> str:
+    "What a cell's figures show: their captions, else the first sentence of the prose before the cell."
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("finish", "caption") and node.args]
+    texts = [[part.value for part in ast.walk(call.args[-1]) if isinstance(part, ast.Constant) and isinstance(part.value, str)] for call in calls]
+    plain = re.sub(r"\{py:obj\}`(.*?) <.*?>`", r"\1", re.sub(r"\]\(.*?\)", "", re.sub(r"^(#|>|\||```).*$", "", said, flags=re.M)))
+    words = " ".join(" … ".join(text) for text in texts if text) or re.split(r"(?<=[.:!?])\s", re.sub(r"[*`\[$]", "", plain).strip())[0]
+    return " ".join(words.split()) or "A figure."
+
+
+KERNEL = "*Here stand controls that need a kernel: open this page in JupyterLab (`make lab`) and run it to move them.*"
+
+
+def labelled(html: str) -> str:
+    "An HTML table whose cells know their column's name, for narrow screens."
+    heads = re.findall(r"<th\b[^>]*>(.*?)</th>", html.partition("</thead>")[0], re.S)
+    def row(match):
+        at = len(heads) - match[0].count("<td")                           # an index has cells of its own
+        cell = lambda m: f'<td data-label="{heads[at + next(count)]}"{m[1]}>'
+        count = iter(range(len(heads)))
+        return re.sub(r"<td\b([^>]*)>", cell, match[0]) if 0 <= at else match[0]
+    return re.sub(r"<tr.*?</tr>", row, html, flags=re.S)
+
+
+def prepared(output: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
+    "An output as the page shows it."
+    data = output.get("data", {})
+    if WIDGET in data: return nbformat.v4.new_output("display_data", {"text/markdown": KERNEL})
+    if "text/markdown" in data: data["text/markdown"] = shown(data["text/markdown"], path)
+    if "<table" in data.get("text/html", ""): data["text/html"] = labelled("".join(data["text/html"]))
+    return output
+
+
+def code(cell: nbformat.NotebookNode, path: Path, said: str = "") -> bool:
+    "Prepare a code cell of the notebook at `path`, behind some prose; False when the page does without it."
     directives = set(re.findall(r"^#\|\s*(\w+)", cell.source, re.M))
     cell.source = re.sub(r"^(#\||%).*\n?", "", cell.source, flags=re.M).strip()
     if directives & {"hide", "default_exp"} or not cell.source: return False
     tags = set(cell.metadata.get("tags", []))
     if only_imports(cell.source) or "injected-parameters" in tags: tags.add("hide-input")
     cell.metadata = nbformat.from_dict({"tags": sorted(tags)})
-    for output in cell.outputs:
-        if "text/markdown" in output.get("data", {}): output.data["text/markdown"] = shown(output.data["text/markdown"], path)
+    if any("image/png" in output.get("data", {}) for output in cell.outputs): cell.metadata["mystnb"] = {"image": {"alt": picture_in_words(cell.source, said)}}
+    cell.outputs = [prepared(output, path) for output in cell.outputs]
+    if not cell.outputs and re.match(r"explorer\(", cell.source): cell.outputs = [nbformat.v4.new_output("display_data", {"text/markdown": KERNEL})]
     return True
 
 
 def page(nb: nbformat.NotebookNode, path: Path):
     "Write the page for the notebook at `path` (in nbs/) into the source tree."
     for cell in nb.cells:
-        if cell.cell_type == "markdown": cell.source = prose(cell.source, path.parent)
-    nb.cells = [cell for cell in nb.cells if cell.cell_type == "markdown" or code(cell, path)]
-    target = SOURCE / path.relative_to(NBS)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nb, target)
+        if cell.cell_type == "markdown": cell.source = prose(cell.source, path)
+    said, taken, cells = "", headings(nb), []
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": said = cell.source
+        else:
+            anchors = [a for a in anchors_of(cell, path) if a not in taken]
+            taken.update(anchors)
+            if not code(cell, path, said): cell = None
+            if anchors: cells.append(nbformat.v4.new_markdown_cell("".join(f'<a id="{a}"></a>' for a in anchors)))
+        if cell: cells.append(cell)
+    nb.cells, nb.metadata = cells, {k: v for k, v in nb.metadata.items() if k != "widgets"}
+    file = SOURCE / path.relative_to(NBS)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, file)
 
 
 def pages(folder: str) -> list[Path]:
@@ -98,34 +172,73 @@ def toctree(caption: str, entries: list[str]) -> str:
     return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *entries, "```"])
 
 
-def sources():
-    "The whole source tree of the site."
+def sources(wanted: list[str]):
+    "The source tree of the site, or of some of its pages."
     shutil.rmtree(SOURCE, ignore_errors=True)
     (SOURCE / "api").mkdir(parents=True)
     if (ROOT / "figures").exists(): shutil.copytree(ROOT / "figures", SOURCE / "figures")
-    index, trees = executed(INDEX), []
+    index, trees = nbformat.read(INDEX, 4) if wanted else executed(INDEX), []
+    modules = [module for module in syms if not wanted or module.removeprefix("memlab.").replace(".", "/") in wanted]
     for caption, folder in SECTIONS.items():
-        paths = pages(folder)
+        paths = [path for path in pages(folder) if not wanted or path.relative_to(NBS).with_suffix("").as_posix() in wanted]
         for path in paths: page(executed_study(path.stem) if folder == "studies" else nbformat.read(path, 4), path)
         if paths: trees.append(toctree(caption, [path.relative_to(NBS).with_suffix("").as_posix() for path in paths]))
-    for module in syms: (SOURCE / "api" / f"{module}.md").write_text(f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n")
-    trees.append(toctree("API", [f"api/{module}" for module in syms]))
+    for module in modules: (SOURCE / "api" / f"{module}.md").write_text(f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n")
+    trees.append(toctree("API", [f"api/{module}" for module in modules]))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(trees)))
     page(index, INDEX)
 
 
+class Page(HTMLParser):
+    "What a built page holds: the ids of its elements, where its links lead, and its pictures."
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids, self.links, self.pictures = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if "id" in found: self.ids.append(found["id"])
+        if tag == "a" and "href" in found: self.links.append(found["href"])
+        if tag == "img": self.pictures.append((found.get("src", ""), found.get("alt", "")))
+
+
 def off_site() -> list[str]:
     "Scripts, styles, pictures and fonts that a page would fetch from elsewhere."
-    return [f"{f.relative_to(OUT)}: {m[0]}" for f in sorted(OUT.rglob("*.*")) if f.suffix in {".html", ".css"}
+    return [f"{f.relative_to(OUT)}: would fetch {m[0]} from elsewhere" for f in sorted(OUT.rglob("*.*")) if f.suffix in {".html", ".css"}
             for m in OFF_SITE.finditer(f.read_text(encoding="utf-8"))]
+
+
+def dead(links: list[str], name: str, built: dict[str, Page]) -> list[str]:
+    "Links of the page of a name that lead to no page, file or place in a page."
+    out = []
+    for link in links:
+        path, _, place = unquote(link).partition("#")
+        there = os.path.normpath(Path(name).parent / path) if path else name
+        if re.match(r"\w+:", link) or (there in built and (not place or place in built[there].ids)): continue
+        if there in built or not (OUT / there).is_file(): out.append(link)
+    return out
+
+
+def faults(everything: bool) -> list[str]:
+    "What a reader of the built pages would stumble over, a sentence each."
+    built = {f.relative_to(OUT).as_posix(): Page(f.read_text(encoding="utf-8")) for f in sorted(OUT.rglob("*.html"))}
+    out = off_site()
+    for name, page in built.items():
+        out += [f"{name}: two places are called {i}" for i, n in Counter(page.ids).items() if n > 1]
+        out += [f"{name}: {src} is described by no words" for src, alt in page.pictures if not alt or alt == src]
+        if everything: out += [f"{name}: the link {link} leads nowhere" for link in dead(page.links, name, built)]
+    places = [where for names in syms.values() for where, _ in names.values() if everything or where.partition("#")[0] in built]
+    return out + [f"the package's index leads to {where}, which is not there" for where in dead(places, "index.html", built)]
 
 
 if __name__ == "__main__":
     assets.fetch()
-    sources()
+    sources(wanted := sys.argv[1:])
     shutil.rmtree(OUT, ignore_errors=True)
-    sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-c", str(Path(__file__).parent)]
-    built = subprocess.run([*sphinx, "-d", str(ROOT / "build" / "doctrees"), str(SOURCE), str(OUT)])
+    sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "-c", str(Path(__file__).parent)]
+    part = ["-D", "suppress_warnings=myst,ref,mystnb.unknown_mime_type"] if wanted else []
+    built = subprocess.run([*sphinx, *part, "-d", str(PLACE / "doctrees"), str(SOURCE), str(OUT)])
     if built.returncode: sys.exit(built.returncode)
-    if found := off_site(): sys.exit("\n".join(["the site would fetch these from elsewhere:", *found]))
-    print(f"the site is in {OUT.relative_to(ROOT)}/index.html")
+    if found := faults(not wanted): sys.exit("\n".join(found))
+    print(f"the site is in {os.path.relpath(OUT)}/index.html")

@@ -1,4 +1,5 @@
 "Sphinx reads this; names and versions come from settings.ini. Nothing on a page comes from another site."
+import builtins
 import inspect
 import re
 import sys
@@ -6,10 +7,11 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from fastcore.docments import docments
+from sphinx.addnodes import pending_xref
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
-from assets import FOLDER, MATHJAX, WIDGETS  # noqa: E402
+from assets import FOLDER, MATHJAX  # noqa: E402
 
 ini = ConfigParser()
 ini.read(ROOT / "settings.ini", encoding="utf-8")
@@ -28,16 +30,18 @@ autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "undoc-members": True}
+viewcode_follow_imported_members = False  # an inherited method would lend its page to the module of its parent
 
 html_theme = "furo"
 html_title = f"{project} {release}"
-html_static_path = [str(FOLDER)] if FOLDER.exists() else []
+html_static_path = [str(FOLDER)] * FOLDER.exists() + [str(Path(__file__).parent / "static")]
+html_css_files = ["narrow.css"]
 html_theme_options = {"source_repository": cfg["git_url"], "source_branch": cfg["branch"], "source_directory": "nbs/"}
 has_math = (FOLDER / MATHJAX).exists()
-if not has_math: html_theme_options["announcement"] = "This copy was built without npm: formulas are shown as TeX source, sliders not at all."
+if not has_math: html_theme_options["announcement"] = "This copy was built without npm: formulas are shown as TeX source."
 html_math_renderer = "mathjax" if has_math else "source"
 mathjax_path = MATHJAX
-nb_ipywidgets_js = {WIDGETS: {"defer": "defer"}} if (FOLDER / WIDGETS).exists() else {}
+nb_ipywidgets_js = {}   # controls need a kernel, and say so
 
 
 def literal(text: str) -> str:
@@ -58,6 +62,23 @@ def docstring(app, what, name, obj, options, lines):
         if about.docment: lines.append(f":{field}: {literal(' '.join(about.docment.split()))}")
 
 
+def no_source(app, pagename, templatename, context, doctree):
+    "Pages of the API are made here: there is nothing to view or edit."
+    if pagename.startswith("api/"): context["page_source_suffix"] = ""
+
+
+def plain_builtins(app, doctree):
+    "Annotations such as `object` mean Python's, whatever fields of that name the package has."
+    for node in list(doctree.findall(pending_xref)):
+        if node.get("refdomain") == "py" and hasattr(builtins, node["reftarget"]): node.replace_self(node.children)
+
+
+def no_builtins(app):
+    "Python's own module has no source to show, so that nothing may link to it."
+    getattr(app.env, "_viewcode_modules", {}).pop("builtins", None)
+    return []
+
+
 def tex(self, node):
     "A formula as its own TeX source."
     from docutils.nodes import SkipNode
@@ -67,4 +88,7 @@ def tex(self, node):
 
 def setup(app):
     app.connect("autodoc-process-docstring", docstring)
+    app.connect("doctree-read", plain_builtins)
+    app.connect("html-page-context", no_source)
+    app.connect("html-collect-pages", no_builtins, priority=1)
     if not has_math: app.add_html_math_renderer("source", (tex, None), (tex, None))

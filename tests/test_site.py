@@ -1,0 +1,93 @@
+"Some pages of the site, built as `make docs` builds all of them, and read back."
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT/'tools'/'site'), str(ROOT/'tools')]
+import build  # noqa: E402
+
+WANTED = ['studies/mqar', 'nn/state', 'lab/explore']
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "A study with stored outputs, a library page and the API of their modules, in a tree where nothing was executed."
+    place = tmp_path_factory.mktemp('site')
+    done = subprocess.run([sys.executable, ROOT/'tools'/'site'/'build.py', *WANTED], env=os.environ | dict(MEMLAB_SITE=str(place)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place/'html'
+
+
+def page(site, name): return (site/f'{name}.html').read_text(encoding='utf-8')
+
+
+def test_pages_are_built_with_what_was_stored(site):
+    assert len(re.findall('<img ', page(site, 'studies/mqar'))) >= 10 and 'verdict' in page(site, 'studies/mqar')
+    assert (site/'api'/'memlab.nn.state.html').is_file() and not (site/'api'/'memlab.nn.delta.html').exists()
+
+
+@pytest.mark.parametrize('name', ['index', *WANTED])
+def test_no_page_runs_scripts_of_widgets(site, name):
+    "They ask for a kernel that is not there, and end with an error in the console."
+    text = page(site, name)
+    assert not re.search(r'require(\.min)?\.js|embed(-amd)?\.js|application/vnd\.jupyter\.widget', text)
+
+
+def test_controls_say_that_they_need_a_kernel(site):
+    assert 'need a kernel' in page(site, 'studies/mqar')
+    widget = nbformat.v4.new_output('display_data', {build.WIDGET: dict(model_id='x'), 'text/plain': 'VBox()'})
+    assert 'need a kernel' in build.prepared(widget, ROOT/'nbs'/'studies'/'mqar.ipynb').data['text/markdown']
+
+
+def test_a_word_is_no_name_on_pages_that_do_not_define_it():
+    studies, identity = ROOT/'nbs'/'studies'/'new.ipynb', ROOT/'nbs'/'core'/'identity.ipynb'
+    for word in ('quick', 'cpu', 'gpu', 'full', 'train', 'compare'): assert build.prose(f'at `{word}` there', studies) == f'at `{word}` there'
+    assert '<memlab.core.identity.full>' in build.prose('`full`', identity)
+    assert '<memlab.nn.delta.DeltaNetConfig>' in build.prose('`DeltaNetConfig`', studies) and '<memlab.train.loop.fit_model>' in build.prose('`fit_model`', studies)
+
+
+def test_every_picture_is_described(site):
+    words = re.findall(r'<img [^>]*?alt="([^"]*)"', page(site, 'studies/mqar'))
+    assert len(words) >= 10 and all(len(w) > 15 and '_images' not in w for w in words)
+    assert build.picture_in_words("finish(fig, 'mq3', f'Accuracy of {n} models.')", 'Prose.') == 'Accuracy of … models.'
+    assert build.picture_in_words('ax.plot()', '## Title\n\nWhat a `State` holds, [by layer](x.ipynb). More.') == 'What a State holds, by layer.'
+
+
+def test_cells_of_tables_know_their_column(site):
+    table = re.search(r'<table[^>]*>(?:(?!</table>).)*<th>statement</th>.*?</table>', page(site, 'studies/mqar'), re.S)[0]
+    row = re.findall(r'<tr>.*?</tr>', table.partition('<tbody>')[2], re.S)[0]
+    assert re.findall(r'data-label="(.*?)"', row) == ['claim', 'statement', 'source', 'rule', 'verdict', 'effect [interval]', 'seeds', 'note']
+    indexed = '<table><thead><tr><th></th><th>a</th></tr></thead><tbody><tr><th>0</th><td>1</td></tr></tbody></table>'
+    assert build.labelled(indexed) == indexed.replace('<td>', '<td data-label="a">')
+    assert 'max-width' in (site/'_static'/'narrow.css').read_text() and 'narrow.css' in page(site, 'studies/mqar')
+
+
+def test_names_of_the_package_have_a_place_on_the_page_of_their_notebook(site):
+    "`_modidx` promises nn/state.html#state.cat and the like."
+    ids = set(re.findall(r'\bid="([^"]+)"', page(site, 'nn/state')))
+    promised = {where.partition('#')[2] for where, _ in build.syms['memlab.nn.state'].values()}
+    assert promised and promised <= ids
+
+
+def test_view_and_edit_lead_to_the_notebook_or_are_not_there(site):
+    assert '/edit/main/nbs/nn/state.ipynb' in page(site, 'nn/state')
+    assert '/edit/' not in page(site, 'api/memlab.nn.state') and '/blob/main/nbs/api' not in page(site, 'api/memlab.nn.state')
+
+
+def test_what_a_reader_would_stumble_over_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, 'OUT', tmp_path)
+    monkeypatch.setattr(build, 'syms', {'memlab.a': {'memlab.a.f': ('a.html#f', 'memlab/a.py')}})
+    (tmp_path/'a.html').write_text('<p id="f"></p><a href="b.html#there">x</a><a href="https://x.org">y</a><img src="p.png" alt="A picture.">')
+    (tmp_path/'b.html').write_text('<p id="there"></p><a href="a.html">back</a>')
+    assert build.faults(True) == []
+    (tmp_path/'b.html').write_text('<p id="here"></p><p id="here"></p><a href="c.html">x</a><img src="p.png" alt="p.png"><script src="https://x.org/y.js"></script>')
+    told = build.faults(True)
+    assert [sum(word in line for line in told) for word in ('two places', 'no words', 'elsewhere', 'leads nowhere')] == [1, 1, 1, 2], told
+    monkeypatch.setattr(build, 'syms', {'memlab.a': {'memlab.a.g': ('a.html#g', 'memlab/a.py')}})
+    assert any('a.html#g, which is not there' in line for line in build.faults(True))
