@@ -52,11 +52,13 @@ class Ran:
     "What the runs of an arm measured: (metric, item, position) -> a number, or one for every seed."
     found: dict = field(default_factory=dict)
     seeds: int = 6                                  # one more than a verdict needs
+    early: dict = field(default_factory=dict)       # the same, half way
 
 
 def rows(ran, seed):
     "Records of one run."
-    return [dict(step=0 if metric == 'floor' else 100, metric=metric, value=of(v, seed), item=item, position=position) for (metric, item, position), v in ran.found.items()]
+    row = lambda step, metric, item, position, value: dict(step=step, metric=metric, value=of(value, seed), item=item, position=position)
+    return [row(0 if at[0] == 'floor' else 100, *at, v) for at, v in ran.found.items()] + [row(50, *at, v) for at, v in ran.early.items()]
 
 
 def tables(arms):
@@ -184,6 +186,7 @@ SCENES = {
         ('inconclusive', {'text infini silent': reads(6.5)})]),                                 # has learned nothing
     'IM4b': ({'text infini': lowers(around(4.5)), 'text infini silent': reads(around(4.6))}, 'supported', [
         ('refuted', {'text infini': lowers(around(4.5), around(4.7))}),                         # not from the second segment on
+        ('refuted', {'text infini': lowers(around(4.), around(4.6))}),                          # in the first alone, where nothing is remembered yet
         ('inconclusive', {'text infini': lowers(around(4.5), mixed(4.3, 4.8))}),
         ('inconclusive', {'text infini': lowers(6.5)})]),
     'IM5a': idle('text no attention first', 'text pythia'),
@@ -225,6 +228,7 @@ SCENES = {
     'IM12a': (splits(4., 5., 5., 5.), 'artefact', [
         ('supported', splits(4., 5., 4.4, 5.)),                                                 # also where nothing can leak
         ('refuted', splits(4.9, 5., 5., 5.)),
+        ('artefact', {study.SPLITS[0]: Ran(on_chunks(6.5).found, early={('nll', 'test', None): around(4., .1)})}),   # the best loss counts, not the last
         ('inconclusive', splits(4., 5., mixed(4.2, 5.), 5.)),
         ('inconclusive', splits(4., 6.5, 5., 5.))]),                                            # has learned nothing
     'IM12b': (splits(4., 5., 5., 5.), 'supported', [

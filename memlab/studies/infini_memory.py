@@ -312,14 +312,14 @@ def width_matters(runs, records):
     return seen(gain['elu+1'], f'other maps: {beside}', f"cosine of different keys {by_width(records, 'capacity elu+1', 'similarity').mean().mean():.2f}")
 
 # %% ../../nbs/studies/infini_memory.ipynb #23aeff47
+COMPARED = tuple(f'text {n}' for n in ('infini', 'infini silent', 'local', 'pythia', 'infini credit'))
+
 def worth_later(records: pd.DataFrame) -> tuple[pd.Series]:
     "What a memory is worth in segments 2 to 16, each counted alike."
     infini, silent = (rows_of(records, 'nll_by_segment', a, item='on').query('position != "0"').groupby('seed').value.mean() for a in COMPARED[:2])
     return silent - infini,
 
 # %% ../../nbs/studies/infini_memory.ipynb #4f584deb
-COMPARED = tuple(f'text {n}' for n in ('infini', 'infini silent', 'local', 'pythia', 'infini credit'))
-
 def worth(records: pd.DataFrame):
     "What a memory is worth, and what else it may be held against."
     infini, silent, local, pythia, taught = (at_end(records, 'nll', a, 'on') for a in COMPARED)
