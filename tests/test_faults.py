@@ -379,7 +379,7 @@ def test_a_wrong_number_on_the_command_line_is_named(home):
 
 def test_the_scoreboard_needs_no_ticks(home):
     "The scoreboard prints where the encoding has no ticks, as on a console of Windows."
-    study = toy.make(seeds=(0, 1, 2))
+    study = toy.make(seeds=range(5))
     study.run('cpu', progress=False)
     assert set(study.verdicts('cpu').verdict) == {'supported'}
     done = CliRunner(charset='cp1252').invoke(main, ['scoreboard'])

@@ -62,7 +62,7 @@ def test_every_picture_is_described(site):
 def test_cells_of_tables_know_their_column(site):
     table = re.search(r'<table[^>]*>(?:(?!</table>).)*<th>statement</th>.*?</table>', page(site, 'studies/mqar'), re.S)[0]
     row = re.findall(r'<tr>.*?</tr>', table.partition('<tbody>')[2], re.S)[0]
-    assert re.findall(r'data-label="(.*?)"', row) == ['claim', 'statement', 'source', 'rule', 'verdict', 'effect [interval]', 'seeds', 'note']
+    assert re.findall(r'data-label="(.*?)"', row) == ['claim', 'statement', 'at', 'verdict', 'effect [interval]', 'p', 'q', 'Holm', 'seeds', 'measured', 'rule', 'source', 'note']
     indexed = '<table><thead><tr><th></th><th>a</th></tr></thead><tbody><tr><th>0</th><td>1</td></tr></tbody></table>'
     assert build.labelled(indexed) == indexed.replace('<td>', '<td data-label="a">')
     assert 'max-width' in (site/'_static'/'narrow.css').read_text() and 'narrow.css' in page(site, 'studies/mqar')
