@@ -106,8 +106,8 @@ def _check(study, preset, fresh, go_on, stale, dry_run, no_notebook, draw, store
     if fresh and go_on: raise click.UsageError('--fresh starts anew and --continue does not: choose one')
     if stale and (fresh or go_on): raise click.UsageError('--stale computes again what is stale: leave --fresh and --continue out')
     if draw and (fresh or stale or no_notebook): raise click.UsageError('--draw executes the notebook and nothing else: leave --fresh, --stale and --no-notebook out')
-    if not (no_notebook or dry_run): _ask_for_notebook(study)
     if draw and not study.tally(preset)['finished']: raise click.UsageError(f'{study.name} has no runs at preset {preset} to draw: leave --draw out')
+    if not (no_notebook or dry_run): _ask_for_notebook(study)
 
 # %% ../nbs/cli.ipynb #703935ad
 def _compute(study, preset, jobs, fresh, go_on, stale):

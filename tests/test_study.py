@@ -240,7 +240,7 @@ def test_dry_run_measures_once_what_differs_in_rate_and_length_alone(home, monke
     monkeypatch.setattr('memlab.lab.study.measure', lambda execute, run, limit: measured.append(run.arm) or (100., 5000))
     lines = list(find_study('mqar').dry_run('gpu'))
     trained = [arm for arm in measured if arm.train is not None]
-    assert len({arm.model for arm in trained}) == len(trained) == 24 and sum(' trial ' in line for line in lines) == 72
+    assert len({(arm.task, arm.model) for arm in trained}) == len(trained) == 24 and sum(' trial ' in line for line in lines) == 72
 
 
 def test_the_bar_is_cleared_at_the_end(home, capsys):
