@@ -87,7 +87,15 @@ def _find(context, parameter, name):
     if name not in study_names(): raise click.BadParameter(f'no study {name!r}: choose from {", ".join(study_names()) or "(none yet)"}')
     return find_study(name)
 
-def _check(study, preset, fresh, go_on, stale, no_notebook, draw, store):
+def _ask_for_notebook(study):
+    "Complain, before anything is computed, where the notebook cannot be executed afterwards."
+    from importlib.util import find_spec
+    from memlab.lab.runner import notebook_file
+    if not notebook_file(study.name).exists():
+        raise click.UsageError(f'there is no notebook {notebook_file(study.name)}: run this inside the repository, or add --no-notebook for runs, tables and verdicts alone')
+    if not find_spec('papermill'): raise click.UsageError('executing the notebook needs `pip install "memlab[lab]"`: install that, or add --no-notebook for runs, tables and verdicts alone')
+
+def _check(study, preset, fresh, go_on, stale, dry_run, no_notebook, draw, store):
     "Complain about words that do not fit together."
     from memlab.lab.records import size_of
     if size_of(preset) not in study.presets:
@@ -99,6 +107,7 @@ def _check(study, preset, fresh, go_on, stale, no_notebook, draw, store):
     if stale and (fresh or go_on): raise click.UsageError('--stale computes again what is stale: leave --fresh and --continue out')
     if draw and (fresh or stale or no_notebook): raise click.UsageError('--draw executes the notebook and nothing else: leave --fresh, --stale and --no-notebook out')
     if draw and not study.tally(preset)['finished']: raise click.UsageError(f'{study.name} has no runs at preset {preset} to draw: leave --draw out')
+    if not (no_notebook or dry_run): _ask_for_notebook(study)
 
 # %% ../nbs/cli.ipynb #703935ad
 def _compute(study, preset, jobs, fresh, go_on, stale):
@@ -140,7 +149,7 @@ def run(study, preset, jobs, fresh, stale, go_on, dry_run, no_notebook, draw, st
     """
     from memlab.lab.runner import NotebookFailed
     from memlab.lab.work import RunFailed
-    _check(study, preset, fresh, go_on, stale, no_notebook, draw, store)
+    _check(study, preset, fresh, go_on, stale, dry_run, no_notebook, draw, store)
     with _in_words(RunFailed, NotebookFailed):
         if dry_run:
             for line in study.dry_run(preset, jobs, fresh, stale): click.echo(line)

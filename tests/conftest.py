@@ -10,7 +10,7 @@ jaxtyping.install_import_hook(SHAPED, "shapes.checked")  # before any test impor
 torch.set_num_threads(1)
 
 
-LONGEST = ["test_reproduce", "test_infini", "test_infini_memory", "test_mqar", "test_renew", "test_residual_growth", "test_resume", "test_reversal", "test_wheel"]
+LONGEST = ["test_reproduce", "test_site", "test_infini", "test_infini_memory", "test_mqar", "test_renew", "test_residual_growth", "test_resume", "test_reversal", "test_wheel"]
 
 
 def pytest_collection_modifyitems(items):

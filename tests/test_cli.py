@@ -1,4 +1,5 @@
 """The command line and the notebook runner, on a tree of their own with the toy study and notebooks of three cells."""
+import importlib.util
 import json
 import os
 import shutil
@@ -137,6 +138,16 @@ def test_failures_exit_1(home, monkeypatch):
     monkeypatch.setattr(toy, 'study', toy.make(toy.Arm('bad', .1, fault='raise'), toy.ARMS[1]))
     code, text = memlab('run', 'toy', '--preset', 'cpu')
     assert code == 1 and 'bad seed 0, bad seed 1' in text and 'too steep' in text
+
+
+def test_what_cannot_be_drawn_is_said_before_anything_is_computed(home, monkeypatch):
+    code, text = memlab('run', 'toy')
+    assert code == 2 and 'there is no notebook' in text and 'add --no-notebook' in text and not (home/'build').exists()
+    assert memlab('run', 'toy', '--dry-run')[0] == 0 and memlab('run', 'toy', '--no-notebook')[0] == 0
+    notebook('preset = "none"')
+    monkeypatch.setattr('importlib.util.find_spec', lambda name, real=importlib.util.find_spec: None if name == 'papermill' else real(name))
+    code, text = memlab('run', 'toy', '--preset', 'cpu')
+    assert code == 2 and 'memlab[lab]' in text and not toy.study.folder('cpu').exists()
 
 
 def test_interruption_says_how_to_go_on(monkeypatch):

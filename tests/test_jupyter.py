@@ -1,5 +1,6 @@
 "What JupyterLab does to notebooks here: opening one changes nothing, and the stored outputs of a study survive whatever is run."
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
@@ -82,3 +83,23 @@ def test_other_files_and_kernels_are_left_alone(lab, tmp_path):
     book = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(name='nowhere', display_name='Nowhere', language='x')))
     nbformat.write(book, tmp_path/'other.ipynb')
     assert opened(lab, 'other.ipynb')['content']['metadata'] == book.metadata
+
+
+def started(tmp_path, monkeypatch, folder):
+    "MEMLAB_HOME of a kernel that starts in a folder, of the .venv in `tmp_path/tree`."
+    for name in ('tree/nbs', 'tree/.venv', 'elsewhere/deep', 'other'): (tmp_path/name).mkdir(parents=True, exist_ok=True)
+    for name in ('tree', 'other'): (tmp_path/name/'settings.ini').write_text('')
+    monkeypatch.setattr('sys.prefix', str(tmp_path/'tree'/'.venv'))
+    monkeypatch.chdir(tmp_path/folder)
+    PyFileConfigLoader('ipython_kernel_config.py', str(ROOT/'tools'/'jupyter')).load_config()
+    return os.environ.get('MEMLAB_HOME')
+
+
+@pytest.mark.parametrize('folder, home', [('elsewhere/deep', 'tree'), ('tree/nbs', None), ('other', None)])
+def test_a_kernel_outside_of_any_tree_works_in_that_of_its_environment(tmp_path, monkeypatch, folder, home):
+    "As papermill does with the path of a study, from any folder; in a tree, or where MEMLAB_HOME says otherwise, nothing is set."
+    with monkeypatch.context() as patch:
+        patch.delenv('MEMLAB_HOME', raising=False)
+        assert started(tmp_path, patch, folder) == (home and str(tmp_path/home))
+        patch.setenv('MEMLAB_HOME', 'mine')
+        assert started(tmp_path, patch, folder) == 'mine'

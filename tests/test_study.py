@@ -16,7 +16,7 @@ from memlab.core.files import read_json
 from memlab.lab.records import results_folder, runs_folder
 from memlab.lab.renew import read_rehearsals, renew
 from memlab.lab.runs import Run, compute
-from memlab.lab.study import Preset, Study
+from memlab.lab.study import Preset, Study, find_study
 from memlab.lab.work import RunFailed
 
 
@@ -214,7 +214,7 @@ def test_dry_run_counts_what_is_missing(home, monkeypatch):
     study = toy.make(toy.Arm('slow', .1, steps=100), toy.ARMS[1])
     study.run('cpu', progress=False)
     assert '6 runs of 2 arms, 0 finished' in next(study.dry_run('wide')) and '4 finished, 0 to do' in next(study.dry_run('cpu'))
-    monkeypatch.setattr('memlab.lab.study.measure', lambda execute, run: (100., 5000))    # speed is measured in nbs/lab/cost.ipynb
+    monkeypatch.setattr('memlab.lab.study.measure', lambda execute, run, limit: (100., 5000))    # speed is measured in nbs/lab/cost.ipynb
     lines = list(study.dry_run('wide', jobs=2))
     assert [l.split() for l in lines[2:4]] == [['3', '3k', '100', '0:00:30', 'slow'], ['3', '240', '100', '0:00:02', 'fast']]
     assert lines[4] == '3.24k tokens, about 0:00:16 with jobs=2, 30kB of disk' and not study.folder('wide').exists()
@@ -222,11 +222,42 @@ def test_dry_run_counts_what_is_missing(home, monkeypatch):
 
 def test_dry_run_gives_an_arm_as_soon_as_it_is_measured(home, monkeypatch):
     measured = []
-    monkeypatch.setattr('memlab.lab.study.measure', lambda execute, run: measured.append(run.arm.name) or (100., 5000))
+    monkeypatch.setattr('memlab.lab.study.measure', lambda execute, run, limit: measured.append(run.arm.name) or (100., 5000))
     lines = toy.make().dry_run('cpu')
     assert '4 to do' in next(lines) and measured == []
     assert next(lines).split()[0] == 'runs' and next(lines).endswith('  slow') and measured == ['slow']
     assert next(lines).endswith('  fast') and 'with jobs=1' in next(lines)
+
+
+def test_dry_run_of_slow_arms_ends(home):
+    "Steps of minutes are not waited for: of their arm only the tokens are said."
+    study = toy.make(toy.Arm('slow', .1, pause=1e4), toy.ARMS[1])
+    lines = list(study.dry_run('cpu', limit=3))
+    assert lines[2].split() == ['2', '160', '?', '?', 'slow'] and lines[3].split()[-1] == 'fast' and '?' not in lines[3]
+    assert '(1 arms were too slow to be measured here) with jobs=1' in lines[-1] and not study.folder('cpu').exists()
+
+
+def test_dry_run_measures_once_what_differs_in_rate_and_length_alone(home, monkeypatch):
+    measured = []
+    monkeypatch.setattr('memlab.lab.study.measure', lambda execute, run, limit: measured.append(run.arm) or (100., 5000))
+    lines = list(find_study('mqar').dry_run('gpu'))
+    trained = [arm for arm in measured if arm.train is not None]
+    assert len({(arm.task, arm.model) for arm in trained}) == len(trained) == 24 and sum(' trial ' in line for line in lines) == 72
+
+
+def test_the_bar_is_cleared_at_the_end(home, capsys):
+    "It moves with the time that has passed, whatever the size of a run, and leaves its line empty."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv('TQDM_DISABLE', raising=False)
+        toy.make(toy.Arm('slow', .1, pause=.05), toy.ARMS[1]).run('cpu')
+    said = capsys.readouterr().err
+    assert 'toy cpu' in said and said.endswith('\r') and not said.rpartition('toy cpu')[2].endswith('\n')
+
+
+def test_bars_suit_a_terminal_and_a_notebook():
+    import tqdm.auto
+    from memlab.lab import study, work
+    assert study.tqdm is work.tqdm is tqdm.auto.tqdm
 
 
 def test_loky_needs_no_import_of_the_function(home):

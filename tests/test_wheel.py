@@ -54,6 +54,11 @@ def test_list_names_every_study(python):
     for study in [p.stem for p in (ROOT / "nbs" / "studies").glob("[!_]*.ipynb")] or ["no studies"]: assert study in listed
 
 
+def test_run_says_at_once_that_there_is_no_notebook(python, tmp_path):
+    said = python("-c", "from click.testing import CliRunner\nfrom memlab.cli import main\nr = CliRunner().invoke(main, ['run', 'residual_growth'])\nprint(r.exit_code, r.output)")
+    assert said.startswith("2 ") and "add --no-notebook" in said and not any(tmp_path.iterdir())
+
+
 TRAIN = """
 from memlab.data.corpus import load_corpus
 from memlab.data.tokens import TokenStore, byte_tokenizer, shift, windows

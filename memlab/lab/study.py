@@ -7,6 +7,7 @@ __all__ = ['Preset', 'planned_runs', 'read_tables', 'stored_configs', 'agreed_co
 
 # %% ../../nbs/lab/study.ipynb #023f21b4
 import pkgutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,10 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..core.files import read_json, write_json, writing
-from ..core.identity import departures, full
+from ..core.identity import canonical, departures, full
 from .arm import check_factors, execute, text_of, with_factors
 from .claims import Claim, claim_rows, write_claims
 from .code import code_hash, config_classes
@@ -73,6 +74,12 @@ def agreed_configs(
         if changed := departures(stored[name], today[name]):
             raise ValueError(f'{study}, {name}: {"; ".join(changed)}. A committed default keeps its meaning: leave it, and write the new value into the arms that want it')
     return {name: stored[name] if name in kept and name in stored else config for name, config in today.items()}
+
+# %% ../../nbs/lab/study.ipynb #2583a60a
+def _kind(arm):
+    "What arms share whose steps take the same time, whatever their rates and lengths: task, model and objective."
+    if getattr(arm, 'train', None) is None: return arm.name
+    return canonical(full([arm.task, arm.model, arm.train.objective]))
 
 # %% ../../nbs/lab/study.ipynb #8d05454c
 @dataclass(eq=False)
@@ -207,7 +214,7 @@ class Study:
         todo, tokens = [r for r in runs if r.run_id not in done], lambda runs: sum(r.arm.tokens for r in runs)
         try:
             if todo:
-                with tqdm(total=tokens(runs), initial=tokens(runs) - tokens(todo), unit='tok', unit_scale=True, desc=f'{self.name} {preset}', disable=not progress) as bar:
+                with tqdm(total=tokens(runs), initial=tokens(runs) - tokens(todo), unit='tok', unit_scale=True, desc=f'{self.name} {preset}', miniters=1, leave=False, disable=not progress) as bar:
                     work(self.execute, todo, self.folder(preset), self.codes(r.arm for r in todo), how, bar)
         finally: tables = self.collect(preset)
         return tables
@@ -258,6 +265,7 @@ class Study:
                 jobs: int = 1,        # runs at a time
                 fresh: bool = False,  # as if nothing were finished
                 stale: bool = False,  # as if what is stale were not
+                limit: float = 90,    # seconds that measuring may take
                 ) -> Iterator[str]:   # lines, that of an arm as soon as it is measured
         "What is still to do at a preset, with measured speed, time and disk. Computes nothing that is kept."
         stage, runs, rows, todo = self.preset(preset), self.runs(preset), read_tables(self.results(preset))[0]['run_id'].to_pylist(), {}
@@ -268,7 +276,16 @@ class Study:
         if stage.note: yield stage.note
         if stage.then is not None: yield 'more runs follow, decided by these'
         if gone := len(set(rows) - {r.run_id for r in runs}): yield f'{gone} runs in the tables read another text or have arms no longer planned: the next run drops them'
-        yield from estimate(((arm, len(mine), *measure(self.execute, mine[0])) for arm, mine in todo.items()), jobs)
+        yield from estimate(self._measured(todo, limit), jobs)
+
+    def _measured(self, todo, limit):
+        "Arms with their numbers of runs, speeds and sizes, measured once a kind; a slow one may take three times its share of what is left, but not half of it."
+        end, known, kinds = time.monotonic() + limit, {}, {arm: _kind(arm) for arm in todo}
+        for arm, mine in todo.items():
+            if kinds[arm] not in known:
+                left, others = end - time.monotonic(), len(set(kinds.values()) - known.keys())
+                known[kinds[arm]] = measure(self.execute, mine[0], limit=left*min(.5, 3/others))
+            yield arm, len(mine), *known[kinds[arm]]
 
     def claim(self,
               id: str,           # short and unique, such as 'RG1'

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from joblib import Parallel, delayed, parallel_config
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .runs import OtherCode, Run, compute, end_with_parent
 

@@ -6,7 +6,7 @@
 __all__ = ['normal', 'uniform', 'drawn', 'draw_name', 'init_parameters']
 
 # %% ../../nbs/nn/init.ipynb #39f9e879
-from typing import Callable
+from typing import Callable, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,15 @@ def draw_name(
         module = getattr(module, part)
     return '.'.join(filter(None, names))
 
+_Model = TypeVar('_Model', bound=nn.Module)
+
 @torch.no_grad()
 def init_parameters(
-    model: nn.Module,
+    model: _Model,
     seed: int,
     std: float = 0.02,      # of every matrix
     out_scale: float = 1.,  # factor for the matrices named `out`, which write to the stream
-) -> nn.Module:
+) -> _Model:              # the same, of the type it came as
     "Draw every matrix, and whatever was made by `drawn`; leave vectors as they are."
     for path, p in model.named_parameters():
         name, (owner, _, leaf) = draw_name(model, path), path.rpartition('.')
