@@ -97,5 +97,6 @@ def check_state(
     for name, want in like.tensors().items():
         got, shape, free = getattr(state, name), torch.Size((rows, *want.shape[1:])), name in held
         if got.dim() != len(shape) or got.shape[:1] + got.shape[1 + free:] != shape[:1] + shape[1 + free:]: raise ValueError(f'{place}{name} has shape {tuple(got.shape)}, expected {tuple(shape)}: it belongs to another layer or batch')
-        if not same_kind(got.dtype, want.dtype): raise ValueError(f'{place}{name} is {got.dtype}, expected {want.dtype}: it belongs to another layer, or to this one in another precision')
+        advice = f'call state.to({want.dtype})' if got.is_floating_point() and want.is_floating_point() else 'it belongs to another layer'
+        if not same_kind(got.dtype, want.dtype): raise ValueError(f'{place}{name} is {got.dtype}, expected {want.dtype}: {advice}')
     if len(n := {getattr(state, name).shape[1] for name in held}) > 1: raise ValueError(f'{place}{", ".join(held)} hold {sorted(n)} tokens: they must be of the same tokens, it is not whole')
