@@ -139,6 +139,8 @@ def test_16_every_truncation_is_noticed(tmp_path):
                                          (lambda t: t.update({'0.writes': -t['0.writes']}), 'state 0: writes is .*, expected counts'), (lambda t: t.update({'1.seen': -t['1.seen']}), 'state 1: seen is .*, expected counts'),
                                          (lambda t: t['0.frozen'][1].copy_(torch.arange(3) == t['0.bank'][1]), 'state 0: bank is .*, a frozen bank while another is free'),
                                          *((lambda t, n=n, d=d: t.update({n: t[n].to(d)}), f'm has {n} in {d}, expected torch') for n, d in (('0.M', torch.float16), ('0.M', torch.float64), ('0.conv', torch.bfloat16), ('1.k', torch.bfloat16), ('0.M', torch.int64), ('0.writes', torch.int32), ('0.bank', torch.float32), ('0.frozen', torch.uint8))),
+                                         (lambda t: t.update({'1.k': t['1.k'][:, 2:]}), r'state 1: k, v hold \[5, 7\] tokens'), (lambda t: t.update({'0.v': t['0.v'][:, 1:]}), r'state 0: k, v, beta hold \[2, 3\] tokens'),
+                                         (lambda t: t.update({'1.k': t['1.k'][:, 2:], '1.v': t['1.v'][:, 2:]}), r'state 1: seen is \[7, 7\], of which the layer holds 7 tokens, but there are 5'),
                                          (lambda t: t.update({n: u.half() for n, u in t.items() if u.is_floating_point()}), 'in torch.float16, expected torch.float32')])
 def test_16_a_file_that_lies_consistently_is_refused(change, why, tmp_path):
     "Header and digest agree with the tensors, the tensors do not fit the model."

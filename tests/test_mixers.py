@@ -11,8 +11,11 @@ from memlab.nn.attention import CausalAttention, LearnedPositions
 from memlab.nn.checks import check_mixer, error_ratio
 from memlab.nn.delta import DeltaNetConfig, GatedDeltaNetConfig, delta_recurrent
 from memlab.nn.infini import InfiniConfig
+from memlab.nn.generate import generate
 from memlab.nn.init import init_parameters
 from memlab.nn.linear import BasedConfig, GLAConfig, LinearAttentionConfig, Mamba2Config, linear_recurrent
+from memlab.nn.lm import TransformerLM
+from memlab.nn.memory import check_memory
 from memlab.nn.mixer import KERNELS, NORMS, precise
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
 from memlab.nn.pythia import PythiaConfig
@@ -211,10 +214,13 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize('name', [n for n in LAYERS if n != 'positions'])
 def test_a_step_never_waits_for_the_device(name):
-    layer, x = layer_of(name), normal(2, 16, 8)
+    "Nor where documents start in the rows, but for TTT and compressive memories, which cut a call by them."
+    layer, x, starts = layer_of(name), normal(2, 16, 8), torch.arange(16).view(2, 8) % 5 == 2
     with torch.no_grad():
         _, state = layer(x[:, :8])                    # at the end of a segment, where nothing of it is held
-        with Waits(): layer(x[:, 8:]), layer(x[:, 8:], state)
+        with Waits():
+            layer(x[:, 8:]), layer(x[:, 8:], state)
+            if name not in ('ttt', 'infini', 'banks'): layer(x[:, 8:], None, starts=starts), layer(x[:, 8:], state, starts=starts)
     with pytest.raises(AssertionError, match='asks the device'), Waits(): x.isfinite().all().item()
 
 
@@ -245,6 +251,63 @@ def test_no_states_cannot_be_joined(name):
     T = type(layer_of(name).init_state(1))
     with pytest.raises(ValueError, match=f'no states were given: {T.__name__}.cat joins at least one'): T.cat([])
     with pytest.raises(ValueError, match=f'{T.__name__}.cat was given a State: join states of one layer'): T.cat([layer_of(name).init_state(1), State()])
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_a_state_of_other_numbers_is_refused(name):
+    "Floats for counters, counters of another size, double precision, and a field cut or turned: each by its name."
+    layer, x = layer_of(name), normal(2, 3, 8)
+    with torch.no_grad(): _, state = layer(x)
+    for field, u in state.tensors().items():
+        others = [u.float(), u.int()] if not u.is_floating_point() else [u.float(), u.half(), u.long(), u.to(torch.complex64)]
+        for other in others:
+            with pytest.raises(ValueError, match=rf'state\.{field} is {other.dtype}, expected {u.dtype}'): layer(x, replace(state, **{field: other}))
+        for other in (u[:1], u[:, None]):
+            with pytest.raises(ValueError, match=rf'state\.{field} has shape .*, expected'): layer(x, replace(state, **{field: other}))
+    for field in state.per_token[1:]:
+        with pytest.raises(ValueError, match=rf'state\.{", ".join(state.per_token)} hold \[\d, \d\] tokens'): layer(x, replace(state, **{field: getattr(state, field)[:, 1:]}))
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_tokens_in_another_precision_are_refused(name):
+    layer, x = layer_of(name), normal(2, 3, 8)
+    with torch.no_grad(): _, state = layer(x)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for past in (None, state):
+            with pytest.raises(ValueError, match=f'x is {dtype}, this layer has weights of torch.float64'): layer(x.to(dtype), past)
+
+
+@pytest.mark.parametrize('name', [n for n in LAYERS if n != 'positions'])
+def test_counts_below_zero_are_refused_where_a_memory_comes_in(name):
+    "A layer asks the device for no number; what is written to a file, read from one, or gone on from is looked at."
+    model = TransformerLM([layer_of(name)], vocab_size=11, d_model=8).double()
+    with torch.no_grad(): _, memory = model(torch.arange(10).view(2, 5))
+    check_memory(model, memory)
+    for field, u in memory[0].tensors().items():
+        if u.dtype != torch.int64: continue
+        wrong = (replace(memory[0], **{field: u * 0 - 1}),)
+        for call in (lambda: check_memory(model, wrong), lambda: generate(model, torch.ones(2, 1, dtype=torch.long), 3, memory=wrong)):
+            with pytest.raises(ValueError, match=f'state 0: {field} is .*, expected'): call()
+
+
+@pytest.mark.parametrize('name', ['attention', 'unified_kv', 'causal', 'novalue', 'windowed'])
+def test_a_memory_of_fewer_tokens_than_were_seen_is_refused(name):
+    model = TransformerLM([layer_of(name)], vocab_size=11, d_model=8).double()
+    with torch.no_grad(): _, memory = model(torch.arange(10).view(2, 5))
+    cut = replace(memory[0], **{f: getattr(memory[0], f)[:, 1:] for f in memory[0].per_token})
+    with pytest.raises(ValueError, match=r'state 0: seen is \[5, 5\], of which the layer holds \d tokens, but there are \d: it is not whole'): check_memory(model, (cut,))
+
+
+@pytest.mark.parametrize('name', [n for n in LAYERS if n != 'positions'])
+def test_no_rows_with_a_state_are_read(name):
+    "Also where a document starts, and in every place of a segment."
+    layer, x = layer_of(name), normal(2, 9, 8)
+    for t in range(6):
+        with torch.no_grad():
+            _, state = layer(x[:, :t])
+            for starts in (None, torch.zeros(0, 3, dtype=torch.bool)):
+                y, after = layer(x[:0, :3], state[:0], starts=starts)
+                assert y.shape == (0, 3, 8) and after.batch == 0
 
 
 # -- scale ------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DIGIT', 'OWN', 'KERNELS', 'HEAD_SCALE', 'KVState', 'causal_bias', 'visible', 'turns', 'rotate', 'PositionState',
            'count_tokens', 'LearnedPositions', 'softmax_weights', 'mix_fused', 'mix_explicit', 'project_out',
-           'check_heads', 'check_sequence', 'CausalAttention']
+           'check_heads', 'CausalAttention']
 
 # %% ../../nbs/nn/attention.ipynb #6ee40886
 import math
@@ -19,10 +19,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .dense import affine, linear
+from .dense import affine, check_precision, linear
 from .finite import contain, mark
 from .packing import check_starts, count_seen, documents, token_positions
-from .state import State
+from .state import State, check_state
 
 # %% ../../nbs/nn/attention.ipynb #02de2b05
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class KVState(State):
     k: Tensor     # b s h d
     v: Tensor     # b s h d (or b s 1 c without a value matrix)
     seen: Tensor  # b, tokens seen by each row
+
+    @property
+    def per_token(self) -> tuple[str, ...]: return 'k', 'v'
 
     @classmethod
     def aligned(cls, states: Sequence['KVState']) -> Sequence['KVState']:
@@ -107,7 +110,7 @@ def count_tokens(
     starts: Bool[Tensor, 'b t'] | None,     # True at the first token of a document
 ) -> PositionState:
     "The count after these tokens, for a layer that holds nothing else."
-    check_starts(x, starts)
+    check_state(state, PositionState(torch.zeros(0, dtype=torch.long)), len(x)), check_starts(x, starts)
     return PositionState(count_seen(state.seen, x.shape[1], documents(starts, state.seen)))
 
 # %% ../../nbs/nn/attention.ipynb #c11a31b3
@@ -135,13 +138,16 @@ class LearnedPositions(nn.Module):
                 starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Tensor, PositionState]:
         "x + P[position]; a sequence longer than the table is an error."
-        (b, t, _), past = x.shape, state or self.init_state(len(x))
-        docs = documents(starts, past.seen)
-        if docs is None: last = t if state is None or not b else t + int(state.seen.max())
+        check_precision(x, self.weight)
+        (b, t, _), past = x.shape, self.init_state(len(x)) if state is None else state
+        after, docs, first = count_tokens(past, x, starts), documents(starts, past.seen), 0
+        if state is not None and b: first, most = (int(n) for n in state.seen.aminmax())
+        if docs is None: last = t if state is None or not b else t + most
         else: last = 1 + int(docs.at.max()) if docs.at.numel() else 0
+        if first < 0: raise ValueError(f'state.seen is {state.seen.tolist()}, expected counts of tokens: it is no state of this layer')
         if last > len(self.weight): raise ValueError(f'{last} positions were asked for, the table holds {len(self.weight)}: raise max_len or cut the sequence')
         at = token_positions(t, None if state is None else state.seen, x.device) if docs is None else docs.at
-        return x + self.weight[at], count_tokens(past, x, starts)
+        return x + self.weight[at], after
 
 # %% ../../nbs/nn/attention.ipynb #51169812
 OWN = ('keep', 'mask', 'delete', 'project')
@@ -206,16 +212,6 @@ def check_heads(d_model: int, n_heads: int, rope: bool = False):
     d = d_model // n_heads
     if rope and d % 2: raise ValueError(f"positions='rope' turns pairs of channels, heads of d_model={d_model} / n_heads={n_heads} have {d}: choose an even width of a head, or positions='none'")
 
-def check_sequence(x: Tensor, state: KVState | None, d_model: int, n_heads: int):
-    "Refuse inputs and states that are not a layer's of this width."
-    c = d_model
-    if x.shape[-1] != c: raise ValueError(f'x has width {x.shape[-1]}, this layer has d_model={c}: pass (batch, time, {c})')
-    if state is None: return
-    want = (len(x), n_heads, c // n_heads)
-    if not isinstance(state, KVState): raise ValueError(f'state is a {type(state).__name__}, attention needs a KVState: call init_state({len(x)})')
-    got = (state.batch, *state.k.shape[2:])
-    if got != want: raise ValueError(f'state has (batch, heads, width of a head) {got}, expected {want}: it belongs to another batch or layer')
-
 # %% ../../nbs/nn/attention.ipynb #9f0a0ba6
 class CausalAttention(nn.Module):
     "Causal softmax attention (Vaswani et al. 2017); its state is every key and value seen."
@@ -270,7 +266,10 @@ class CausalAttention(nn.Module):
                 starts: Bool[Tensor, 'b t'] | None = None,     # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Tensor, KVState]:          # b t c and the state after these tokens
         "Attend over everything seen so far."
-        check_sequence(x, state, self.qkv.weight.shape[1], self.n_heads), check_starts(x, starts)
+        c = self.qkv.weight.shape[1]
+        if x.shape[-1] != c: raise ValueError(f'x has width {x.shape[-1]}, this layer has d_model={c}: pass (batch, time, {c})')
+        check_precision(x, self.qkv.weight), check_starts(x, starts)
+        if state is not None: check_state(state, self.init_state(0), len(x))
         b, t, _ = x.shape
         if state is None and starts is not None: state = self.init_state(b)
         once = self.out is not None and (source is None or source is x)   # one product serves queries, keys and values

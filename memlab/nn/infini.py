@@ -176,6 +176,9 @@ class InfiniState(MixerState):
     beta: Tensor     # b s h, rates of writing; b s 0 where there are none
     filled: Tensor   # b, tokens of the unfinished segment
 
+    @property
+    def per_token(self) -> tuple[str, ...]: return 'k', 'v', 'beta'
+
     @classmethod
     def aligned(cls, states: Sequence['InfiniState']) -> Sequence['InfiniState']:
         "Shorter segments padded on the left."
@@ -376,13 +379,12 @@ def check_held(
     layer: nn.Module,    # a `SegmentMemory`
     past: InfiniState,
 ):
-    "Refuse memories in another precision or place, and tokens that do not belong together."
-    w, s = layer.out.weight, past.k.shape[1]
+    "Refuse memories in another precision or place."
+    w = layer.out.weight
     want = torch.promote_types(w.dtype, torch.float32), w.device
     for name in ('M', 'z', 'k', 'v', 'beta'):
         u = getattr(past, name)
         if (u.dtype, u.device) != want: raise ValueError(f'state.{name} is {u.dtype} on {u.device}, this layer needs {want[0]} on {want[1]}: call state.to({str(want[1])!r}, {want[0]})')
-    if {past.v.shape[1], past.beta.shape[1]} != {s}: raise ValueError(f'state.k, v and beta hold {s}, {past.v.shape[1]} and {past.beta.shape[1]} tokens: they must be of the same segment')
 
 def places(c: InfiniConfig, past: InfiniState) -> set[int]:
     "How many tokens of a segment rows hold; where no slots are held it is known to be none."
@@ -432,10 +434,6 @@ class SegmentMemory(Mixer):
         c = self.config
         token = c.n_heads * (c.key + c.value + (self.rate is not None))
         return payload(c) // 4 + 2 * c.banks + 3 + t % c.segment * token
-
-    def fits(self, name, got, want):
-        "Any number of tokens may be held."
-        return got[:1] + got[2:] == want[:1] + want[2:] if name in ('k', 'v', 'beta') else got == want
 
     def heads(self, x, streams):
         "Queries and keys not yet mapped, and values."
@@ -532,7 +530,7 @@ class SegmentMemory(Mixer):
               state: InfiniState | None = None,      # None: a fresh sequence
               ) -> dict[str, Tensor]:                # memory and local: b t h v; gate and weight: b t h; weights: b t h n, or one more for a null slot; expansion: b t 1
         "What the layer computes on the way to its output, token by token."
-        check_input(self, x, state, self.fits)
+        check_input(self, x, state)
         past = self.init_state(len(x)) if state is None else state
         streams, _ = self.conv(self.project(x), past.conv)
         parts, _ = self.run(x, *self.heads(x, streams.split(list(self.widths().values()), -1)), past)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HOW', 'HEADER', 'memory_bytes', 'restart', 'check_types', 'reset', 'keep_banks', 'trim', 'with_banks', 'freeze',
-           'unfreeze', 'check_pointers', 'check_memory', 'traits', 'fingerprint', 'difference', 'by_name', 'pack',
-           'save_memory', 'parse_header', 'unpack', 'check_tensors', 'load_memory', 'adding_layer', 'check_addable',
-           'merge_memories']
+           'unfreeze', 'check_pointers', 'check_slots', 'check_memory', 'traits', 'fingerprint', 'difference',
+           'by_name', 'pack', 'save_memory', 'parse_header', 'unpack', 'check_tensors', 'load_memory', 'adding_layer',
+           'check_addable', 'merge_memories']
 
 # %% ../../nbs/nn/memory.ipynb #f83ab012
 import hashlib
@@ -25,7 +25,7 @@ from .attention import KVState
 from .infini import InfiniConfig, InfiniState, SegmentMemory, reset_rows, settle
 from .lm import Memory, TransformerLM
 from .softmax import HeldState
-from .state import State, same_kind
+from .state import State, check_state
 
 # %% ../../nbs/nn/memory.ipynb #77c2c029
 def memory_bytes(memory: Memory) -> int:
@@ -129,6 +129,16 @@ def check_pointers(
     if (state.writes < 0).any(): raise ValueError(f'{place}: writes is {state.writes.tolist()}, expected counts of segments')
     if (settle(state).bank != state.bank).any(): raise ValueError(f'{place}: bank is {state.bank.tolist()}, a frozen bank while another is free: use freeze, which moves the pointer on')
 
+# %% ../../nbs/nn/memory.ipynb #4ad02694
+def check_slots(
+    place: str,                   # what an error calls the state
+    state: KVState | HeldState,
+    wanted: int,                  # tokens that the layer holds of as many as were seen
+) -> None:
+    "Raise a ValueError where fewer tokens are held than were seen."
+    held = getattr(state, state.per_token[0]).shape[1]
+    if held < wanted: raise ValueError(f'{place}: seen is {state.seen.tolist()}, of which the layer holds {wanted} tokens, but there are {held}: it is not whole')
+
 # %% ../../nbs/nn/memory.ipynb #d2f64939
 def check_memory(
     model: TransformerLM,
@@ -137,14 +147,13 @@ def check_memory(
     "Raise a ValueError that says why the model could not go on from this memory."
     check_types(model, memory)
     for i, (layer, state) in enumerate(zip(model.stages, memory)):
-        for name, want in layer.init_state(0).tensors().items():
-            got, shape = getattr(state, name), (state.batch, *want.shape[1:])
-            held = got.dim() > 1 and len(shape) > 1 and shape[1] == 0   # any number of tokens
-            if got.shape[:1] + got.shape[1 + held:] != shape[:1] + shape[1 + held:]: raise ValueError(f'state {i}: {name} has shape {tuple(got.shape)}, expected {shape}: it belongs to another model or batch')
-            if not same_kind(got.dtype, want.dtype): raise ValueError(f'state {i}: {name} is {got.dtype}, expected {want.dtype}')
+        check_state(state, layer.init_state(0), state.batch, f'state {i}: ')
+        for name, got in state.tensors().items():
             if got.numel() and not torch.stack(got.aminmax()).isfinite().all(): raise ValueError(f'state {i}: {name} is not finite: go back to a memory from before')
+        mixer = getattr(layer, 'mixer', layer)
         if (state.seen < 0).any(): raise ValueError(f'state {i}: seen is {state.seen.tolist()}, expected counts of tokens')
-        if isinstance(state, InfiniState): check_pointers(f'state {i}', state, getattr(layer, 'mixer', layer).config)
+        if isinstance(state, InfiniState): check_pointers(f'state {i}', state, mixer.config)
+        if isinstance(state, KVState | HeldState) and state.batch: check_slots(f'state {i}', state, getattr(mixer, 'held', lambda t: t)(int(state.seen.max())))
     with torch.no_grad(): model.features(torch.zeros(memory[0].batch, 0, dtype=torch.long, device=model.readout.device), memory)
 
 # %% ../../nbs/nn/memory.ipynb #22939684

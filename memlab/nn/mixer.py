@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from .attention import rotate
 from .config import check_idle, check_least, check_words
-from .dense import affine, linear
+from .dense import affine, check_precision, linear
 from .finite import contain, mark
 from .init import drawn, uniform
 from .packing import Documents, check_starts, count_seen, documents, token_positions
-from .state import State, same_kind
+from .state import State, check_state
 
 # %% ../../nbs/nn/mixer.ipynb #2515388d
 def dpfp(x: Float[Tensor, '... k']) -> Float[Tensor, '... n']:
@@ -222,7 +222,7 @@ class Mixer(nn.Module):
                 starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Tensor, MixerState]:      # b t c, and the state after these tokens
         "Project, convolve, use the memory, write."
-        check_input(self, x, state, self.fits), check_starts(x, starts)
+        check_input(self, x, state), check_starts(x, starts)
         stain, past, x = contain(self.init_state(len(x)) if state is None else state, starts, x)
         docs = documents(starts, past.seen)
         streams, conv = self.conv(self.project(x), past.conv, docs)
@@ -247,10 +247,6 @@ class Mixer(nn.Module):
         q, k, v = streams
         v = KERNELS[self.config.v_kernel].map(rearrange(v, 'b t (h v) -> b t h v', v=self.config.value))
         return self.address('q', x, q), self.address('k', x, k), v
-
-    def fits(self, name: str, got: torch.Size, want: torch.Size) -> bool:
-        "May a field of the state have this shape?"
-        return got == want
 
 # %% ../../nbs/nn/mixer.ipynb #1dea3059
 def log_rates(shape: torch.Size, g: torch.Generator, lowest: float) -> Tensor:
@@ -292,17 +288,12 @@ def check_input(
     layer: nn.Module,          # with `config.d_model`, `State` and `init_state`
     x: Tensor,                 # its input
     state: State | None,       # its memory
-    fits: Callable = lambda name, got, want: got == want,  # (name, torch.Size, torch.Size) -> may a field have this shape?
 ):
     "Refuse inputs and states that are not a layer's."
     d = layer.config.d_model
     if x.dim() != 3 or x.shape[-1] != d: raise ValueError(f'x has shape {tuple(x.shape)}, this layer has d_model={d}: pass (batch, time, {d})')
-    if state is None: return
-    if type(state) is not layer.State: raise ValueError(f'state is a {type(state).__name__}, this layer needs a {layer.State.__name__}: call init_state({len(x)})')
-    for name, want in layer.init_state(0).tensors().items():  # of no rows, so that nothing is allocated
-        got, shape = getattr(state, name), torch.Size((len(x), *want.shape[1:]))
-        if not fits(name, got.shape, shape): raise ValueError(f'state.{name} has shape {tuple(got.shape)}, expected {tuple(shape)}: it belongs to another layer or batch')
-        if not same_kind(got.dtype, want.dtype): raise ValueError(f'state.{name} is {got.dtype}, expected {want.dtype}: it belongs to another layer')
+    check_precision(x, next(layer.parameters()))
+    if state is not None: check_state(state, layer.init_state(0), len(x))   # of no rows, so that nothing is allocated
 
 # %% ../../nbs/nn/mixer.ipynb #d517058f
 def precise(

@@ -8,7 +8,7 @@ __all__ = ['FORMS', 'readable', 'attention_recurrent', 'attention_parallel', 'at
 
 # %% ../../nbs/nn/softmax.ipynb #5cbc3a0f
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Sequence
 
 import torch
@@ -65,13 +65,15 @@ FORMS = dict(recurrent=attention_recurrent, parallel=attention_parallel, fused=a
 class HeldState(MixerState):
     "Vectors of the tokens seen; a row owns the last `seen` of them."
 
+    @property
+    def per_token(self) -> tuple[str, ...]: return tuple(f.name for f in fields(self) if f.name not in ('conv', 'seen'))
+
     @classmethod
     def aligned(cls, states: Sequence['HeldState']) -> Sequence['HeldState']:
         "Shorter memories padded on the left."
-        held = [f.name for f in fields(cls) if f.name not in ('conv', 'seen')]
+        held = states[0].per_token
         s = max(getattr(x, held[0]).shape[1] for x in states)
-        pad = lambda x: x.map(lambda u: u if u is x.conv or u is x.seen else F.pad(u, (0, 0, 0, 0, s - u.shape[1], 0)))
-        return [pad(x) for x in states]
+        return [replace(x, **{n: F.pad(u, (0, 0, 0, 0, s - u.shape[1], 0)) for n, u in x.tensors().items() if n in held}) for x in states]
 
 @dataclass(frozen=True)
 class AttentionState(HeldState):
@@ -114,10 +116,6 @@ class Attention(Mixer):
     def held(self, t: int) -> int:
         "Tokens kept after `t`: a window's oldest is never read again."
         return t if self.config.window is None else min(t, self.config.window - 1)
-
-    def fits(self, name, got, want):
-        "Any number of tokens may be held."
-        return got[:1] + got[2:] == want[:1] + want[2:] if name in ('k', 'v', 'u') else got == want
 
     def keep(self, u: Float[Tensor, 'b s h d']) -> Float[Tensor, 'b n h d']:
         "The part that may be read again."

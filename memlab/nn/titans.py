@@ -65,7 +65,9 @@ def titans_chunk(
 ) -> tuple[Float[Tensor, 'b h c v'], Float[Tensor, 'b h k v'], Float[Tensor, 'b h k v']]:
     "One chunk: solve for what its tokens add, then read everything at once."
     asks = k                                                                # what the errors are asked with
-    if starts is not None: eta, alpha, asks = (u.masked_fill(starts.view(len(q), 1, -1, *[1] * (u.dim() - 3)), end) for u, end in ((eta, 0.), (alpha, 1.), (k, 0.)))
+    if starts is not None:
+        fresh = starts[:, None]
+        eta, alpha, asks = eta.masked_fill(fresh, 0.), alpha.masked_fill(fresh, 1.), k.masked_fill(fresh[..., None], 0.)
     kept, left = products(eta), products(1 - alpha)                         # b h m m, of momentum and of memory
     w = left[..., 1:] @ kept[..., 1:, :]
     of_M, of_S, w = left[..., :1], w[..., :1], w[..., 1:]
