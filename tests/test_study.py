@@ -18,6 +18,7 @@ from memlab.lab.renew import read_rehearsals, renew
 from memlab.lab.runs import Run, compute
 from memlab.lab.study import Preset, Study, find_study
 from memlab.lab.work import RunFailed
+from memlab.studies.mqar import Sizes
 
 
 @pytest.fixture(autouse=True)
@@ -242,7 +243,7 @@ def test_dry_run_measures_once_what_differs_in_rate_and_length_alone(home, monke
     monkeypatch.setattr('memlab.lab.study.measure', lambda execute, run, limit: measured.append(run.arm) or (100., 5000))
     lines = list(find_study('mqar').dry_run('gpu'))
     trained = [arm for arm in measured if arm.train is not None]
-    assert len({(arm.task, arm.model) for arm in trained}) == len(trained) == 24 and sum(' trial ' in line for line in lines) == 72
+    assert len({(arm.task, arm.model) for arm in trained}) == len(trained) == 24 and sum(' trial ' in line for line in lines) == 24 * len(Sizes(steps=1, loaded=1).rates)
 
 
 def test_the_bar_is_cleared_at_the_end(home, capsys):

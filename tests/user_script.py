@@ -12,7 +12,7 @@ from memlab.nn.init import init_parameters
 from memlab.nn.lm import TransformerLM
 from memlab.nn.memory import load_memory, save_memory
 from memlab.nn.mixer_lm import MixerLMConfig, mixer_config
-from memlab.train.losses import lm_loss
+from memlab.train.losses import Summed, lm_loss
 from memlab.train.loop import FitConfig, fit_model
 from memlab.train.optim import AdamWConfig
 from memlab.train.schedule import Cosine
@@ -35,9 +35,7 @@ def trained(store: TokenStore, folder: Path) -> TransformerLM:
 
     def batch(step: int) -> Tensor: return windows(store, batch=4, length=16, seed=0, step=step).ids
 
-    def loss(model: TransformerLM, ids: Tensor) -> tuple[Tensor, Tensor]:
-        objective, readouts = lm_loss(model, *shift(ids))
-        return objective, readouts[-1]
+    def loss(model: TransformerLM, ids: Tensor) -> Summed: return lm_loss(model, *shift(ids))
 
     result = fit_model(model, batch, loss, FitConfig(steps=4, optimizer=AdamWConfig(lr=1e-2), schedule=Cosine(warmup=1)), folder=folder)
     losses = [r["value"] for r in result.records if r["metric"] == "loss"]
@@ -52,8 +50,7 @@ def carried(model: TransformerLM, text: Tensor, file: Path) -> Tensor:
         for piece in text.split(7, dim=1): _, memory = model(piece, memory)
     assert memory is not None
     save_memory(file, model, memory)
-    written, memory = generate(model, text[:, -1:], 5, memory=load_memory(file, model))
-    return written
+    return generate(model, text[:, -1:], 5, memory=load_memory(file, model)).ids
 
 
 def main(folder: Path) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..core.files import load_tensors, save_tensors, tensor_digest
 from ..core.identity import departures, full
@@ -278,7 +278,7 @@ def fit(
     if not alone: check_agreement(learner, result, settings | dict(end=end), batch(result.step) if result.step < end else None)
     save = lambda: save_run(folder, learner, replace(result, earlier=result.earlier + time.perf_counter() - start), settings)
     if result.step == 0: result.records += [r for h in hooks for r in h(learner, 0)]
-    with tqdm(total=end, initial=result.step, desc=progress, disable=progress is None, leave=False, unit='step') as bar:
+    with tqdm(total=end, initial=result.step, desc=progress, disable=progress is None, leave=False, unit='step', miniters=1) as bar:
         while result.step < end and result.status == 'running':
             began = time.perf_counter()
             set_rates(learner, c, result.step)
@@ -294,6 +294,7 @@ def fit(
             result.records += [r for h in hooks for r in h(learner, result.step)]
             if logs and c.solved is not None and from_all(c.solved(result.records))[0]: result.status = 'finished'
             if result.step % c.log_every == 0 or result.step == c.steps: show(bar, result, rows, log_mean(result))
+            bar.update()
             if saves: save(); saved = result.step
     if result.status == 'running': result.status = 'finished' if result.step == c.steps else 'stopped'
     if folder is not None and result.status != 'diverged' and (saved != result.step or result.status == 'finished'): save()
@@ -318,7 +319,6 @@ def fit_model(
 
 # %% ../../nbs/train/loop.ipynb #24f441a4
 def show(bar: tqdm, result: FitResult, rows: Batch, loss: float) -> None:
-    "Update the progress bar."
+    "Write loss and tokens a second behind the progress bar."
     tokens = (rows if isinstance(rows, Tensor) else rows[0]).numel()
     bar.set_postfix_str(f"loss {loss:.3f}, {tokens * result.step / result.seconds:,.0f} tokens/s", refresh=False)
-    bar.update(result.step - bar.n)
