@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'STYLE', 'style', 'use_style', 'complete', 'log_ticks', 'colours', 'curves', 'name_lines',
-           'layers', 'forest', 'caption', 'finisher', 'save_fig', 'Table', 'verdict_table', 'answer', 'earlier']
+           'layers', 'forest', 'caption', 'finisher', 'save_fig', 'Table', 'verdict_table', 'answer', 'told', 'brief',
+           'earlier']
 
 # %% ../../nbs/lab/report.ipynb #17c0e557
 import io
@@ -268,6 +269,27 @@ def answer(
     line = lambda r: f"- {r['statement']} " + (f"*{in_words(r)}{', ' + r['size'] if r['size'] else ''}* " if math.isfinite(r['effect']) else '') + f"({r['id']})"
     parts = [f'**{v.capitalize()}**\n\n' + '\n'.join(line(r) for r in rows if r['verdict'] == v) for v in SIGNS if v in {r['verdict'] for r in rows}]
     return Markdown('\n\n'.join([f"{len(rows)} claims: {counts(r['verdict'] for r in rows)}.", *parts]))
+
+# %% ../../nbs/lab/report.ipynb #539145a2
+def told(
+    claims: Sequence[Mapping],                     # from `read_claims`
+    sentences: Mapping[str, Mapping[str, str]],    # id to verdict to a sentence, with {effect} where effect, interval and unit go
+    end: str = '',                                 # what follows them all
+) -> Markdown:                                     # to show
+    "Sentences about claims that hold for what they read today."
+    def say(id, row):
+        sentence = sentences[id].get(row['verdict'])
+        return sentence.format(effect=in_words(row)) if sentence else f"{row['statement']} *{ruling(row)}" + f": {in_words(row)}" * math.isfinite(row['effect']) + '.*'
+    found = [say(id, row) for id, row in ((r['id'], r) for r in claims) if id in sentences]
+    return Markdown(' '.join([*(found or ['Nothing was computed yet.']), end]).strip())
+
+def brief(
+    claims: pd.DataFrame,   # from `Study.verdicts`
+    *ids: str,
+) -> Table:
+    "What some claims read, with direction and size."
+    rows = claims.set_index('id').loc[list(ids)].reset_index().to_dict('records')
+    return Table([{'claim': r['id'], 'statement': r['statement'], 'verdict': ruling(r), 'effect [interval]': in_words(r), 'seeds': r['n_seeds']} for r in rows])
 
 # %% ../../nbs/lab/report.ipynb #d6944cdd
 def earlier(
