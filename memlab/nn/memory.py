@@ -154,7 +154,6 @@ def check_memory(
         if (state.seen < 0).any(): raise ValueError(f'state {i}: seen is {state.seen.tolist()}, expected counts of tokens')
         if isinstance(state, InfiniState): check_pointers(f'state {i}', state, mixer.config)
         if isinstance(state, KVState | HeldState) and state.batch: check_slots(f'state {i}', state, getattr(mixer, 'held', lambda t: t)(int(state.seen.max())))
-    with torch.no_grad(): model.features(torch.zeros(memory[0].batch, 0, dtype=torch.long, device=model.readout.device), memory)
 
 # %% ../../nbs/nn/memory.ipynb #22939684
 HOW = {'form', 'chunk', 'kernel', 'credit', 'training'}  # the same memory, computed or learned otherwise
