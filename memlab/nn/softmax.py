@@ -37,26 +37,27 @@ def readable(
 
 # %% ../../nbs/nn/softmax.ipynb #efa12633
 def attention_recurrent(
-    q: Float[Tensor, 'b t h k'],   # queries, scaled
+    q: Float[Tensor, 'b t h k'],   # queries
     k: Float[Tensor, 'b s h k'],   # keys held, the new ones last
     v: Float[Tensor, 'b s h v'],   # values held
     may: Bool[Tensor, '#b t s'],   # what each query may read
+    scale: float = 1.,             # of the scores
 ) -> Float[Tensor, 'b t h v']:
-    "o_t = Σ_j softmax_j(q_t · k_j) v_j over what may be read"
+    "o_t = Σ_j softmax_j(scale q_t · k_j) v_j over what may be read"
     o = []
     for t in range(q.shape[1]):
-        scores = torch.einsum('bhk,bshk->bhs', q[:, t], k).masked_fill(~may[:, None, t], -math.inf)
+        scores = (scale * torch.einsum('bhk,bshk->bhs', q[:, t], k)).masked_fill(~may[:, None, t], -math.inf)
         o.append(torch.einsum('bhs,bshv->bhv', scores.softmax(-1), v))
     return torch.stack(o, 1) if o else v[:, :0]
 
-def attention_parallel(q, k, v, may):
+def attention_parallel(q, k, v, may, scale=1.):
     "All queries at once."
-    return mix_explicit(q, k, v, q.new_zeros(may.shape).masked_fill_(~may, -math.inf), scale=1.)
+    return mix_explicit(q, k, v, q.new_zeros(may.shape).masked_fill_(~may, -math.inf), scale=scale)
 
-def attention_fused(q, k, v, may):
+def attention_fused(q, k, v, may, scale=1.):
     "PyTorch's fused kernel."
     q, k, v = (rearrange(u, 'b s h d -> b h s d') for u in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v, may[:, None], scale=1.), 'b h t d -> b t h d')
+    return rearrange(F.scaled_dot_product_attention(q, k, v, may[:, None], scale=scale), 'b h t d -> b t h d')
 
 FORMS = dict(recurrent=attention_recurrent, parallel=attention_parallel, fused=attention_fused)
 
@@ -124,7 +125,7 @@ class Attention(Mixer):
     def read(self, q: Tensor, k: Tensor, v: Tensor, past: HeldState, docs: Documents | None) -> Float[Tensor, 'b t h v']:
         "Attend with the configured form; where nothing is held and no document starts all rows may read alike."
         c, (t, s) = self.config, (q.shape[1], k.shape[1])
-        return self.FORMS[c.form](q * c.features ** -.5, k, v, readable(t, s, past.seen if s > t else past.seen[:1] * 0, c.window, None if docs is None else docs.at))
+        return self.FORMS[c.form](q, k, v, readable(t, s, past.seen if s > t else past.seen[:1] * 0, c.window, None if docs is None else docs.at), c.features ** -.5)
 
     def mix(self, x, q, k, v, past, docs):
         "Hold the new keys and values, read with the queries."
