@@ -100,6 +100,7 @@ def before_blocks(
     "The last token before each block; zeros before the first."
     return F.pad(u[..., :-1, -1:, :], (0, 0, 0, 0, 1, 0))
 
+# %% ../../nbs/nn/linear.ipynb #860336b9
 def across(
     q: Float[Tensor, '... m s k'],
     k: Float[Tensor, '... m s k'],
