@@ -23,13 +23,13 @@ def chunk_gradient(
     z: Tensor,       # logits, n v; the gradient takes their place
     right: Tensor,   # n, tokens
     keep: Tensor,    # n, False where a row counts for nothing
-) -> tuple[Tensor, Tensor, Tensor]:  # losses n, and d loss / d logits as n v times n 1
-    "Losses of a few rows and their gradient with respect to the logits; its factor a row is left to smaller tensors."
+) -> tuple[Tensor, Tensor]:  # losses n, and d loss / d logits n v
+    "Losses of a few rows and their gradient with respect to the logits."
     at = right[:, None]
     top, score = z.amax(1, keepdim=True), z.gather(1, at)
     total = z.sub_(top).exp_().sum(1, keepdim=True)
     losses = (top - score + total.log())[:, 0] * keep
-    return losses, z.scatter_add_(1, at, -total), keep[:, None] / total
+    return losses, z.div_(total.masked_fill(~keep[:, None], torch.inf)).scatter_add_(1, at, -keep[:, None].to(z.dtype))
 
 # %% ../../nbs/train/losses.ipynb #a987b11a
 class LinearCrossEntropy(torch.autograd.Function):
@@ -46,12 +46,11 @@ class LinearCrossEntropy(torch.autograd.Function):
             for i in range(0, len(h), chunk):
                 part = h_[i:i + chunk]
                 z = torch.mm(part, w_.T, out=logits[:len(part)])
-                losses[i:i + chunk], g, scale = chunk_gradient(z.to(sums), right[i:i + chunk], keep[i:i + chunk])
+                losses[i:i + chunk], g = chunk_gradient(z.to(sums), right[i:i + chunk], keep[i:i + chunk])
                 if not need: continue
                 g = factor(g, dtype)
-                dh[i:i + chunk] = scale * (g @ w_)
-                scaled = (scale * part).to(g.dtype)
-                dw = dw.addmm_(g.T, scaled) if g.dtype == sums else dw.add_(g.T @ scaled)
+                dh[i:i + chunk] = g @ w_
+                dw = dw.addmm_(g.T, part) if g.dtype == sums else dw.add_(g.T @ part)
         if need: ctx.save_for_backward(dh, dw.to(w.dtype))
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
