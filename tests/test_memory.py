@@ -303,3 +303,17 @@ def test_a_fingerprint_is_the_same_in_every_process():
     code = "import json; from memlab.nn.memory import fingerprint; from memlab.nn.pythia import PythiaConfig, create_model; print(json.dumps(fingerprint(create_model('hierarchical', PythiaConfig(vocab_size=67, d_model=16, n_layers=3, n_heads=2, intermediate=24, std=.3)))))"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == fingerprint(create_model('hierarchical', SMALL))
+
+
+@torch.no_grad()
+def test_what_a_model_could_not_go_on_from_is_refused():
+    "Nothing is computed to find out."
+    learned, banks = MODELS['learned'](), create_model('infini', SMALL, segment=4)
+    shared = MixerLMConfig(vocab_size=67, mixers=(InfiniConfig(d_model=16, n_heads=2, segment=4, as_coded=AsCoded(shared=True)),), std=.3).build()
+    seen = lambda model: model(tokens(2, 6))[1]
+    far = tuple(replace(s, seen=s.seen + 100) if len(s.tensors()) == 1 else s for s in seen(learned))
+    low = tuple(s.map(lambda u: u.bfloat16() if u.is_floating_point() else u) if hasattr(s, 'M') else s for s in seen(banks))
+    apart = tuple(replace(s, filled=s.filled.new_tensor([1, 2])) if hasattr(s, 'filled') else s for s in seen(shared))
+    for model, memory, says in ((learned, far, '106 positions were asked for, the table holds 64'), (banks, low, r'state.M is torch.bfloat16 on cpu, this layer needs'), (shared, apart, 'one shared memory needs them at the same place')):
+        check_memory(model, seen(model))
+        with pytest.raises(ValueError, match=says): check_memory(model, memory)

@@ -33,7 +33,7 @@ def run(home, study, *args):
 
 def drawn_by(home, study):
     "The files that the page of a study names where it draws them."
-    return {f'{name}.svg' for c in nbformat.read(home/f'nbs/studies/{study}.ipynb', 4).cells for name in re.findall(r"finish\(\w+, '(\w+)'", c.source)}
+    return {f'{name}.svg' for c in nbformat.read(home/f'nbs/studies/{study}.ipynb', 4).cells for name in re.findall(r"^ *finish\(.*?, '(\w+)',", c.source, re.M)}
 
 
 def figures(home, study):

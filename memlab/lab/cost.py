@@ -19,7 +19,7 @@ from typing import Any
 from .runs import Run, one_thread
 
 # %% ../../nbs/lab/cost.ipynb #ed980911
-class TimeUp(Exception):
+class TimeUp(BaseException):
     "What was begun took longer than it might."
 
 @contextmanager
@@ -27,8 +27,8 @@ def within(
     seconds: float,  # math.inf for no limit
 ):
     "Raise `TimeUp` in what takes longer."
-    if not hasattr(signal, 'setitimer') or threading.current_thread() is not threading.main_thread() or seconds == math.inf: yield; return
     if seconds <= 0: raise TimeUp
+    if not hasattr(signal, 'setitimer') or threading.current_thread() is not threading.main_thread() or seconds == math.inf: yield; return
     def ring(*_): raise TimeUp
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -169,16 +169,14 @@ def forest(
     rows: Mapping[str, Sequence[float]],  # name to paired differences, one a seed
     margin: float|None = None,          # differences up to here do not count
     level: float = .95,                 # coverage of the intervals
-    looks: Mapping[str, dict]|None = None,  # from `colours`; by default all in one colour
 ):
     "Paired differences with their intervals, one row each, first on top."
     if not rows: raise ValueError('nothing to draw: no rows')
     if margin: ax.axvspan(-margin, margin, color='#eeeeee', zorder=0, lw=0)
     ax.axvline(0, color='#555555', lw=1, zorder=1)
     found = {name: interval(np.asarray(values, float), level) for name, values in rows.items()}
-    own = {name: COLOURS['blue'] if looks is None else looks[name]['color'] for name in rows}
     shown = dict(data=pd.DataFrame([(n, v) for n, values in rows.items() for v in values], columns=['arm', 'value']), x='value', y='arm', hue='arm',
-                 palette={n: own[n] if low > 0 or high < 0 else COLOURS['grey'] for n, (_, low, high) in found.items()}, legend=False, ax=ax)
+                 palette={n: COLOURS['blue' if low > 0 or high < 0 else 'grey'] for n, (_, low, high) in found.items()}, legend=False, ax=ax)
     sns.stripplot(**shown, jitter=False, size=4, alpha=.5)
     sns.pointplot(**shown, errorbar=lambda values: interval(values, level)[1:], linestyle='none', markersize=6, err_kws=dict(linewidth=2, linestyle='-'))
     for i, effect in enumerate(found.values()):
@@ -272,7 +270,7 @@ def answer(
 
 # %% ../../nbs/lab/report.ipynb #539145a2
 def told(
-    claims: Sequence[Mapping],                     # from `read_claims`
+    claims: pd.DataFrame|Sequence[Mapping],        # from `Study.verdicts` or `read_claims`
     sentences: Mapping[str, Mapping[str, str]],    # id to verdict to a sentence, with {effect} where effect, interval and unit go
     end: str = '',                                 # what follows them all
 ) -> Markdown:                                     # to show
@@ -280,8 +278,9 @@ def told(
     def say(id, row):
         sentence = sentences[id].get(row['verdict'])
         return sentence.format(effect=in_words(row)) if sentence else f"{row['statement']} *{ruling(row)}" + f": {in_words(row)}" * math.isfinite(row['effect']) + '.*'
-    found = [say(id, row) for id, row in ((r['id'], r) for r in claims) if id in sentences]
-    return Markdown(' '.join([*(found or ['Nothing was computed yet.']), end]).strip())
+    rows = {r['id']: r for r in (claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims)}
+    if not rows: return Markdown('Nothing was computed yet.')
+    return Markdown(' '.join([*(say(id, rows[id]) for id in sentences), end]).strip())
 
 def brief(
     claims: pd.DataFrame,   # from `Study.verdicts`

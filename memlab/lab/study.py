@@ -79,7 +79,8 @@ def agreed_configs(
 def _kind(arm):
     "What arms share whose steps take the same time, whatever their rates and lengths: task, model and objective."
     if getattr(arm, 'train', None) is None: return arm.name
-    return canonical(full([arm.task, arm.model, arm.train.objective]))
+    c = arm.train
+    return canonical(full([arm.task, arm.model, c.objective, type(c.optimizer).__name__, c.precision, c.accumulate]))
 
 # %% ../../nbs/lab/study.ipynb #8d05454c
 @dataclass(eq=False)
@@ -279,7 +280,7 @@ class Study:
         yield from estimate(self._measured(todo, limit), jobs)
 
     def _measured(self, todo, limit):
-        "Arms with their numbers of runs, speeds and sizes, measured once a kind; a slow one may take three times its share of what is left, but not half of it."
+        "Arms with their numbers of runs, speeds and sizes, measured once a kind; a slow one may take three times its share of what is left, but at most half of it."
         end, known, kinds = time.monotonic() + limit, {}, {arm: _kind(arm) for arm in todo}
         for arm, mine in todo.items():
             if kinds[arm] not in known:

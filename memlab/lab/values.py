@@ -127,8 +127,12 @@ def carried_on(
     rows: pd.DataFrame,   # of one metric: columns arm, seed, step, value
 ) -> pd.DataFrame:        # the same columns
     "Each run held at its last value until the longest run of its arm ends."
-    held = lambda mine: mine.pivot(index='step', columns='seed', values='value').ffill().melt(ignore_index=False).reset_index()
-    return pd.concat([held(mine).assign(arm=arm) for arm, mine in rows.groupby('arm', observed=True, sort=False)])
+    def held(run, steps):
+        "One run at the steps of its arm."
+        later = steps[steps > run.step.max()]
+        return pd.concat([run, run.loc[[run.step.idxmax()] * len(later)].assign(step=later)])
+    steps = rows.groupby('arm', observed=True).step.unique()
+    return pd.concat([rows[:0], *(held(run, steps[arm]) for (arm, _), run in rows.reset_index(drop=True).groupby(['arm', 'seed'], observed=True, sort=False))])
 
 # %% ../../nbs/lab/values.ipynb #094d99d7
 def floor_of(

@@ -132,6 +132,10 @@ class LearnedPositions(nn.Module):
         "Numbers held per row after `t` tokens."
         return 1
 
+    def check_last(self, n: int) -> None:
+        "Raise a ValueError where the table does not hold `n` positions."
+        if n > len(self.weight): raise ValueError(f'{n} positions were asked for, the table holds {len(self.weight)}: raise max_len or cut the sequence')
+
     def forward(self,
                 x: Float[Tensor, 'b t c'],          # embeddings
                 state: PositionState | None = None,  # None: all rows start here
@@ -145,7 +149,7 @@ class LearnedPositions(nn.Module):
         if docs is None: last = t if state is None or not b else t + most
         else: last = 1 + int(docs.at.max()) if docs.at.numel() else 0
         if first < 0: raise ValueError(f'state.seen is {state.seen.tolist()}, expected counts of tokens: it is no state of this layer')
-        if last > len(self.weight): raise ValueError(f'{last} positions were asked for, the table holds {len(self.weight)}: raise max_len or cut the sequence')
+        self.check_last(last)
         at = token_positions(t, None if state is None else state.seen, x.device) if docs is None else docs.at
         return x + self.weight[at], after
 

@@ -55,7 +55,7 @@ def check_precision(
     weight: Tensor,   # one of its parameters
 ) -> None:
     "Refuse numbers that are not of the kind a layer multiplies."
-    if x.dtype != weight.dtype and not (x.is_floating_point() and casts(x.device.type)): raise ValueError(f'x is {x.dtype}, this layer has weights of {weight.dtype}: call x.to({weight.dtype}), or layer.to({x.dtype}) for floating-point numbers')
+    if x.dtype != weight.dtype and not (x.is_floating_point() and x.dtype != torch.float64 and casts(x.device.type)): raise ValueError(f'x is {x.dtype}, this layer has weights of {weight.dtype}: call x.to({weight.dtype}), or layer.to({x.dtype}) for floating-point numbers')
 
 # %% ../../nbs/nn/dense.ipynb #d3119d5f
 class Linear(nn.Linear):

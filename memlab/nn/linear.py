@@ -92,7 +92,7 @@ def in_blocks(
 ) -> Shaped[Tensor, '... m s d']:   # blocks of `BLOCK` tokens, the last one filled with its last token
     "Cut a chunk into blocks."
     if short := -u.shape[-2] % BLOCK: u = torch.cat([u, u[..., -1:, :].expand(*u.shape[:-2], short, -1)], -2)
-    return u.unflatten(-2, (-1, BLOCK))
+    return rearrange(u, '... (m s) d -> ... m s d', s=BLOCK)
 
 def before_blocks(
     u: Shaped[Tensor, '... m s d'],
@@ -109,10 +109,10 @@ def across(
     "Scores of keys in earlier blocks."
     log, borders, m = *(before_blocks(u) for u in fade), q.shape[-3]
     asks = q * (fade.log - log).masked_fill(fade.borders != borders, -math.inf).exp()
-    log_k, borders_k, k = (u.flatten(-3, -2).unsqueeze(-3) for u in (*fade, k))
+    log_k, borders_k, k = (rearrange(u, '... m s d -> ... 1 (m s) d') for u in (*fade, k))
     later = torch.ones(m, m, dtype=torch.bool, device=q.device).triu().repeat_interleave(BLOCK, -1)[..., None]
     left = k * (log - log_k).masked_fill(later | (borders_k != borders), -math.inf).exp()    # m c k: for each block of queries
-    return (asks @ left.mT).unflatten(-1, (m, BLOCK))
+    return rearrange(asks @ left.mT, '... i (m s) -> ... i m s', s=BLOCK)
 
 # %% ../../nbs/nn/linear.ipynb #672cd7e4
 def scores(
@@ -126,7 +126,7 @@ def scores(
     t, q, k, fade = q.shape[-2], in_blocks(q), in_blocks(k), Fade(*map(in_blocks, fade))
     within, own = torch.einsum('...ik,...jk,...ijk->...ij', q, k, fade.between()), torch.eye(q.shape[-3], dtype=torch.bool, device=q.device)
     all_pairs = torch.where(own[:, None, :, None], within.unsqueeze(-2), across(q, k, fade))
-    return all_pairs.flatten(-2).flatten(-3, -2)[..., :t, :t]
+    return rearrange(all_pairs, '... m s n j -> ... (m s) (n j)')[..., :t, :t].tril()
 
 # %% ../../nbs/nn/linear.ipynb #c2447470
 def linear_chunked(

@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..core.files import read_tensors, tensor_digest, write_atomic
-from .attention import KVState
-from .infini import InfiniConfig, InfiniState, SegmentMemory, reset_rows, settle
+from .attention import KVState, LearnedPositions
+from .infini import InfiniConfig, InfiniState, SegmentMemory, check_held, places, reset_rows, settle
 from .lm import Memory, TransformerLM
 from .softmax import HeldState
 from .state import State, check_state
@@ -43,7 +43,7 @@ def restart(
     if isinstance(state, InfiniState):
         every = torch.ones(state.batch, dtype=torch.bool, device=state.seen.device)
         state = reset_rows(state, every if rows is None else rows, keep_frozen)
-        return state if rows is not None else replace(state, **{n: getattr(state, n)[:, :0] for n in ('k', 'v', 'beta')})
+        return state if rows is not None else replace(state, **{n: getattr(state, n)[:, :0] for n in state.per_token})
     new = layer.init_state(state.batch)
     if rows is None: return new
     i = torch.arange(state.batch, device=rows.device)
@@ -88,7 +88,7 @@ def trim(memory: Memory) -> Memory:
     def shorter(state):
         if not isinstance(state, KVState | HeldState): return state
         most = int(state.seen.max()) if state.batch else 0
-        return replace(state, **{n: u[:, max(u.shape[1] - most, 0):] for n, u in state.tensors().items() if n not in ('seen', 'conv')})
+        return replace(state, **{n: u[:, max(u.shape[1] - most, 0):] for n, u in state.tensors().items() if n in state.per_token})
     return tuple(map(shorter, memory))
 
 # %% ../../nbs/nn/memory.ipynb #328a682a
@@ -147,12 +147,15 @@ def check_memory(
     "Raise a ValueError that says why the model could not go on from this memory."
     check_types(model, memory)
     for i, (layer, state) in enumerate(zip(model.stages, memory)):
-        check_state(state, layer.init_state(0), state.batch, f'state {i}: ')
+        like = layer.init_state(0)
+        check_state(state, like, state.batch, f'state {i}: ')
         for name, got in state.tensors().items():
+            if got.device != like.seen.device: raise ValueError(f'state {i}: {name} is on {got.device}, the model on {like.seen.device}: call state.to({str(like.seen.device)!r})')
             if got.numel() and not torch.stack(got.aminmax()).isfinite().all(): raise ValueError(f'state {i}: {name} is not finite: go back to a memory from before')
         mixer = getattr(layer, 'mixer', layer)
         if (state.seen < 0).any(): raise ValueError(f'state {i}: seen is {state.seen.tolist()}, expected counts of tokens')
-        if isinstance(state, InfiniState): check_pointers(f'state {i}', state, mixer.config)
+        if isinstance(state, InfiniState): check_held(mixer, state), check_pointers(f'state {i}', state, mixer.config), places(mixer.config, state)
+        if isinstance(layer, LearnedPositions) and state.batch: layer.check_last(int(state.seen.max()))
         if isinstance(state, KVState | HeldState) and state.batch: check_slots(f'state {i}', state, getattr(mixer, 'held', lambda t: t)(int(state.seen.max())))
 
 # %% ../../nbs/nn/memory.ipynb #22939684
