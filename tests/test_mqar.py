@@ -247,7 +247,7 @@ def test_notes_say_what_a_reader_must_know():
     assert decide('MQ2').note.startswith('20 of 20 seeds; median 1900 steps, ceiling 0.220')
     assert '15 of 20 seeds know the untouched keys' in decide('MQ6a', {'delta overwrite': changed(some(15, .97, .5), .99, .01)}).note
     assert 'window has 0 sizes off the floor' in decide('MQ7a', holds(window=(.05,) * 9)).note
-    assert 'no model does the task: 0 of 6 have come to rest' in decide('MQ5a', {'delta load 16': Ran(end=.9, rising=True)}).note
+    assert 'no model does the task: 0 of 6 have converged' in decide('MQ5a', {'delta load 16': Ran(end=.9, rising=True)}).note
 
 
 # -- presets ----------------------------------------------------------------------------------------------------------
