@@ -66,9 +66,10 @@ class State:
     def marked(self,
                stain: Tensor | None,  # b, NaN for rows that are lost, else 0; None: no row is
                ) -> Self:
-        "No numbers in rows that are lost."
+        "No numbers in rows that are lost; of fields that hold tokens the first is enough, since a token's are read together."
         if stain is None: return self
-        return self.map(lambda x: x - stain.to(x.dtype).view(-1, *[1] * (x.dim() - 1)) if x.is_floating_point() else x)
+        lost = {n: x - stain.to(x.dtype).view(-1, *[1] * (x.dim() - 1)) for n, x in self.tensors().items() if x.is_floating_point() and n not in self.per_token[1:]}
+        return replace(self, **lost)
 
     @property
     def batch(self) -> int:

@@ -72,11 +72,11 @@ def linear_cross_entropy(
     h: Float[Tensor, 'n c'],        # rows to be read out
     w: Float[Tensor, 'v c'],        # readout
     labels: Int[Tensor, 'n'],       # right tokens; `IGNORE` for none
-    chunk: int | None = None,       # rows at a time; default: about a million logits
+    chunk: int | None = None,       # rows at a time; default: about four million logits
 ) -> tuple[Float[Tensor, ''], Float[Tensor, 'n']]:
     "Sum of the cross-entropies (nats), and each row's own (no gradient)."
     if len(h) != len(labels): raise ValueError(f'{len(h)} rows but {len(labels)} labels: pass one label a row, {IGNORE} where there is none')
-    try: return LinearCrossEntropy.apply(h, w, labels, chunk or max(1, 2 ** 20 // len(w)))
+    try: return LinearCrossEntropy.apply(h, w, labels, chunk or max(1, 2 ** 22 // len(w)))
     except RuntimeError:
         check_labels(labels, len(w))
         raise
