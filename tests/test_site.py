@@ -67,7 +67,7 @@ def test_every_picture_is_described(site):
 def test_cells_of_tables_know_their_column(site):
     table = re.search(r'<table[^>]*>(?:(?!</table>).)*<th>statement</th>.*?</table>', page(site, 'studies/mqar'), re.S)[0]
     head, _, rows = table.partition('</thead>')
-    wanted = [re.sub('<.*?>', '', cell) for cell in re.findall('<th.*?</th>', head, re.S)]
+    wanted = [re.sub('<.*?>', '', cell) for cell in re.findall('<th[ >].*?</th>', head, re.S)]
     assert {'claim', 'statement', 'verdict'} <= set(wanted) and [re.findall(r'data-label="(.*?)"', row) for row in re.findall(r'<tr>.*?</tr>', rows, re.S)[:2]] == [wanted] * 2
     indexed = '<table><thead><tr><th></th><th>a</th></tr></thead><tbody><tr><th>0</th><td>1</td></tr></tbody></table>'
     assert build.labelled(indexed) == indexed.replace('<td>', '<td data-label="a">')

@@ -206,6 +206,8 @@ def finisher(
     "A function that gives a figure its caption, saves it among those of a study, and shows it."
     stale = len(study.stale(preset))
     def finish(fig, name, sentence):
+        for ax in fig.axes:
+            if not ax.has_data(): ax.text(.5, .5, 'not computed yet', ha='center', va='center', transform=ax.transAxes, color=COLOURS['grey'])
         caption(fig, sentence + f" Stale: {stale} runs were computed by other code than today's." * bool(stale))
         save_fig(fig, study.figures(preset), name)
         plt.show()
