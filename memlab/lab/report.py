@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'STYLE', 'style', 'use_style', 'complete', 'log_ticks', 'colours', 'curves', 'name_lines',
-           'layers', 'forest', 'caption', 'finisher', 'save_fig', 'Table', 'verdict_table', 'answer', 'told', 'brief',
-           'earlier']
+           'layers', 'forest', 'caption', 'mark_empty', 'finisher', 'save_fig', 'Table', 'verdict_table', 'answer',
+           'told', 'brief', 'earlier']
 
 # %% ../../nbs/lab/report.ipynb #17c0e557
 import io
@@ -199,6 +199,11 @@ def caption(
     fig.text(.012, .06/(height + room), fig._caption, fontsize=size, color='#333333', va='bottom', linespacing=1.3)
 
 # %% ../../nbs/lab/report.ipynb #d30ded7a
+def mark_empty(fig: Figure) -> None:
+    "Words in the axes of a figure that show nothing."
+    for ax in fig.axes:
+        if not ax.has_data(): ax.text(.5, .5, 'not computed yet', ha='center', va='center', transform=ax.transAxes, color=COLOURS['grey'])
+
 def finisher(
     study,        # whose figures
     preset: str,  # of which preset
@@ -206,8 +211,7 @@ def finisher(
     "A function that gives a figure its caption, saves it among those of a study, and shows it."
     stale = len(study.stale(preset))
     def finish(fig, name, sentence):
-        for ax in fig.axes:
-            if not ax.has_data(): ax.text(.5, .5, 'not computed yet', ha='center', va='center', transform=ax.transAxes, color=COLOURS['grey'])
+        mark_empty(fig)
         caption(fig, sentence + f" Stale: {stale} runs were computed by other code than today's." * bool(stale))
         save_fig(fig, study.figures(preset), name)
         plt.show()
@@ -289,8 +293,7 @@ def brief(
     *ids: str,
 ) -> Table:
     "What some claims read, with direction and size."
-    rows = claims.set_index('id').loc[list(ids)].reset_index().to_dict('records')
-    return Table([{'claim': r['id'], 'statement': r['statement'], 'verdict': ruling(r), 'effect [interval]': in_words(r), 'seeds': r['n_seeds']} for r in rows])
+    return verdict_table(claims.set_index('id', drop=False).loc[list(ids)])[['claim', 'statement', 'verdict', 'effect [interval]', 'seeds']]
 
 # %% ../../nbs/lab/report.ipynb #d6944cdd
 def earlier(

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SOLVED', 'NANO', 'OVERWRITE', 'SHIFT', 'RAW', 'DELTA_WIDTHS', 'COUNTED', 'EIGHT_RATES', 'FLOATS', 'WINDOWS',
-           'LENGTHS', 'WIDTHS', 'study', 'PAIRS', 'stays', 'FAMILIES', 'RECURRENT', 'EXTRAPOLATES', 'training', 'asked',
-           'load', 'even_std', 'lm', 'count_of', 'Sizes', 'shifts', 'controls', 'unified', 'loads', 'overwrites',
-           'carries', 'holdings', 'everyone', 'windows_of_rates', 'extrapolations', 'feedforwards', 'tuned',
-           'everything', 'quick', 'cpu', 'lengths', 'gpu', 'full', 'own_arm', 'accuracy', 'floors', 'rested', 'solving',
-           'rests_at_ceiling', 'resting', 'sooner', 'unified_is_free', 'unified_is_fast', 'unified_without_shift',
-           'surplus', 'of_load', 'under_load', 'overwriting', 'held', 'of_families', 'bytes_predict',
-           'families_are_ordered', 'needed', 'by_width', 'width_follows_length', 'width_stays', 'at_rates',
-           'share_of_rates', 'attention_learns', 'kept', 'attention_extrapolates', 'in_order_of_size', 'emptied',
-           'cut_off', 'writable_feedforward', 'static_feedforward']
+           'LENGTHS', 'WIDTHS', 'study', 'stays', 'FAMILIES', 'RECURRENT', 'EXTRAPOLATES', 'training', 'asked', 'load',
+           'even_std', 'lm', 'count_of', 'Sizes', 'shifts', 'controls', 'unified', 'loads', 'overwrites', 'carries',
+           'holdings', 'everyone', 'windows_of_rates', 'extrapolations', 'feedforwards', 'tuned', 'everything', 'quick',
+           'cpu', 'lengths', 'gpu', 'full', 'own_arm', 'accuracy', 'floors', 'rested', 'solving', 'rests_at_ceiling',
+           'resting', 'sooner', 'unified_is_free', 'unified_is_fast', 'unified_without_shift', 'surplus', 'of_load',
+           'under_load', 'overwriting', 'held', 'of_families', 'bytes_predict', 'families_are_ordered', 'needed',
+           'by_width', 'width_follows_length', 'width_stays', 'at_rates', 'share_of_rates', 'attention_learns', 'kept',
+           'attention_extrapolates', 'in_order_of_size', 'emptied', 'cut_off', 'writable_feedforward',
+           'static_feedforward']
 
 # %% ../../nbs/studies/mqar.ipynb #9dcd6e09
 from dataclasses import dataclass, replace
@@ -325,8 +325,6 @@ def unified_without_shift(runs, records):
     return solved
 
 # %% ../../nbs/studies/mqar.ipynb #3630366b
-PAIRS = (8, 16, 32)
-
 def surplus(records: pd.DataFrame, pairs: int) -> pd.Series:
     "Accuracy of the delta rule minus that of the better additive memory, by seed."
     return accuracy(records, f'delta load {pairs}') - np.maximum(accuracy(records, f'additive load {pairs}'), accuracy(records, f'elu+1 load {pairs}'))

@@ -117,7 +117,7 @@ class Solved(NamedTuple):
 
 def misfit(y: Float[Tensor, 'b t c'], h: Float[Tensor, 'b t c']) -> Float[Tensor, 'b']:
     "The largest residual of each row; infinite where it is no number."
-    return (y - h).abs().flatten(1).amax(1).nan_to_num(nan=torch.inf)
+    return (y - h).abs().flatten(1).amax(1).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 @torch.no_grad()
 def solve(
