@@ -3,6 +3,7 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -581,7 +582,7 @@ def test_memory_goes_on_from_piece_to_piece_of_a_document(name, carries):
     n, ids = arm.task.length, torch.randint(256, (2, 2 * arm.task.length + 1), generator=torch.Generator().manual_seed(0))
     def second(begins):
         model, loss = arm.model.build(0, 256), arm.train.objective
-        learner = Learner(model, arm.train.optimizer.build(model), loss.carry(model, 2))
+        learner = Learner(model, arm.train.optimizer.build(model), loss.carry(model, SimpleNamespace(rows=2), 0))
         return [loss(learner, ids[:, i:i + n], ids[:, i + 1:i + 1 + n], torch.tensor(b))[1] for i, b in ((0, [True, True]), (n, begins))]
     (first, on), (same, mixed), (_, fresh) = map(second, ([False, False], [False, True], [True, True]))
     assert first == same and (on != mixed) == (mixed != fresh) == carries

@@ -217,9 +217,10 @@ def test_a_run_of_the_study_survives_three_kills(tmp_path):
 
 LEARNERS = ATTEMPTS + f'''
 from memlab.core.record import record
+from memlab.nn.cells import ContextCell
 from memlab.nn.init import init_parameters
 from memlab.nn.segment import SegmentStack
-from memlab.train.lagged import ContextCell, LaggedCache, lagged
+from memlab.train.lagged import LaggedCache, lagged
 from memlab.train.learner import Learner, RowMemories
 from memlab.train.loop import FitConfig, fit
 from memlab.train.losses import token_loss

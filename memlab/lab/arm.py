@@ -80,7 +80,7 @@ def learner_of(
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     models = {n: m.to(device) for n, m in (built if isinstance(built, dict) else dict(model=built)).items()}
     optimizers = {n: arm.train.optimizer.build(m) for n, m in models.items()}
-    carry = arm.train.objective.carry(next(iter(models.values())), getattr(arm.task, 'rows', 0))
+    carry = arm.train.objective.carry(next(iter(models.values())), arm.task, seed)
     return Learner(models, optimizers, carry)
 
 # %% ../../nbs/lab/arm.ipynb #902107b4

@@ -71,12 +71,23 @@ class TransformerLM(nn.Module):
         if self.positions is not None:
             r, s = read_on(self.positions, r, states.pop(0), starts)
             after.append(s)
-        rs = [r]
+        rs, later = self.up(r, states, tap, local, starts)
+        return rs, (*after, *later)
+
+    def up(self,
+           r: Float[Tensor, 'b t c'],
+           states: Sequence[State | None],
+           tap: Tap | None = None,
+           local: bool = False,
+           starts: Bool[Tensor, 'b t'] | None = None,
+           ) -> tuple[list[Tensor], list[State]]:
+        "A stream before and after each layer, and the states after these tokens."
+        rs, after = [r], []
         for layer, state in zip(self.layers, states):
             r = r.detach() if local and len(rs) > 1 else r
             r, s = read_on(layer, r, state, starts, **({} if tap is None else dict(tap=tap)))
             rs.append(r); after.append(s)
-        return rs, tuple(after)
+        return rs, after
 
     def look_up(self, ids: Int[Tensor, 'b t']) -> Float[Tensor, 'b t c']:
         "The vectors of tokens; one outside the vocabulary is named."

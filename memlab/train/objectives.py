@@ -7,6 +7,7 @@ __all__ = ['Objective', 'TokenLoss', 'RecallLoss', 'LayerLoss', 'StreamLoss', 'E
 
 # %% ../../nbs/train/objectives.ipynb #a03615f8
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -26,7 +27,7 @@ class Objective:
         "What to minimise, what to report and how many count, of some rows of a batch."
         raise NotImplementedError
 
-    def carry(self, model: nn.Module, rows: int) -> Carry | None:
+    def carry(self, model: nn.Module, task: Any, seed: int) -> Carry | None:
         "What is carried from step to step; nothing."
         return None
 
@@ -66,7 +67,7 @@ class StreamLoss(Objective):
         learner.carry.keep(memory)
         return token_loss(learner.model, h, labels)
 
-    def carry(self, model: nn.Module, rows: int) -> RowMemories: return RowMemories(model, rows)
+    def carry(self, model: nn.Module, task: Any, seed: int) -> RowMemories: return RowMemories(model, task.rows)
 
 # %% ../../nbs/train/objectives.ipynb #f488cec9
 @dataclass(frozen=True, kw_only=True)
