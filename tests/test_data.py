@@ -6,17 +6,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from memlab.core.files import home
+from memlab.core.identity import full
 from memlab.data.corpus import RULES, Corpus, Document, load_corpus, split
 from memlab.data.facts import facts
 from memlab.data.ordered import OrderedStream
-from memlab.data.recall import RecallConfig, recall_batch
+from memlab.data.recall import IGNORE, RecallConfig, recall_batch
+from memlab.data.samples import Copy, Pairs, TextSamples, kept
+from memlab.data.text import Windows
 from memlab.data.tokens import ByteTokenizer, TokenStore, byte_tokenizer, held_out_windows, load_tokenizer, streams, windows
+from memlab.lab.arm import Arm, text_of
+from memlab.train.lagged import LaggedCache
+from memlab.train.losses import check_labels
+from memlab.train.loop import FitConfig
+from memlab.train.objectives import TokenLoss
 
 # a tokenizer that takes its time and writes down each document it encodes
 BUILDER = """
@@ -164,3 +173,80 @@ def test_files_without_a_text_field(shared_data):
         load_corpus(shared_data / "reversal_curse" / "p2d_prompts_test.jsonl")
     with pytest.raises(ValueError, match="test.parquet has no field 'text'; fields found: .*label"):
         load_corpus(shared_data / "cifar10" / "test.parquet")
+
+
+SETS = [Copy(samples=12, rows=4, items=6, delay=2), Copy(samples=16, rows=4, symbols=2, items=5), Pairs(samples=12, rows=4, config=RecallConfig(vocab_size=32, length=24, pairs=4)),
+        TextSamples(samples=12, rows=4, length=32)]
+sets = pytest.mark.parametrize("task", SETS, ids=["copy", "short copy", "pairs", "text"])
+
+
+@sets
+def test_batches_of_a_fixed_set_are_functions_of_seed_and_step(task):
+    "In any order of asking, whatever others draw, in a process that has kept nothing: the same inputs, labels and numbers; each sample once an epoch, with its number."
+    steps = range(3 * task.steps_per_epoch)
+    first = {step: task.batches(5)(step) for step in steps}
+    torch.manual_seed(99); random.seed(99); kept.cache_clear()
+    batch = task.batches(5)
+    again = {step: batch(step) for step in reversed(steps)}
+    assert all(torch.equal(x, y) for step in steps for x, y in zip(first[step], again[step]))
+    ids, labels = task.training(5)
+    for epoch in range(3):
+        rows = [first[epoch * task.steps_per_epoch + i] for i in range(task.steps_per_epoch)]
+        numbers = torch.cat([sample for _, _, sample in rows])
+        assert sorted(numbers.tolist()) == list(range(task.samples))
+        assert torch.equal(torch.cat([x for x, _, _ in rows]), ids[numbers]) and torch.equal(torch.cat([y for _, y, _ in rows]), labels[numbers])
+    orders = {tuple(torch.cat([task.batches(seed)(e * task.steps_per_epoch + i)[2] for i in range(task.steps_per_epoch)]).tolist()) for seed in (5, 6) for e in range(3)}
+    assert len(orders) == 6 and task.fingerprint(5) != task.fingerprint(6) and not torch.equal(ids, task.training(6)[0])
+
+
+@sets
+def test_no_row_of_a_fixed_set_is_held_out(task):
+    for seed in range(5):
+        trained, (ids, labels) = set(map(tuple, task.training(seed)[0].tolist())), task.held_out(8, seed)
+        assert ids.shape == labels.shape == (8, task.length)
+        assert not trained & set(map(tuple, ids.tolist()))
+
+
+@sets
+def test_labels_of_a_fixed_set(task):
+    "Of text the next token; else what was read before it is asked for, and nothing where nothing is asked."
+    asked = task.length if isinstance(task, TextSamples) else task.config.pairs if isinstance(task, Pairs) else task.items
+    for ids, labels in (task.training(0), task.held_out(6, 0)):
+        check_labels(labels.flatten(), task.vocab_size)
+        if isinstance(task, TextSamples): assert torch.equal(labels[:, :-1], ids[:, 1:])
+        else: assert all(label in row[:t] for row, want in zip(ids.tolist(), labels.tolist()) for t, label in enumerate(want) if label != IGNORE)
+        assert (labels != IGNORE).sum(1).tolist() == [asked] * len(labels)
+
+
+@sets
+def test_a_store_keyed_by_sample_finds_what_it_stored(task):
+    "And by the source's key, the place in the epoch, another sample."
+    def wrong(task):
+        cache, batch, found = LaggedCache(task.samples, task.length, 1, dtype=torch.float32), task.batches(0), 0
+        for step in range(3 * task.steps_per_epoch):
+            ids, _, sample = batch(step)
+            if step >= task.steps_per_epoch: found += (cache.read(sample)[..., 0] != ids).any(1).sum().item()
+            cache.write(sample, ids[..., None].float(), step)
+        return found
+    assert wrong(task) == wrong(replace(task, shuffled=False)) == wrong(replace(task, keyed_by="batch", shuffled=False)) == 0
+    assert wrong(replace(task, keyed_by="batch")) > task.samples
+
+
+def test_a_fixed_set_is_the_task_of_an_arm():
+    "It says what it reads, has a name in identities, and holds out the windows of an ordinary run."
+    arm = lambda task: Arm(name="one", task=task, train=FitConfig(steps=6, objective=TokenLoss()))
+    copy, _, pairs, text = SETS
+    assert [text_of(arm(task)) for task in (copy, pairs, text)] == ["generated", "generated", load_corpus("stdlib-docs").fingerprint]
+    assert [arm(task).tokens for task in (copy, pairs, text)] == [6 * 4 * n for n in (15, 24, 32)]
+    assert len({str(full(arm(task))) for task in (*SETS, replace(copy, keyed_by="batch"), replace(copy, shuffled=False))}) == 6
+    assert all(map(torch.equal, text.held_out(64), Windows(length=32, rows=4).held_out(64)))
+
+
+def test_samples_of_a_file_that_changed_are_cut_anew(tmp_path):
+    write = lambda word: [(tmp_path / f"{i}.txt").write_text(word * 40) for i in range(8)]
+    write("memory ")
+    task = TextSamples(corpus=str(tmp_path), samples=4, rows=2, length=16)
+    before, ids = task.fingerprint(0), task.training(0)[0]
+    assert task.training(0)[0] is ids, "made once"
+    write("nothing at all ")
+    assert task.fingerprint(0) != before and not torch.equal(task.training(0)[0], ids)
