@@ -23,6 +23,7 @@ from .pythia import PythiaConfig
 # %% ../../nbs/nn/selective.ipynb #2d9964f6
 EMITS = .5   # a position emits where its confidence is larger
 
+# %% ../../nbs/nn/selective.ipynb #f7efcab8
 class Gate(nn.Module):
     "σ(W₂ GELU(W₁ h)): how sure a model is where its readout sees h."
 
@@ -80,7 +81,7 @@ class SelectiveConfig:
         base = self.model.build(seed=seed) if isinstance(self.model, PythiaConfig) else self.model.build(seed, vocab_size)
         if type(base) is not TransformerLM: raise ValueError(f'{type(self.model).__name__} builds a {type(base).__name__}: a gate needs the config of a plain TransformerLM')
         if len(base.readout) != vocab_size: raise ValueError(f'the task has {vocab_size} tokens, the model {len(base.readout)}: make them the same')
-        model = SelectiveLM(base.layers, hidden=self.hidden, vocab_size=vocab_size, d_model=base.embed.embedding_dim, positions=base.positions, norm=base.norm, tied=base.head is None)
+        model = SelectiveLM(list(base.layers), hidden=self.hidden, vocab_size=vocab_size, d_model=base.embed.embedding_dim, positions=base.positions, norm=base.norm, tied=base.head is None)
         model.embed, model.head = base.embed, base.head
         init_parameters(model.gate, seed, self.std)
         return model

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..core.numbers import DECAY, check_numbers
@@ -41,6 +41,7 @@ def rows_at_once(w: Float[Tensor, 'v c']) -> int:
     "How many rows have four million logits together."
     return max(1, 2 ** 22 // len(w))
 
+# %% ../../nbs/train/selective.ipynb #d928c1e3
 def token_losses(
     h: Float[Tensor, 'n c'],     # what the readout sees
     w: Float[Tensor, 'v c'],     # readout
@@ -60,14 +61,19 @@ def token_losses(
 def certainties(
     h: Float[Tensor, 'n c'],     # what the readout sees
     w: Float[Tensor, 'v c'],     # readout
+    chunk: int | None = None,    # rows at a time
 ) -> tuple[Float[Tensor, 'n'], Float[Tensor, 'n']]:
     "Entropy (nats) and largest probability of each row's prediction."
-    found = [logits_of(x, w).softmax(-1) for x in h.split(rows_at_once(w))]
-    return torch.cat([torch.special.entr(p).sum(-1) for p in found]), torch.cat([p.amax(-1) for p in found])
+    def sure(x):
+        p = logits_of(x, w).softmax(-1)
+        return torch.special.entr(p).sum(-1), p.amax(-1)
+    entropy, top = zip(*map(sure, h.split(chunk or rows_at_once(w))))
+    return torch.cat(entropy), torch.cat(top)
 
 # %% ../../nbs/train/selective.ipynb #4fa05fc7
 GATES: dict[str, Callable[[Tensor], Tensor]] = dict(none=torch.ones_like, soft=lambda p: p, hard=lambda p: (p > EMITS).to(p.dtype))   # what a token weighs, by its confidence
 
+# %% ../../nbs/train/selective.ipynb #9437d5c2
 def calibration_losses(
     score: Float[Tensor, 'n'],   # of the gate, before its sigmoid
     h: Float[Tensor, 'n c'],     # what the readout sees
@@ -89,6 +95,7 @@ class Weighed(NamedTuple):
         "The weighted mean; 0 where nothing weighs anything."
         return self.loss / divisor(self.mass)
 
+# %% ../../nbs/train/selective.ipynb #0797ed87
 def weigh(
     losses: Float[Tensor, 'n'],
     weights: Float[Tensor, 'n'],
@@ -111,6 +118,7 @@ def read_weighed(
     score = model.gate.score(h)
     return h, score, token_losses(h, model.readout, labels.flatten()), GATES[gate](score.sigmoid()) * (labels != IGNORE).flatten()
 
+# %% ../../nbs/train/selective.ipynb #975ec9ac
 def selective_loss(
     model: SelectiveLM,
     ids: Int[Tensor, 'b t'],         # tokens
@@ -143,6 +151,7 @@ def whole_batch(
     add_up(sums)
     return Weighed(*sums)
 
+# %% ../../nbs/train/selective.ipynb #209c4d08
 @dataclass(frozen=True, kw_only=True)
 class SelectiveLoss(Objective):
     "Cross-entropy weighed by the model's confidence; its plain mean over all labels is reported."
