@@ -14,6 +14,7 @@ from memlab.core.files import tensor_digest
 from memlab.nn.memory import check_memory, fingerprint, freeze, keep_banks, load_memory, memory_bytes, merge_memories, reset, save_memory, trim, unfreeze, unpack
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
 from memlab.nn.pythia import MEMORIES, PythiaAttention, PythiaConfig, create_model
+from memlab.nn.selective import SelectiveConfig
 from safetensors.torch import load_file, save, save_file
 
 SMALL = PythiaConfig(vocab_size=67, d_model=16, n_layers=3, n_heads=2, intermediate=24, std=.3)
@@ -27,7 +28,7 @@ def of_mixer(name):
 
 
 MODELS = {name: lambda name=name: of_mixer(name) for name in MIXERS} | {name: lambda name=name: create_model(name, SMALL, segment=4) for name in ('pythia', *MEMORIES) if name != 'pythia'}
-MODELS |= dict(pythia=lambda: SMALL.build(), no_attention=lambda: SMALL.build([None]), learned=lambda: residual_lm(BlockConfig(n_layers=2, d_model=16, n_heads=2, positions='learned'), 67, 64))
+MODELS |= dict(pythia=lambda: SMALL.build(), no_attention=lambda: SMALL.build([None]), learned=lambda: residual_lm(BlockConfig(n_layers=2, d_model=16, n_heads=2, positions='learned'), 67, 64), selective=lambda: SelectiveConfig(model=SMALL).build(0, 67))
 models = pytest.mark.parametrize('name', MODELS)
 
 
