@@ -91,7 +91,8 @@ def ways(
 ) -> dict[str, Tensor]:              # states by name, each b t c
     "The states of some samples, found from stored ones in every way there is."
     cell, start, zero = model.cell, model.hidden.start, torch.zeros_like(stored)
-    found = {'1 sweep': lagged(cell, u, stored, start, stack=model.stack), '4 sweeps': lagged(cell, u, stored, start, 4, model.stack, 4)}
+    found = {'1 sweep': lagged(cell, u, stored, start, stack=model.stack), '4 sweeps': lagged(cell, u, stored, start, 4, model.stack, 4),
+             '8 sweeps': lagged(cell, u, stored, start, 8, model.stack)}
     if not len(model.inside):
         found |= {name: newton(cell, u, guess, start, n, diagonal)[0] for name, guess, n, diagonal in (
             ('Newton', stored, 1, False), ('Newton twice', stored, 2, False), ('Newton, diagonal', stored, 1, True), ('Newton from zeros', zero, 1, False), ('Newton from zeros, 4 steps', zero, 4, False))}
@@ -125,10 +126,11 @@ class Parity(Measure):
 # %% ../../nbs/eval/parity.ipynb #e1e35ddb
 @dataclass(frozen=True, kw_only=True)
 class HeldOutStates(Measure):
-    "Loss and accuracy on samples that are never trained on, token by token; and the loss of states from sweeps over zeros."
+    "Loss and accuracy on samples that are never trained on, token by token; the loss of states from sweeps over zeros, and of the same weights when nothing recurs."
     at: str = 'log'
     rows: int = 256
     sweeps: tuple[int, ...] = ()   # over zeros
+    discrete: bool = False         # also as the source scored its continuous models: layers on the embedding, no state fed back
 
     @torch.no_grad()
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
@@ -141,6 +143,7 @@ class HeldOutStates(Measure):
             u = model.drives(ids)
             swept = lagged(model.cell, u, torch.zeros(*u.shape[:2], len(model.hidden.start), device=u.device), model.hidden.start, n, model.stack)
             yield record(step, 'val_loss', token_loss(model, model.read(swept), labels).mean.item(), item=f'{n} sweeps')
+        if self.discrete: yield record(step, 'val_loss', token_loss(model, model.read(model.stack(model.look_up(ids), None)[0]), labels).mean.item(), item='discrete')
 
 # %% ../../nbs/eval/parity.ipynb #86ef383f
 def decoded(

@@ -146,7 +146,7 @@ def whole_batch(
     if config.accumulate * world()[1] == 1: return None
     device, dtype = next(model.parameters()).device, PRECISIONS[config.precision]
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        found = [weigh(*read_weighed(model, ids, labels, gate)[2:], labels.flatten()) for ids, labels in parts(batch, config.accumulate, device)]
+        found = [weigh(*read_weighed(model, ids, labels, gate)[2:], labels.flatten()) for ids, labels, *_ in parts(batch, config.accumulate, device)]
     sums = [torch.stack(u).sum() for u in zip(*found)]
     add_up(sums)
     return Weighed(*sums)
@@ -162,7 +162,7 @@ class SelectiveLoss(Objective):
         check_words(self, dict(gate=GATES))
         check_numbers(vars(self), calibration=DECAY)
 
-    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t'], whole: Weighed | None = None) -> Summed:
+    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t'], *_: Tensor, whole: Weighed | None = None) -> Summed:   # what else a batch tells is not read
         return selective_loss(learner.model, ids, labels, self.gate, self.calibration, whole)
 
     def step(self, config: FitConfig) -> Step:
