@@ -21,7 +21,8 @@ from memlab.nn.lm import residual_lm
 from memlab.nn.memory import load_memory, memory_bytes, save_memory
 from memlab.nn.mixer import precise
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
-from memlab.nn.pythia import PythiaAttention, PythiaConfig, PythiaLayer, create_model
+from memlab.nn.models import create_model
+from memlab.nn.pythia import PythiaAttention, PythiaConfig, PythiaLayer
 from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
 from memlab.train.loop import FitConfig, train_step

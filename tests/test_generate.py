@@ -4,7 +4,8 @@ import torch
 from memlab.nn.generate import generate
 from memlab.nn.lm import residual_lm
 from memlab.nn.mixer_lm import MixerLMConfig, mixer_config
-from memlab.nn.pythia import PythiaConfig, create_model
+from memlab.nn.models import create_model
+from memlab.nn.pythia import PythiaConfig
 from memlab.nn.segment import SegmentStack
 from memlab.nn.selective import SelectiveConfig
 from memlab.nn.variants import vanilla
