@@ -31,11 +31,11 @@ def scan_loop(
     r: Float[Tensor, 'b t c'],
 ) -> Float[Tensor, 'b t c']:
     "δ_t = J_t δ_{t-1} + r_t, from zero"
-    delta, found = torch.zeros_like(r[:, 0]), []
+    delta, found = r.new_zeros(len(r), r.shape[2]), []
     for t in range(r.shape[1]):
         delta = times(J[:, t], delta) + r[:, t]
         found.append(delta)
-    return torch.stack(found, 1)
+    return torch.stack(found, 1) if found else r
 
 # %% ../../nbs/train/newton.ipynb #9af2310b
 def scan_chunks(
@@ -45,13 +45,13 @@ def scan_chunks(
     "The same, in chunks side by side."
     b, t, c = r.shape
     m = max(1, round(t ** .5))
-    short = -t % m
-    J, r = (F.pad(u, (0, 0, 0, short)).view(b, -1, m, c) for u in (J, r))
+    n = -(-t // m)
+    J, r = (F.pad(u, (0, 0, 0, n * m - t)).view(b, n, m, c) for u in (J, r))
     kept, own = [J[:, :, 0]], [r[:, :, 0]]                     # what is left of the state before the chunk, and what the chunk adds
     for i in range(1, m):
         kept.append(J[:, :, i] * kept[-1])
         own.append(torch.addcmul(r[:, :, i], J[:, :, i], own[-1]))
-    before = previous(scan_loop(kept[-1], own[-1]), torch.zeros_like(r[:, 0, 0]))
+    before = previous(scan_loop(kept[-1], own[-1]), r.new_zeros(c))
     return torch.addcmul(torch.stack(own, 2), torch.stack(kept, 2), before[:, :, None]).flatten(1, 2)[:, :t]
 
 # %% ../../nbs/train/newton.ipynb #0317bfa0
@@ -100,12 +100,12 @@ class Solved(NamedTuple):
     "States of a recurrence."
     states: Float[Tensor, 'b t c']
     residual: Float[Tensor, 'b']         # largest |f(h_{t-1}, u_t) - h_t| of a row
-    wild: Int[Tensor, 'b']               # steps of a row that were swept instead
+    wild: Int[Tensor, 'b']               # steps of a row that were swept instead, from some token on
     J: Float[Tensor, 'b t c *c2']        # Jacobian of the cell at these states, whole or its diagonal
 
-def misfit(y: Float[Tensor, 'b t c'], h: Float[Tensor, 'b t c']) -> Float[Tensor, 'b']:
-    "The largest residual of each row; infinite where it is no number."
-    return (y - h).abs().flatten(1).amax(1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+def misfit(y: Float[Tensor, 'b t c'], h: Float[Tensor, 'b t c']) -> Float[Tensor, 'b t']:
+    "The largest residual of each row so far; infinite from where it is no number."
+    return (y - h).abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf).cummax(1).values
 
 # %% ../../nbs/train/newton.ipynb #ee433f6a
 @torch.no_grad()
@@ -125,11 +125,11 @@ def solve(
     for _ in range(steps):
         new, was = h + scan(J, y - h), misfit(y, h).clamp(min=1e3 * torch.finfo(h.dtype).eps)
         found, J = at(new)
-        if (worse := ~(misfit(found, new) <= was)).any():
-            new, wild = torch.where(worse[:, None, None], y, new), wild + worse
+        if (worse := (misfit(found, new) > was).cumsum(1) > 0).any():
+            new, wild = torch.where(worse[..., None], y, new), wild + worse.any(1)
             found, J = at(new)
         h, y = new, found
-    return Solved(h, misfit(y, h), wild, J)
+    return Solved(h, F.pad(misfit(y, h), (1, 0))[:, -1], wild, J)
 
 # %% ../../nbs/train/newton.ipynb #774fdc70
 class Through(torch.autograd.Function):
