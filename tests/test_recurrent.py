@@ -21,7 +21,7 @@ from memlab.nn.recurrence import sequential, stacked
 from memlab.train.lagged import LaggedCache, lagged
 from memlab.train.learner import Learner
 from memlab.train.loop import CHECKPOINT, FitConfig, fit
-from memlab.train.newton import adjoint, newton, scan, scan_chunks, scan_doubling, scan_loop, scan_products, solve
+from memlab.train.newton import adjoint, fastest, newton, scan, scan_chunks, scan_doubling, scan_loop, scan_products, solve
 from memlab.train.optim import AdamWConfig, SGDConfig
 from memlab.train.recurrent import LaggedLoss, NewtonLoss, SequentialLoss
 
@@ -38,7 +38,7 @@ def worst(got, want):
 # -- scans ------------------------------------------------------------------------------------------------------------
 
 LENGTHS = (0, 1, 2, 3, 8, 9, 16, 17, 67)
-DENSE, DIAGONAL = (scan_loop, scan_products, scan_doubling, scan), (scan_loop, scan_chunks, scan)
+DENSE, DIAGONAL = (scan_loop, scan_products, scan_doubling, scan), (scan_loop, scan_products, scan_chunks, scan)
 
 
 def linear(rows, t, kind, reach, c=3):
@@ -72,20 +72,26 @@ def test_every_scan_is_the_loop(rows, kind, reach):
 
 @pytest.mark.parametrize('kind', ['dense', 'same', 'diagonal'])
 @pytest.mark.parametrize('rows', [1, 3])
-def test_the_adjoint_is_the_gradient_of_the_loop(rows, kind):
-    "Of what is added at each token, and with the states before, of the Jacobians."
+def test_the_adjoint_is_the_gradient_of_the_loop(rows, kind, monkeypatch):
+    "Of what is added at each token, and with the states before, of the Jacobians; whichever form is the fastest."
     for t in LENGTHS[1:]:
         J, r = (u.requires_grad_() for u in linear(rows, t, kind, .4))
         g = random(t, rows, 3, seed=5).transpose(0, 1)
         delta = scan_loop(J, r)
         of_J, of_r = torch.autograd.grad((delta * g).sum(), [J, r])
         J, before = J.detach(), (J.detach().clone(), g.clone())
-        found = adjoint(J, g)
-        assert worst(found, of_r) < 1e-10
-        if kind != 'diagonal': assert worst(scan_products(J, g, backwards=True), of_r) < 1e-10
+        for form in DIAGONAL[1:-1] if kind == 'diagonal' else DENSE[1:-1]:
+            monkeypatch.setattr('memlab.train.newton.fastest', lambda J, g: form)
+            assert worst(found := adjoint(J, g), of_r) < 1e-10
         past = torch.cat([torch.zeros(rows, 1, 3), delta[:, :-1]], 1)
         assert error_ratio(found * past if kind == 'diagonal' else found[..., None] * past[..., None, :], of_J) < 1e-10 or t == 1      # the first Jacobian multiplies zero
         assert torch.equal(J, before[0]) and torch.equal(g, before[1])
+
+
+def test_the_fastest_scan_depends_on_size():
+    "On a processor a loop of products, but for diagonals of few numbers."
+    for rows, c, form in ((1, 1024, scan_chunks), (8, 128, scan_chunks), (8, 129, scan_products), (0, 4, scan_chunks)):
+        assert fastest(torch.zeros(rows, 3, c), torch.zeros(rows, 3, c)) is form and fastest(torch.zeros(1, 1, 1, 1).expand(rows, 3, c, c), torch.zeros(rows, 3, c)) is scan_products
 
 
 # -- Newton's method --------------------------------------------------------------------------------------------------
