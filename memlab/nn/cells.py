@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .dense import linear
 from .init import drawn, normal, uniform
 
 # %% ../../nbs/nn/cells.ipynb #b64a1b28
@@ -129,7 +130,7 @@ class Feedback(nn.Module):
 
     def __init__(self, d_model: int):
         super().__init__()
-        self.state = nn.Linear(d_model, d_model)
+        self.state = linear(d_model, d_model)
 
     def drive(self, x: Float[Tensor, '... c']) -> Float[Tensor, '... c']: return x
     def forward(self, h: Float[Tensor, '... c'], u: Float[Tensor, '... c']) -> Float[Tensor, '... c']: return u + self.state(h)

@@ -17,6 +17,7 @@ from .attention import check_heads
 from .blocks import Tap
 from .cells import GRU, ContextCell, Feedback
 from .config import check_idle, check_least, check_words
+from .dense import linear
 from .init import init_parameters
 from .lm import Memory, TransformerLM
 from .pythia import PythiaAttention, PythiaLayer
@@ -66,8 +67,8 @@ class ContinuousLM(TransformerLM):
         self.cell, self.inside, self.second, self.tokens = cell, nn.ModuleList(inside), second, tokens
         self.hidden = None if cell is None else Hidden(d_model)
         self.normed = nn.LayerNorm(d_embed) if normed else None
-        self.extra = nn.Linear(d_model, d_model) if second in ('extra', 'combined') else None
-        self.combine = nn.Linear(2 * d_model, d_model) if second == 'combined' else None
+        self.extra = linear(d_model, d_model) if second in ('extra', 'combined') else None
+        self.combine = linear(2 * d_model, d_model) if second == 'combined' else None
 
     draw_as = dict(inside='layers')   # a block starts the same wherever it stands
 

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..core.files import read_tensors, tensor_digest, write_atomic
+from ..core.files import laid_out, read_tensors, tensor_digest, write_atomic
 from .attention import KVState, LearnedPositions
 from .infini import InfiniConfig, InfiniState, SegmentMemory, check_held, places, reset_rows, settle
 from .lm import Memory, TransformerLM
@@ -197,11 +196,11 @@ def by_name(memory: Memory) -> dict[str, Tensor]:
     "All tensors of a memory, as a file names them."
     return {f'{i}.{name}': u for i, s in enumerate(memory) for name, u in s.tensors().items()}
 
-def pack(model: TransformerLM, memory: Memory) -> bytes:
-    "The content of a file."
-    tensors = {n: u.detach().to('cpu', like.dtype).contiguous().clone() for (n, u), like in zip(by_name(memory).items(), by_name(model.init_memory(0)).values(), strict=True)}
+def pack(model: TransformerLM, memory: Memory) -> list[bytes | memoryview]:
+    "The pieces of a file."
+    tensors = {n: u.detach().to('cpu', like.dtype).contiguous() for (n, u), like in zip(by_name(memory).items(), by_name(model.init_memory(0)).values(), strict=True)}
     header = fingerprint(model) | dict(states=[type(s).__name__ for s in memory], batch=memory[0].batch, dtype=str(model.readout.dtype), digest=tensor_digest(tensors))
-    return save(tensors, {'memory': json.dumps(header)})
+    return laid_out(tensors, {'memory': json.dumps(header)})
 
 def save_memory(
     path: str | Path,       # where to
@@ -210,7 +209,7 @@ def save_memory(
 ) -> None:
     "Write a memory to a file, atomically; one that the model could not go on from is refused."
     check_memory(model, memory)
-    write_atomic(Path(path), pack(model, memory))
+    write_atomic(Path(path), *pack(model, memory))
 
 # %% ../../nbs/nn/memory.ipynb #279896b9
 HEADER = dict(layers=list, parameters=str, weights=str, states=list, batch=int, dtype=str, digest=str)
