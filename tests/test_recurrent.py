@@ -399,7 +399,7 @@ def test_a_first_visit_begins_with_the_loop():
     true, found = sequential(model.cell, u, model.hidden.start), {}
     for first in ('sequential', 'zeros'):
         learner = Learner(model, SGDConfig().build(model), LaggedLoss().carry(model, task(), 0))
-        found[first] = LaggedLoss(first=first).states(learner, u, torch.arange(ROWS), 0)
+        found[first] = LaggedLoss(first=first).states(learner, ids, u, torch.arange(ROWS), 0)
     assert error_ratio(found['sequential'], true) < 1e-6
     assert error_ratio(found['zeros'], torch.cat([true[:, :1], model.cell(torch.zeros_like(true[:, 1:]), u[:, 1:])], 1)) < 1e-12 and error_ratio(found['zeros'], true) > .1
 

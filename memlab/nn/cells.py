@@ -75,8 +75,9 @@ class ContextCell(nn.Module):
         "What it gives, and how that changes with h."
         W, a = self.state.weight, u + self.state(h)
         v, g = h + F.gelu(a), gelu_slope(a)
-        sigma = (v.var(-1, correction=0, keepdim=True) + self.norm.eps).sqrt()
-        n, scale = (v - v.mean(-1, keepdim=True)) / sigma, self.norm.weight / sigma
+        off = v - v.mean(-1, keepdim=True)
+        sigma = (off.square().mean(-1, keepdim=True) + self.norm.eps).sqrt()
+        n, scale = off / sigma, self.norm.weight / sigma
         mean, along = (1 + g @ W) / h.shape[-1], (n + (n * g) @ W) / h.shape[-1]      # of each column, and along n
         y = self.norm.weight * n + self.norm.bias
         if diagonal: return y, scale * (1 + g * W.diagonal() - mean - n * along)
