@@ -75,7 +75,7 @@ def ask_facts(model: TransformerLM, stack: SegmentStack | None, told: Sequence[F
 class FactsAsked(Measure):
     "Facts that were told, asked for; the loss on held-out windows of text; and what the diet was."
     stack: SegmentStack | None = None   # of the model, for the contaminated scoring; None: it has no segments
-    asked: tuple[Scoring, ...] = (Scoring('forward'),)
+    asked: tuple[Scoring, ...]
     windows: int = 64                   # of held-out text
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:

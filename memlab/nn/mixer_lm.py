@@ -110,6 +110,7 @@ def count_block_parameters(model: TransformerLM) -> int:
     "Parameters of the layers; embedding, positions, last norm and readout are left out."
     return sum(p.numel() for p in model.layers.parameters())
 
+# %% ../../nbs/nn/mixer_lm.ipynb #e8cb52af
 def parameter_table(model: TransformerLM) -> dict[str, int]:
     "Where the parameters are."
     count = lambda m: 0 if m is None else sum(p.numel() for p in m.parameters())
