@@ -371,9 +371,12 @@ def ngram_hashes(
     n: int,
 ) -> np.ndarray:      # (..., tokens-n+1)
     "A hash of every run of `n` tokens."
-    at, h = ids.shape[-1] - n + 1, np.uint64(0)
-    if n < 1 or at < 1: raise ValueError(f'n={n}: wanted 1 to {ids.shape[-1]}, the number of tokens in a row')
-    for k in range(n): h = h * np.uint64(0x9E3779B97F4A7C15) + (ids[..., k:k + at].astype(np.uint64) + np.uint64(0x2545F4914F6CDD1D))
+    if not 1 <= n <= ids.shape[-1]: raise ValueError(f'n={n}: wanted 1 to {ids.shape[-1]}, the number of tokens in a row')
+    h = one = ids.astype(np.uint64) + np.uint64(0x2545F4914F6CDD1D)
+    factor, k = 0x9E3779B97F4A7C15, 1
+    for bit in f'{n:b}'[1:]:    # runs twice as long, and perhaps one longer
+        h, k = h[..., :h.shape[-1] - k] * np.uint64(pow(factor, k, 2**64)) + h[..., k:], 2 * k
+        if bit == '1': h, k = h[..., :-1] * np.uint64(factor) + one[..., k:], k + 1
     return h
 
 def shared_ngrams(
@@ -382,7 +385,8 @@ def shared_ngrams(
     n: int = 50,            # tokens
 ) -> np.ndarray:            # True where a run of `n` tokens of `b` begins that occurs in `a`: (tokens-n+1,), or a row for each window
     "Text that two sides have in common."
-    return np.isin(ngram_hashes(np.asarray(b.ids), n), ngram_hashes(np.asarray(a.ids), n))
+    there, asked = np.sort(ngram_hashes(np.asarray(a.ids), n), None), ngram_hashes(np.asarray(b.ids), n)
+    return there[np.searchsorted(there, asked).clip(max=len(there) - 1)] == asked
 
 # %% ../../nbs/eval/perplexity.ipynb #80bc64f1
 def parity(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'SIZES', 'MIN_SEEDS', 'Evidence', 'numbers', 'error_of', 'beyond', 'interval', 'signed', 'fmt_effect',
            'zone', 'size_of_effect', 'half_widths', 'seeds_for', 'settle', 'More', 'Less', 'Equal', 'exact', 'Often',
-           'newcombe', 'newcombe_p', 'MoreOften', 'log_rank', 'Sooner', 'check_twins', 'Artefact', 'error_rates',
-           'deciding', 'wrong']
+           'newcombe', 'newcombe_p', 'MoreOften', 'log_rank', 'Sooner', 'check_twins', 'check_pairs', 'Artefact',
+           'error_rates', 'deciding', 'wrong']
 
 # %% ../../nbs/lab/rules.ipynb #e1981160
 import math
@@ -397,6 +397,14 @@ def check_twins(
     if extra := sorted(differ - named): raise ValueError(f'twin arms differ in {", ".join(extra)} as well as in the defect ({", ".join(fields)}): make them equal there')
     if not named: raise ValueError(f'twin arms do not differ in {", ".join(fields)}: one must have the defect on, the other off')
 
+@cache
+def check_pairs(
+    twins: Callable[[], Sequence[tuple]],   # pairs of configs (on, off)
+    fields: tuple[str, ...],
+) -> None:
+    "The same for several pairs; looked at once, however often a rule is asked."
+    for pair in twins(): check_twins(*pair, fields)
+
 # %% ../../nbs/lab/rules.ipynb #752ce181
 @dataclass(frozen=True, kw_only=True)
 class Artefact:
@@ -418,7 +426,7 @@ class Artefact:
 
     def judge(self, values: tuple) -> Evidence:
         "Decide; the values with the defect, and those without."
-        for pair in self.twins(): check_twins(*pair, self.fields)
+        check_pairs(self.twins, self.fields)
         on, off = self.on.judge(values[0]), self.off.judge(values[1])
         told = lambda e, word: f'{word} {", ".join(self.fields)} {fmt_effect(e.effect, e.ci_low, e.ci_high)}'
         note = '; '.join([told(on, 'with'), told(off, 'without'), *filter(None, {on.note, off.note})])
