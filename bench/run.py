@@ -10,13 +10,19 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memlab.core.files import save_tensors
+from memlab.core import files
+from memlab.core.files import home, save_tensors
 from memlab.data.recall import RecallConfig, recall_batch
+from memlab.lab import records
+from memlab.lab.records import RECORDS, RUNS, read_table, write_table
+from memlab.lab.renew import REHEARSALS
 from memlab.nn.cells import GRU, ContextCell, Feedback
 from memlab.nn.checks import error_ratio
 from memlab.nn.continuous import ContinuousConfig
@@ -28,14 +34,15 @@ from memlab.nn.lm import residual_lm
 from memlab.nn.memory import load_memory, memory_bytes, save_memory
 from memlab.nn.mixer import precise
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
-from memlab.nn.pythia import PythiaAttention, PythiaConfig, PythiaLayer, create_model
+from memlab.nn.models import create_model
+from memlab.nn.pythia import PythiaAttention, PythiaConfig, PythiaLayer
 from memlab.nn.recurrence import previous, sequential
 from memlab.nn.recurrence import stacked as stack_of
 from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
 from memlab.train.lagged import LaggedCache, lagged
 from memlab.train.learner import Learner
-from memlab.train.loop import FitConfig, train_step
+from memlab.train.loop import FitConfig, FitResult, resume_run, save_run, train_step
 from memlab.train.losses import lm_loss, recall_loss
 from memlab.train.newton import newton, scan, scan_loop
 from memlab.train.recurrent import LaggedLoss
@@ -257,6 +264,49 @@ def save_and_load():
     yield report('saving and loading six memories of width 512, milliseconds', 1e3 * seconds, 50, 'at most')
 
 
+def unchecked(f):
+    "A function that writes and reads without digests."
+    def call():
+        with patch.object(records, 'table_digest', lambda table: '0'), patch.object(files, 'tensor_digest', lambda *tensors: '0'): f()
+    return call
+
+
+def tables():
+    "The committed tables, read and written with their digests and without."
+    paths, folder = sorted((home()/'data'/'results').glob('*/cpu/*.parquet')), Path(tempfile.mkdtemp())
+    schemas = [dict(runs=RUNS, records=RECORDS, rehearsals=REHEARSALS)[p.stem] for p in paths]
+    read = lambda: list(map(read_table, paths, schemas))
+    held = read()
+    def write():
+        for i, table in enumerate(held):
+            (folder/f'{i}.parquet').unlink(missing_ok=True)
+            write_table(table, folder/f'{i}.parquet')
+    loads, plainly = interleaved(read, lambda: [pq.read_table(p, partitioning=None) for p in paths])
+    what = f'{len(paths)} committed tables, {sum(map(len, held)):,} rows'
+    yield report(f'{what}: seconds to load them', loads, 1., 'at most')
+    yield report(f'{what}: loading / as pyarrow reads them, unchecked', loads / plainly, 1.3, 'at most')
+    saves, bare = interleaved(write, unchecked(write))
+    yield report(f'{what}: saving / without digests', saves / bare, 1.3, 'at most')
+
+
+def checkpoints():
+    "A learner with its optimizer to a file and back, with a digest and without."
+    for layers, width, vocab in ((6, 64, 256), (4, 256, 4096)):
+        model = residual_lm(vanilla(n_layers=layers, d_model=width, n_heads=2), vocab, 64)
+        learner, config, ids = Learner(model, FitConfig(steps=1).optimizer.build(model)), FitConfig(steps=1), torch.randint(vocab, (2, 33))
+        train_step(model, next(iter(learner.optimizers.values())), ids, lambda m, x: lm_loss(m, x[:, :-1], x[:, 1:]), config)
+        checked, plain = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
+        def save(folder):
+            result.step += 1    # what is there already would not be written
+            save_run(folder, learner, result, {})
+        result = FitResult(records=[dict(step=i, metric='val_loss', value=1.5) for i in range(500)])
+        a, b = interleaved(lambda: save(checked), unchecked(lambda: save(plain)))
+        what = f'a checkpoint of {(checked/"checkpoint.safetensors").stat().st_size / 1e6:.0f} MB'
+        yield report(f'{what}: saving / without a digest', a / b, 1.3, 'at most')
+        a, b = interleaved(lambda: resume_run(checked, learner), unchecked(lambda: resume_run(plain, learner)))
+        yield report(f'{what}: loading / without a digest', a / b, 1.3, 'at most')
+
+
 def cell_of(name, width):
     "A cell with states and inputs of a width, and what stands between it and the state."
     layers = nn.ModuleList(PythiaLayer(PythiaAttention(width, 4), width, 4 * width) for _ in range(2 if name == 'attention' else 0))
@@ -374,7 +424,7 @@ def large_cache():
 
 
 BENCHES = dict(steps=steps, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
-               infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load, recurrences=recurrences, sequential_loop=sequential_loop, linear_scan=linear_scan,
+               infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load, tables=tables, checkpoints=checkpoints, recurrences=recurrences, sequential_loop=sequential_loop, linear_scan=linear_scan,
                cache_overhead=cache_overhead, large_cache=large_cache)
 BY_NAME = dict(all_recurrences=all_recurrences)  # take longer
 

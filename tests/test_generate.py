@@ -4,8 +4,10 @@ import torch
 from memlab.nn.generate import generate
 from memlab.nn.lm import residual_lm
 from memlab.nn.mixer_lm import MixerLMConfig, mixer_config
-from memlab.nn.pythia import PythiaConfig, create_model
+from memlab.nn.models import create_model
+from memlab.nn.pythia import PythiaConfig
 from memlab.nn.segment import SegmentStack
+from memlab.nn.selective import SelectiveConfig
 from memlab.nn.variants import vanilla
 
 V, STEPS = 23, 8
@@ -17,7 +19,8 @@ def mixers(*names, **kw): return MixerLMConfig(vocab_size=V, mixers=tuple(mixer_
 
 MODELS = dict(attention=lambda: mixers('attention', rope=True), windowed=lambda: mixers('attention', window=4), unified=lambda: mixers('unified_kv', rope=True), recurrent=lambda: mixers('gated_delta', 'mamba2'), ttt=lambda: mixers('ttt'),
               hybrid=lambda: mixers('baseconv', 'delta', 'attention'), learned=lambda: residual_lm(vanilla(n_layers=2, d_model=16, n_heads=2, positions='learned'), V, 40, std=.5),
-              pythia=lambda: PythiaConfig(vocab_size=V, d_model=16, n_layers=2, n_heads=2, intermediate=24, std=.5).build(), infini=lambda: create_model('infini', PythiaConfig(vocab_size=V, d_model=16, n_layers=2, n_heads=2, intermediate=24, std=.5), segment=4))
+              pythia=lambda: PythiaConfig(vocab_size=V, d_model=16, n_layers=2, n_heads=2, intermediate=24, std=.5).build(), infini=lambda: create_model('infini', PythiaConfig(vocab_size=V, d_model=16, n_layers=2, n_heads=2, intermediate=24, std=.5), segment=4),
+              selective=lambda: SelectiveConfig(model=PythiaConfig(vocab_size=V, d_model=16, n_layers=2, n_heads=2, intermediate=24, std=.5)).build(0, V))
 models = pytest.mark.parametrize('name', MODELS)
 
 

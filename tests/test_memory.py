@@ -13,7 +13,9 @@ from memlab.nn.lm import residual_lm
 from memlab.core.files import tensor_digest
 from memlab.nn.memory import check_memory, fingerprint, freeze, keep_banks, load_memory, memory_bytes, merge_memories, reset, save_memory, trim, unfreeze, unpack
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
-from memlab.nn.pythia import MEMORIES, PythiaAttention, PythiaConfig, create_model
+from memlab.nn.models import MEMORIES, create_model
+from memlab.nn.pythia import PythiaAttention, PythiaConfig
+from memlab.nn.selective import SelectiveConfig
 from safetensors.torch import load_file, save, save_file
 
 SMALL = PythiaConfig(vocab_size=67, d_model=16, n_layers=3, n_heads=2, intermediate=24, std=.3)
@@ -27,7 +29,7 @@ def of_mixer(name):
 
 
 MODELS = {name: lambda name=name: of_mixer(name) for name in MIXERS} | {name: lambda name=name: create_model(name, SMALL, segment=4) for name in ('pythia', *MEMORIES) if name != 'pythia'}
-MODELS |= dict(pythia=lambda: SMALL.build(), no_attention=lambda: SMALL.build([None]), learned=lambda: residual_lm(BlockConfig(n_layers=2, d_model=16, n_heads=2, positions='learned'), 67, 64))
+MODELS |= dict(pythia=lambda: SMALL.build(), no_attention=lambda: SMALL.build([None]), learned=lambda: residual_lm(BlockConfig(n_layers=2, d_model=16, n_heads=2, positions='learned'), 67, 64), selective=lambda: SelectiveConfig(model=SMALL).build(0, 67))
 models = pytest.mark.parametrize('name', MODELS)
 
 
@@ -74,7 +76,8 @@ def test_16_another_process_goes_on_to_the_bit(tmp_path):
     built = [(name, delta) for name in MEMORIES for delta in (False, True)]
     code = f"""import sys, torch; torch.set_num_threads(1)
 from memlab.nn.memory import load_memory
-from memlab.nn.pythia import PythiaConfig, create_model
+from memlab.nn.models import create_model
+from memlab.nn.pythia import PythiaConfig
 from safetensors.torch import load_file, save_file
 logits, ids = {{}}, load_file('ids')['ids']
 for name, delta in {built}:
@@ -300,7 +303,7 @@ def test_a_memory_behind_another_mixer_does_not_add():
 
 
 def test_a_fingerprint_is_the_same_in_every_process():
-    code = "import json; from memlab.nn.memory import fingerprint; from memlab.nn.pythia import PythiaConfig, create_model; print(json.dumps(fingerprint(create_model('hierarchical', PythiaConfig(vocab_size=67, d_model=16, n_layers=3, n_heads=2, intermediate=24, std=.3)))))"
+    code = "import json; from memlab.nn.memory import fingerprint; from memlab.nn.models import create_model; from memlab.nn.pythia import PythiaConfig; print(json.dumps(fingerprint(create_model('hierarchical', PythiaConfig(vocab_size=67, d_model=16, n_layers=3, n_heads=2, intermediate=24, std=.3)))))"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == fingerprint(create_model('hierarchical', SMALL))
 

@@ -11,7 +11,8 @@ from memlab.data.tokens import load_tokenizer
 from memlab.nn.adapter import adapt
 from memlab.nn.generate import generate
 from memlab.nn.memory import fingerprint
-from memlab.nn.pythia import MEMORIES, PythiaConfig, create_model, from_pretrained, neox_config, neox_name, safetensors_files
+from memlab.nn.models import MEMORIES, create_model
+from memlab.nn.pythia import PythiaConfig, from_pretrained, neox_config, neox_name, safetensors_files
 from safetensors.torch import save_file
 
 SMALL = PythiaConfig(vocab_size=67, d_model=32, n_layers=3, n_heads=4, intermediate=48, std=.2)

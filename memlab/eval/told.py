@@ -26,7 +26,7 @@ from .reading import guarded, with_floor
 from .recall import still
 from .reversal import ReversalScore, score_prompts
 from ..nn.infini import InfiniState
-from ..nn.lm import Memory
+from ..nn.lm import Memory, TransformerLM
 from ..nn.memory import freeze, keep_banks, load_memory, save_memory
 from ..nn.segment import SegmentLM, SegmentStack
 from ..train.losses import linear_cross_entropy
@@ -58,7 +58,7 @@ def prompt_records(step: int, score: ReversalScore, item: str) -> list[Record]:
     return [record(step, 'fact_nll', score.nll, item=item)] + [record(step, f'fact_{n}', getattr(score, n), item=item, of=score.n) for n in ('mrr', 'hit')]
 
 # %% ../../nbs/eval/told.ipynb #84b9fc45
-def ask_facts(model: SegmentLM, stack: SegmentStack, told: Sequence[Fact], tokenizer: Tokenizer, scoring: Scoring, step: int) -> list[Record]:
+def ask_facts(model: TransformerLM, stack: SegmentStack | None, told: Sequence[Fact], tokenizer: Tokenizer, scoring: Scoring, step: int) -> list[Record]:
     "Losses and ranks, the mean over relations, so that names are ranked among names of their kind."
     found, other = [], dict(forward='backward', backward='forward')[scoring.direction]
     for relation in dict.fromkeys(f.relation for f in told):
@@ -74,14 +74,14 @@ def ask_facts(model: SegmentLM, stack: SegmentStack, told: Sequence[Fact], token
 @dataclass(frozen=True, kw_only=True)
 class FactsAsked(Measure):
     "Facts that were told, asked for; the loss on held-out windows of text; and what the diet was."
-    stack: SegmentStack               # of the model, for the contaminated scoring
-    asked: tuple[Scoring, ...]
-    windows: int = 64                 # of held-out text
+    stack: SegmentStack | None = None   # of the model, for the contaminated scoring; None: it has no segments
+    asked: tuple[Scoring, ...] = (Scoring('forward'),)
+    windows: int = 64                   # of held-out text
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
         task, tokenizer = trial.task, trial.task.tokenizer_
         text = held_out_windows(task.held, self.windows, task.length)
-        score = Perplexity(length=self.stack.segment, guard=guarded(trial)).score(trial.model, text, task.learned)
+        score = Perplexity(length=task.length if self.stack is None else self.stack.segment, guard=guarded(trial)).score(trial.model, text, task.learned)
         readings, labels = trial.train.steps * task.told / len(task.lines(trial.seed)), task.batches(trial.seed)(0)[1]
         diet = [record(0, 'readings', readings), record(0, 'separators', (labels == tokenizer.separator).double().mean())]
         asked = [r for s in self.asked for r in ask_facts(trial.model, self.stack, task.known(trial.seed), tokenizer, s, step)]

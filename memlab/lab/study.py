@@ -22,12 +22,13 @@ from tqdm.auto import tqdm
 from ..core.files import read_json, write_json, writing
 from ..core.identity import canonical, departures, full
 from .arm import check_factors, execute, text_of, with_factors
-from .claims import Claim, claim_rows, write_claims
+from .claims import Claim, claim_rows, seen, write_claims
 from .code import code_hash, config_classes
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, is_kept, made_by, read_table, results_folder, run_id, runs_folder, size_of, write_table
 from .renew import keep_rehearsals
 from .runs import Run, is_finished, read_runs, summaries, table_lock
+from .values import learned
 from .work import How, work
 
 # %% ../../nbs/lab/study.ipynb #15a3481d
@@ -297,6 +298,22 @@ class Study:
         if id in {c.id for c in self.claims}: raise ValueError(f'study {self.name} has two claims {id!r}: give each its own id')
         def add(read): self.claims.append(Claim(id=id, statement=statement, read=read, **plan)); return read
         return add
+
+    def reading(self,
+                id: str,                       # see `claim`
+                statement: str,
+                read: Callable,                # records -> values by seed, or a tuple of them and of what to say beside them
+                gate: Callable | None = None,  # (records, *arms) -> the seeds that count, as truth values, and in words what they do; None: all count
+                **plan,
+                ):
+        "Declare a claim about what `read` finds on the seeds that pass a gate."
+        @self.claim(id, statement, **plan)
+        def decide(runs, records):
+            arms = plan['arms'](runs) if callable(plan['arms']) else plan['arms']
+            seeds, note = (records.seed.unique(), '') if gate is None else learned(*gate(records, *arms))
+            got = read(records[records.seed.isin(seeds)])
+            values, *notes = got if isinstance(got, tuple) else (got,)
+            return seen(values, note, *notes)
 
     def verdicts(self,
                  preset: str,       # its name

@@ -7,10 +7,10 @@ __all__ = ['QUIET', 'HALF', 'INERT', 'SOURCE', 'DEEP', 'RELAY', 'HORIZONS', 'CLE
            'COMPARED', 'CREDITS', 'BANKS', 'CHANCE', 'SHARES', 'CORNERS', 'SPLITS', 'FLATTERS', 'tested', 'TIMES',
            'WITHOUT', 'probes', 'Sizes', 'firsts', 'protocols', 'reader', 'readers', 'chunk_readers', 'recallers',
            'routers', 'told_facts', 'asked_and_carried', 'everything', 'quick', 'cpu', 'gpu', 'full', 'planned',
-           'twins', 'each', 'reads', 'recalls', 'ranked', 'knows', 'reverses', 'gated', 'differ', 'attenuation',
-           'readout_shrinks', 'readout_halves', 'by_width', 'width_matters', 'worth_later', 'worth', 'recall_gain',
-           'routed', 'reversed_better', 'scorings', 'shared', 'lost', 'leaks', 'looks_better', 'segmented',
-           'looks_worse', 'gone_blind', 'shifted', 'told', 'fact_ranks', 'carried']
+           'twins', 'reads', 'recalls', 'ranked', 'knows', 'reverses', 'differ', 'attenuation', 'by_width',
+           'width_matters', 'worth_later', 'worth', 'recall_gain', 'routed', 'reversed_better', 'scorings', 'shared',
+           'lost', 'leaks', 'looks_better', 'segmented', 'looks_worse', 'gone_blind', 'shifted', 'told', 'fact_ranks',
+           'carried']
 
 # %% ../../nbs/studies/infini_memory.ipynb #6eeca077
 from collections.abc import Callable
@@ -38,7 +38,7 @@ from ..lab.arm import Arm, arms_where, factors
 from ..lab.claims import percent, seen
 from ..lab.rules import Artefact, Equal, Less, More
 from ..lab.study import Preset, Study
-from ..lab.values import Missing, at_end, by_seed, floor_of, learned, rows_of
+from ..lab.values import Missing, at_end, by_seed, each, floor_of, rows_of
 from ..nn.infini import AsCoded, HierarchicalConfig, InfiniConfig, MultiMemoryConfig
 from ..nn.linear import LinearAttentionConfig
 from ..nn.segment import Pair, SegmentStack
@@ -227,10 +227,6 @@ def twins(*pairs: tuple[str, str]) -> Callable[[], list[tuple]]:
     return lambda: [tuple(map(of, pair)) for pair in pairs]
 
 # %% ../../nbs/studies/infini_memory.ipynb #a1b04300
-def each(records: pd.DataFrame, arms: tuple[str, ...], metric: str, item: str | None = None, which: str = 'last') -> pd.DataFrame:
-    "The last value of each run, or the smallest ('min'); one row a seed, one column an arm."
-    return pd.DataFrame({a: rows_of(records, metric, a, item=item).sort_values('step').groupby('seed').value.agg(which) for a in arms})
-
 def reads(records: pd.DataFrame, *arms: str, item: str = 'on', which: str = 'last') -> tuple[pd.Series, str]:
     "Do all arms beat the frequencies of tokens?"
     floors = [floor_of(records, a, 'unigram') for a in arms]
@@ -253,14 +249,6 @@ def reverses(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     return knows(records, *arms)[0] & ranked(records, 'backward', arms).any(axis=1), 'reverse what they were told'
 
 # %% ../../nbs/studies/infini_memory.ipynb #04de3bee
-def gated(id: str, statement: str, gate: Callable, read: Callable, arms: tuple[str, ...], **plan):
-    "A claim about what `read(records)` gives, values and what to say beside them, on the seeds that pass `gate(records, *arms)`."
-    @study.claim(id, statement, arms=arms, **plan)
-    def decide(runs, records):
-        seeds, note = learned(*gate(records, *arms))
-        values, *notes = read(records[records.seed.isin(seeds)])
-        return seen(values, note, *notes)
-
 def differ(records: pd.DataFrame, arms: tuple[str, str], metric: str, item: str, by: Callable = np.subtract) -> tuple[pd.Series, str]:
     "An arm's metric against another's, and both in words."
     a, b = (at_end(records, metric, arm, item) for arm in arms)
@@ -275,10 +263,11 @@ def attenuation(records: pd.DataFrame, arm: str, item: str = 'last') -> pd.Serie
 
 LOUD, FALLS = ('read-out as coded', 'read-out corrected'), Equal(margin=.05, target=-1.)
 
-@study.claim('IM1', 'As segments grow longer, what an untrained memory returns shrinks as 1/S beside attention within the segment.', source='memory on or off, with decay or without: the same perplexity to 0.1',
-             measured='log-log slope of rms(memory)/rms(segment) over segments of S = 16 to 512 tokens, at the last token of the second',
-             rule=Artefact(on=FALLS, off=FALLS, fields=('layer.as_coded.readout_scale',), twins=twins(LOUD)), arms=LOUD, unit='slope', sd=.007)
-def readout_shrinks(runs, records): return seen(tuple(attenuation(records, a) for a in LOUD), 'this is arithmetic: as coded the matrix is divided by S, its normaliser is not')
+study.reading('IM1', 'As segments grow longer, what an untrained memory returns shrinks as 1/S beside attention within the segment.',
+              lambda records: (tuple(attenuation(records, a) for a in LOUD), 'this is arithmetic: as coded the matrix is divided by S, its normaliser is not'),
+              source='memory on or off, with decay or without: the same perplexity to 0.1',
+              measured='log-log slope of rms(memory)/rms(segment) over segments of S = 16 to 512 tokens, at the last token of the second',
+              rule=Artefact(on=FALLS, off=FALLS, fields=('layer.as_coded.readout_scale',), twins=twins(LOUD)), arms=LOUD, unit='slope', sd=.007)
 
 # %% ../../nbs/studies/infini_memory.ipynb #439dbd9b
 WRITES = tuple(f'overwrite {n}' for n in ('delta as coded', 'additive as coded', 'delta', 'additive'))
@@ -291,9 +280,10 @@ for id, spread, whose, sd in (('IM2a', '1.0', "a norm's", .006), ('IM2b', '0.45'
         a, b, c, d = (by_seed(records, 'recall', w, item='overwritten', position=spread) for w in WRITES)
         return seen((a - b, c - d), f'as coded {(a / b - 1).mean():+.1%} of a recall of {b.mean():.3f}, without {c.mean():.2f} against {d.mean():.2f}')
 
-@study.claim('IM2c', 'Where only the scale is right and a normaliser is kept, the delta rule halves what is read of a key that was written twice.', source='derived: what is read goes v, v/2, v/2, ...',
-             measured='size of what is read after a segment was written twice, relative to once (σ = 1)', rule=Equal(margin=.05, target=.5), arms=('overwrite delta with z',), unit='of the size', sd=.0002)
-def readout_halves(runs, records): return by_seed(records, 'scale', 'overwrite delta with z', item=None, position='1.0')
+study.reading('IM2c', 'Where only the scale is right and a normaliser is kept, the delta rule halves what is read of a key that was written twice.',
+              lambda records: by_seed(records, 'scale', 'overwrite delta with z', item=None, position='1.0'), source='derived: what is read goes v, v/2, v/2, ...',
+              measured='size of what is read after a segment was written twice, relative to once (σ = 1)', rule=Equal(margin=.05, target=.5),
+              arms=('overwrite delta with z',), unit='of the size', sd=.0002)
 
 # %% ../../nbs/studies/infini_memory.ipynb #8206e66f
 def by_width(records: pd.DataFrame, arm: str, metric: str = 'recall') -> pd.DataFrame:
@@ -314,10 +304,10 @@ def width_matters(runs, records):
 # %% ../../nbs/studies/infini_memory.ipynb #23aeff47
 COMPARED = tuple(f'text {n}' for n in ('infini', 'infini silent', 'local', 'pythia', 'infini credit'))
 
-def worth_later(records: pd.DataFrame) -> tuple[pd.Series]:
+def worth_later(records: pd.DataFrame) -> pd.Series:
     "What a memory is worth in segments 2 to 16, each counted alike."
     infini, silent = (rows_of(records, 'nll_by_segment', a, item='on').query('position != "0"').groupby('seed').value.mean() for a in COMPARED[:2])
-    return silent - infini,
+    return silent - infini
 
 # %% ../../nbs/studies/infini_memory.ipynb #4f584deb
 def worth(records: pd.DataFrame):
@@ -333,13 +323,16 @@ for id, statement, read, arms, measured, sd in (
      'held-out loss write-disabled, in training too, minus that with the memory', .011),
     ('IM4b', 'A compressive memory in the first layer lowers the loss from the second segment of a document on, against the same layer write-disabled.', worth_later, COMPARED[:2],
      'held-out loss in segments 2 to 16, each counted alike, write-disabled minus with the memory', .014)):
-    gated(id, statement, reads, read, arms, source='perplexity 103.9 against 106.0, -2.1 %', measured=measured, rule=More(least=.005, said=log(106. / 103.9)), sd=sd)
+    study.reading(id, statement,
+                  read, reads, arms=arms, source='perplexity 103.9 against 106.0, -2.1 %', measured=measured, rule=More(least=.005, said=log(106. / 103.9)), sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #c3e2193b
 for id, arms, seeds, statement in (('IM5a', ('text no attention first', 'text pythia'), 5, 'The first of two layers does as well without attention, although the model is smaller by it.'),
                                    ('IM5b', DEEP, 10, 'The first of six layers does as well without attention, at equal parameters (a wider MLP).')):
-    gated(id, statement, reads, lambda records, arms=arms: (np.exp(differ(records, arms, 'nll', 'on')[0]) - 1,), arms, source='perplexity 105.7 against 106.0, of six layers',
-          measured='perplexity without attention in the first layer over that with it, minus 1', rule=Equal(margin=.01), unit='of the perplexity', seeds=seeds, sd=.01)
+    study.reading(id, statement,
+                  lambda records, arms=arms: np.exp(differ(records, arms, 'nll', 'on')[0]) - 1, reads, arms=arms, source='perplexity 105.7 against 106.0, of six layers',
+                  measured='perplexity without attention in the first layer over that with it, minus 1', rule=Equal(margin=.01), unit='of the perplexity', seeds=seeds,
+                  sd=.01)
 
 # %% ../../nbs/studies/infini_memory.ipynb #8acd8a2e
 CREDITS, BANKS = tuple(f'credit {k}' for k in HORIZONS), ('banks 1', 'banks 2', 'banks 4')
@@ -349,9 +342,10 @@ def recall_gain(records: pd.DataFrame, arms: tuple[str, ...], gain: Callable):
     table = each(records, arms, 'accuracy')
     return gain(table), 'accuracy ' + ', '.join(f'{v.mean():.2f} with {a.split()[-1]} ({(v > .5).sum()} of {len(v)} seeds above one half)' for a, v in table.items())
 
-gated('IM6', 'Projections used only for writing get no gradient from a detached memory: with a truncated-BPTT horizon of 0 segments a model learns far less of a relay than with 1, 2 or 4.',
-      recalls, partial(recall_gain, arms=CREDITS, gain=lambda t: t.iloc[:, 1:].mean(axis=1) - t.iloc[:, 0]), CREDITS, source='read from the code: no gradient reaches what is written',
-      measured='accuracy, the mean of horizons 1, 2 and 4 minus that of horizon 0', rule=More(least=.2, bounds=(-1, 1)), unit='accuracy', sd=.29)
+study.reading('IM6', 'Projections used only for writing get no gradient from a detached memory: with a truncated-BPTT horizon of 0 segments a model learns far less of a relay than with 1, 2 or 4.',
+              partial(recall_gain, arms=CREDITS, gain=lambda t: t.iloc[:, 1:].mean(axis=1) - t.iloc[:, 0]), recalls, arms=CREDITS,
+              source='read from the code: no gradient reaches what is written', measured='accuracy, the mean of horizons 1, 2 and 4 minus that of horizon 0',
+              rule=More(least=.2, bounds=(-1, 1)), unit='accuracy', sd=.29)
 
 # %% ../../nbs/studies/infini_memory.ipynb #3f554b83
 def routed(records: pd.DataFrame, arm: str, way: str):
@@ -366,8 +360,9 @@ for id, arm, way, rule, sd, statement in (
      "Trained with the source's rule, the largest mean φ(q)·z, a model chooses among four memories, written one to four times, no better than chance: by their size, not by their content."),
     ('IM7b', 'topics', 'cosine', More(least=.5, null=.25, bounds=(0, 1)), .006, 'Trained with the cosine to the mean key, a model chooses among four memories, written one to four times, by their content.'),
     ('IM7c', 'topics', 'mean', CHANCE, .06, "With weights trained by the cosine, too, the source's rule chooses among four memories, written one to four times, no better than chance.")):
-    gated(id, statement, recalls, partial(routed, arm=arm, way=way), (arm,), source='20 % of 20 queries routed right, chance 25 %',
-          measured='share of queries, and heads, that choose the memory of their topic', rule=rule, unit='of the queries', sd=sd)
+    study.reading(id, statement,
+                  partial(routed, arm=arm, way=way), recalls, arms=(arm,), source='20 % of 20 queries routed right, chance 25 %',
+                  measured='share of queries, and heads, that choose the memory of their topic', rule=rule, unit='of the queries', sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #aa698d59
 def reversed_better(records: pd.DataFrame, arm: str):
@@ -381,9 +376,11 @@ def scorings() -> list[tuple]:
 
 for id, kind, words, size in (('IM8a', 'multi', 'Four memories lower', 508.6), ('IM8b', 'hierarchical', 'A hierarchy over four memories lowers', 437.8)):
     rule = More(least=.05, said=log(604.5 / size))
-    gated(id, f'{words} the perplexity of reversed facts against one memory.', reverses, partial(reversed_better, arm=f'facts {kind}'), ('facts infini', f'facts {kind}'),
-          source=f'perplexity 604.5 with one memory, {size:g} with these', measured='loss of the answer, backward, with one memory minus with these: a fresh memory for every sentence, or the forward one left in it',
-          rule=Artefact(on=rule, off=rule, fields=('contaminated',), twins=scorings), unit='nats a token of the answer', sd=.14)
+    study.reading(id, f'{words} the perplexity of reversed facts against one memory.',
+                  partial(reversed_better, arm=f'facts {kind}'), reverses, arms=('facts infini', f'facts {kind}'),
+                  source=f'perplexity 604.5 with one memory, {size:g} with these',
+                  measured='loss of the answer, backward, with one memory minus with these: a fresh memory for every sentence, or the forward one left in it',
+                  rule=Artefact(on=rule, off=rule, fields=('contaminated',), twins=scorings), unit='nats a token of the answer', sd=.14)
 
 # %% ../../nbs/studies/infini_memory.ipynb #f0e3934c
 SHARES = tuple(f'text hierarchical{e}' for e in ('', ' e=0', ' e=0.5', ' e=1'))
@@ -394,12 +391,14 @@ def shared(records: pd.DataFrame):
     best = nll.iloc[:, 1:].mean().idxmin()
     return nll[best] - nll[SHARES[0]], f"the best constant is {best.removeprefix(f'{SHARES[0]} ')}"
 
-gated('IM9', 'A learned share of coarse and fine memory lowers the loss on text against the best constant share.', reads, shared, SHARES, source='perplexity 105.6 against 105.8',
-      measured='held-out loss with the best constant share (0, .5 or 1) minus that with a learned one', rule=More(least=.005, said=log(105.8 / 105.6)), sd=.0002)
+study.reading('IM9', 'A learned share of coarse and fine memory lowers the loss on text against the best constant share.',
+              shared, reads, arms=SHARES, source='perplexity 105.6 against 105.8',
+              measured='held-out loss with the best constant share (0, .5 or 1) minus that with a learned one', rule=More(least=.005, said=log(105.8 / 105.6)), sd=.0002)
 
 # %% ../../nbs/studies/infini_memory.ipynb #3da89d3c
-gated('IM10', 'Of sixteen pairs in four segments, four banks recall more than one, at equal state size.', recalls, partial(recall_gain, arms=BANKS, gain=lambda t: t['banks 4'] - t['banks 1']), BANKS,
-      source='perplexity 105.5 with two banks, 103.9 with one', measured='accuracy with four banks minus that with one', rule=More(least=.05, bounds=(-1, 1)), unit='accuracy', sd=.5)
+study.reading('IM10', 'Of sixteen pairs in four segments, four banks recall more than one, at equal state size.',
+              partial(recall_gain, arms=BANKS, gain=lambda t: t['banks 4'] - t['banks 1']), recalls, arms=BANKS, source='perplexity 105.5 with two banks, 103.9 with one',
+              measured='accuracy with four banks minus that with one', rule=More(least=.05, bounds=(-1, 1)), unit='accuracy', sd=.5)
 
 # %% ../../nbs/studies/infini_memory.ipynb #989dcf33
 CORNERS = 'text pythia', 'text softmax NoPE', 'text linear RoPE', 'text linear NoPE'
@@ -415,7 +414,9 @@ for id, statement, measured, effect, said in (
      'held-out loss of linear attention without positions minus that of softmax attention with them', lambda all_, position: all_, log(107.6 / 73.3)),
     ('IM11b', 'Of what linear attention without positions loses, the missing positions explain more than the missing softmax.',
      'main effect of leaving out positions minus that of leaving out softmax', lambda all_, position: 2 * position - all_, None)):
-    gated(id, statement, reads, lambda records, effect=effect: (effect(*lost(records)[:2]), lost(records)[2]), CORNERS, source='perplexity 107.6 against 73.3, +46.8 %', measured=measured, rule=More(least=.005, said=said), sd=.006)
+    study.reading(id, statement,
+                  lambda records, effect=effect: (effect(*lost(records)[:2]), lost(records)[2]), reads, arms=CORNERS, source='perplexity 107.6 against 73.3, +46.8 %',
+                  measured=measured, rule=More(least=.005, said=said), sd=.006)
 
 # %% ../../nbs/studies/infini_memory.ipynb #bcc9a980
 SPLITS = tuple(f'split by {by}, {label}' for label in ('many chunks', 'one chunk') for by in ('chunks', 'documents'))
@@ -435,9 +436,10 @@ for id, statement, read, measured, rule, unit, sd in (
     ('IM12a', 'Where text is split at random by chunk, the same model looks at least 1.5 times as good as where it is split by document.', looks_better,
      'best perplexity on the same chunks after reading other documents over that after reading the rest of these: documents of many chunks, or of one, where nothing can leak',
      Artefact(on=FLATTERS, off=FLATTERS, fields=('task.by',), twins=twins(SPLITS[:2], SPLITS[2:])), 'times the perplexity', .39),
-    ('IM12b', 'A split by chunk gains more over one by document where documents have many chunks than where they have one.', lambda records: (np.subtract(*leaks(records)),),
+    ('IM12b', 'A split by chunk gains more over one by document where documents have many chunks than where they have one.', lambda records: np.subtract(*leaks(records)),
      'gain of the best loss with many chunks a document minus that with one', More(least=.05, said=log(510.3 / 107.4)), 'nats a token', .14)):
-    gated(id, statement, tested, read, SPLITS, source='perplexity 510.3 with the tail held out, 107.4 with random chunks', measured=measured, rule=rule, unit=unit, sd=sd)
+    study.reading(id, statement,
+                  read, tested, arms=SPLITS, source='perplexity 510.3 with the tail held out, 107.4 with random chunks', measured=measured, rule=rule, unit=unit, sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #ea23c1ef
 def segmented(records: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
@@ -454,7 +456,7 @@ def looks_worse(records: pd.DataFrame):
 def gone_blind(records: pd.DataFrame):
     "How far the second shift takes the loss."
     twice, _, sliding = segmented(records)
-    return (twice - sliding) / (floor_of(records, 'text pythia', 'uniform') - sliding),
+    return (twice - sliding) / (floor_of(records, 'text pythia', 'uniform') - sliding)
 
 def shifted() -> list[tuple]:
     "Ways of scoring with labels shifted twice and once."
@@ -467,23 +469,26 @@ for id, statement, read, measured, rule, unit, sd in (
      'perplexity in segments of a quarter over that with a sliding window: labels shifted twice, or once', Artefact(on=TIMES, off=TIMES, fields=('labels_by',), twins=shifted), 'times the perplexity', .21),
     ('IM22b', 'Labels shifted twice take the loss more than half of the way from a sliding window to a uniform guess.', gone_blind,
      'loss in segments of a quarter, labels shifted twice, between that with a sliding window (0) and a uniform guess (1)', More(least=.5), 'of the way', .005)):
-    gated(id, statement, reads, read, ('text pythia',), source='perplexity 14,204 in segments, 40.96 with a sliding window', measured=measured, rule=rule, unit=unit, sd=sd)
+    study.reading(id, statement,
+                  read, reads, arms=('text pythia',), source='perplexity 14,204 in segments, 40.96 with a sliding window', measured=measured, rule=rule, unit=unit, sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #9fcba96e
 def told(records: pd.DataFrame, *arms: str): return (each(records, arms, 'fact_mrr', 'told') >= .9).all(axis=1), 'know what they were told (mean reciprocal rank .9)'
 
 for id, other, words, sd in (('IM25a', 'none', 'leaving out nothing', .05), ('IM25b', 'span', 'leaving out a random span as long', .03)):
     arms = 'questions, mask statement', f'questions, mask {other}'
-    gated(id, f'Leaving statements out of the loss improves the rank of reversed answers against {words}.', told, partial(differ, arms=arms, metric='fact_mrr', item='reversed'), arms,
-          source='perplexity of reversed pairs 64.0 -> 44.4 and 142.3 -> 75.9', measured='mean reciprocal rank of held-out children, statement masked minus not',
-          rule=More(least=.05, bounds=(-1, 1)), unit='mean reciprocal rank', sd=sd)
+    study.reading(id, f'Leaving statements out of the loss improves the rank of reversed answers against {words}.',
+                  partial(differ, arms=arms, metric='fact_mrr', item='reversed'), told, arms=arms, source='perplexity of reversed pairs 64.0 -> 44.4 and 142.3 -> 75.9',
+                  measured='mean reciprocal rank of held-out children, statement masked minus not', rule=More(least=.05, bounds=(-1, 1)), unit='mean reciprocal rank',
+                  sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #9e5e53ca
 for id, other, words, sd in (('IM26a', 'padded anywhere masked', 'where it is masked', .06), ('IM26b', 'packed', 'where sentences are packed', .16)):
     arms = 'packing padded anywhere', f'packing {other}'
-    gated(id, f'Sentences at random places of padded rows are learned worse where the padding counts in the loss than {words}.', lambda records, _, base: knows(records, base),
-          partial(differ, arms=arms, metric='fact_nll', item='forward', by=np.divide), arms, source='forward perplexity 1.7 padded, thousands where it was not told',
-          measured=f'forward loss of the answer, padded anywhere over {other}, after equal readings', rule=More(least=1.1, null=1.), unit='times the loss', sd=sd)
+    study.reading(id, f'Sentences at random places of padded rows are learned worse where the padding counts in the loss than {words}.',
+                  partial(differ, arms=arms, metric='fact_nll', item='forward', by=np.divide), lambda records, _, base: knows(records, base), arms=arms,
+                  source='forward perplexity 1.7 padded, thousands where it was not told',
+                  measured=f'forward loss of the answer, padded anywhere over {other}, after equal readings', rule=More(least=1.1, null=1.), unit='times the loss', sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #efbbb31c
 WITHOUT = 'facts NoPE', 'facts pythia'
@@ -500,8 +505,9 @@ for id, statement, measured, gate, how, rule, unit, sd in (
      (WITHOUT[::-1], 'fact_nll', 'backward'), More(least=.05, said=log(760.1 / 644.7)), 'nats a token of the answer', .18),
     ('IM27c', 'Without positions text is read worse.', 'held-out loss on text, without positions minus with', knows,
      (WITHOUT, 'nll', 'text'), More(least=.005, said=log(559.9 / 510.3)), 'nats a token', .009)):
-    gated(id, statement, gate, lambda records, how=how: (*differ(records, *how), fact_ranks(records)), WITHOUT,
-          source='backward 644.7 against 760.1; 559.9 against 510.3 on text', measured=measured, rule=rule, unit=unit, sd=sd)
+    study.reading(id, statement,
+                  lambda records, how=how: (*differ(records, *how), fact_ranks(records)), gate, arms=WITHOUT,
+                  source='backward 644.7 against 760.1; 559.9 against 510.3 on text', measured=measured, rule=rule, unit=unit, sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #d4b13af7
 def carried(runs, records, other: str):

@@ -4,38 +4,35 @@
 
 # %% auto #0
 __all__ = ['SOLVED', 'NANO', 'OVERWRITE', 'SHIFT', 'RAW', 'DELTA_WIDTHS', 'COUNTED', 'EIGHT_RATES', 'FLOATS', 'WINDOWS',
-           'LENGTHS', 'WIDTHS', 'study', 'stays', 'FAMILIES', 'RECURRENT', 'EXTRAPOLATES', 'training', 'asked', 'load',
-           'even_std', 'lm', 'count_of', 'Sizes', 'shifts', 'controls', 'unified', 'loads', 'overwrites', 'carries',
-           'holdings', 'everyone', 'windows_of_rates', 'extrapolations', 'feedforwards', 'tuned', 'everything', 'quick',
-           'cpu', 'lengths', 'gpu', 'full', 'own_arm', 'accuracy', 'floors', 'rested', 'solving', 'rests_at_ceiling',
-           'resting', 'sooner', 'unified_is_free', 'unified_is_fast', 'unified_without_shift', 'surplus', 'of_load',
-           'under_load', 'overwriting', 'held', 'of_families', 'bytes_predict', 'families_are_ordered', 'needed',
-           'by_width', 'width_follows_length', 'width_stays', 'at_rates', 'share_of_rates', 'attention_learns', 'kept',
-           'attention_extrapolates', 'in_order_of_size', 'emptied', 'cut_off', 'writable_feedforward',
-           'static_feedforward']
+           'LENGTHS', 'WIDTHS', 'study', 'stays', 'FAMILIES', 'RECURRENT', 'EXTRAPOLATES', 'EVEN', 'SMALL', 'STATIC',
+           'training', 'asked', 'load', 'even_std', 'lm', 'Sizes', 'shifts', 'controls', 'unified', 'loads',
+           'overwrites', 'carries', 'holdings', 'everyone', 'windows_of_rates', 'extrapolations', 'feedforwards',
+           'tuned', 'everything', 'quick', 'cpu', 'lengths', 'gpu', 'full', 'own_arm', 'accuracy', 'floors', 'rested',
+           'solving', 'rests_at_ceiling', 'unified_without_shift', 'surplus', 'of_load', 'under_load', 'overwriting',
+           'held', 'of_families', 'bytes_predict', 'families_are_ordered', 'needed', 'by_width', 'at_rates',
+           'share_of_rates', 'attention_learns', 'kept', 'in_order_of_size']
 
 # %% ../../nbs/studies/mqar.ipynb #9dcd6e09
 from dataclasses import dataclass, replace
-from math import inf
+from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ..data.recall import RecallConfig
 from ..data.recall_task import RecallTask
 from ..eval.planted import planted_recall
 from ..eval.recall_measures import Recalled, RecallElsewhere, RecallPlaces, RecallSizes
 from ..lab.arm import Arm, arms_where, factors
-from ..lab.claims import Seen
+from ..lab.claims import seen
 from ..lab.rules import More, MoreOften, Often, Sooner, log_rank
 from ..lab.study import Preset, Study
 from ..lab.tuning import Planned, staged
-from ..lab.values import Missing, at_end, floor_of, learned, rests, steps_to
+from ..lab.values import Missing, at_end, floor_of, learned, rests, steps_to, stretch
 from ..nn.baseconv import BaseConvConfig
 from ..nn.delta import DeltaNetConfig
 from ..nn.linear import GLAConfig, LinearAttentionConfig, Mamba2Config
-from ..nn.mixer_lm import MixerLMConfig, count_block_parameters, match_width, mixer_config
+from ..nn.mixer_lm import MixerLMConfig, count_of, match_width, mixer_config
 from ..nn.softmax import AttentionConfig, UnifiedKVConfig
 from ..nn.titans import TitansConfig
 from ..train.loop import FitConfig
@@ -70,10 +67,6 @@ def even_std(width: int) -> float:
 def lm(task: RecallConfig, *mixers, layers: int = 1, **options) -> MixerLMConfig:
     "A model of some mixers, repeated, for a task."
     return MixerLMConfig(vocab_size=task.vocab_size, mixers=mixers * layers, **dict(std=even_std(mixers[0].d_model)) | options)
-
-def count_of(model: MixerLMConfig) -> int:
-    "Block parameters of a config."
-    with torch.device('meta'): return count_block_parameters(model.build())
 
 # %% ../../nbs/studies/mqar.ipynb #efd4cbff
 @dataclass(frozen=True)
@@ -267,16 +260,15 @@ def floors(records: pd.DataFrame, arm: str) -> dict[str, float]:
     "What guessing scores on the task of an arm."
     return {item: floor_of(records, arm, item) for item in ('vocabulary', 'row', 'position')}
 
-def rested(records: pd.DataFrame, *arms: str) -> tuple[pd.Index, str]:
-    "The seeds on which every arm has come to rest, and what to note."
-    calm = pd.concat([rests(records, 'accuracy', a, .02, item=None) for a in arms], axis=1).all(axis=1)
-    return learned(calm, 'have converged')
+def rested(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
+    "Has every arm come to rest? By seed, and in words."
+    return pd.concat([rests(records, 'accuracy', a, .02, item=None) for a in arms], axis=1).all(axis=1), 'have converged'
 
-def solving(records: pd.DataFrame, ours: str, theirs: str) -> Seen:
-    "Steps to solve of two arms, and the last step of the longer run."
+def solving(records: pd.DataFrame, ours: str, theirs: str) -> tuple[pd.DataFrame, str]:
+    "Steps to solve of two arms with the last step of the longer run, and how they compare."
     end = records[records.arm.isin((ours, theirs))].step.max()
     values = pd.DataFrame(dict(ours=steps_to(records, ours, SOLVED), theirs=steps_to(records, theirs, SOLVED), end=float(end)))
-    return Seen(values, log_rank(values))
+    return values, log_rank(values)
 
 # %% ../../nbs/studies/mqar.ipynb #dcac3185
 study = Study('mqar', 'What must a memory do to recall, and does it need a key and a value?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), planted=dict(recall=planted_recall))
@@ -285,37 +277,27 @@ study = Study('mqar', 'What must a memory do to recall, and does it need a key a
              measured='share of seeds whose accuracy stays within [1/n + .03, positional ceiling + .02] for 1,000 steps on end', rule=Often(least=.8), arms=('attention learned 2',), unit='of the seeds', seeds=20)
 def rests_at_ceiling(runs, records):
     arm = 'attention learned 2'
-    steps = resting(records, arm, floor_of(records, arm, 'row') + .03, floor_of(records, arm, 'position') + .02)
+    steps = stretch(records, arm, floor_of(records, arm, 'row') + .03, floor_of(records, arm, 'position') + .02)
     cut = int((steps >= records[records.arm == arm].step.max() - 300).sum())
-    return Seen(steps >= 1000, f"median {steps.median():g} steps, ceiling {floor_of(records, arm, 'position'):.3f}, 1/n {floor_of(records, arm, 'row'):.3f}" + f'; {cut} still rested when their run ended' * bool(cut))
-
-def resting(records: pd.DataFrame, arm: str, low: float, high: float) -> pd.Series:
-    "Steps of the longest stretch of evaluations inside a band, by seed."
-    rows = records[(records.arm == arm) & (records.metric == 'accuracy') & records.item.isna()].sort_values('step')
-    def longest(mine):
-        inside = mine.value.between(low, high)
-        runs = mine.step[inside].groupby((~inside).cumsum()[inside])
-        return (runs.max() - runs.min()).max() if inside.any() else 0
-    return rows.groupby('seed')[['step', 'value']].apply(longest).astype(float)
+    return seen(steps >= 1000, f"median {steps.median():g} steps, ceiling {floor_of(records, arm, 'position'):.3f}, 1/n {floor_of(records, arm, 'row'):.3f}" + f'; {cut} still rested when their run ended' * bool(cut))
 
 # %% ../../nbs/studies/mqar.ipynb #d13cb9c5
-def sooner(id: str, layers: int, said: float):
-    "A convolution makes attention of some layers solve the task in a fifth of the steps."
+for id, layers, said in (('MQ3a', 2, 12.), ('MQ3b', 1, 6.)):
     arms = f'attention conv {layers}', f'attention learned {layers}'
-    @study.claim(id, f'A short convolution on queries, keys and values lets {"one layer" if layers == 1 else "two layers"} of attention recall in a fifth of the steps that learned positions need.',
-                 source=f'calibration: stuck at .15 to .20 without, solved at step {500 if layers == 1 else 250} with', measured='steps to .99 without a convolution over those with it', rule=Sooner(least=5., said=said), arms=arms, unit='times as soon', seeds=20, sd=.2)
-    def read(runs, records): return solving(records, *arms)
-sooner('MQ3a', 2, 12.)
-sooner('MQ3b', 1, 6.)
+    study.reading(id, f'A short convolution on queries, keys and values lets {"one layer" if layers == 1 else "two layers"} of attention recall in a fifth of the steps that learned positions need.',
+                  partial(solving, ours=arms[0], theirs=arms[1]), source=f'calibration: stuck at .15 to .20 without, solved at step {500 if layers == 1 else 250} with',
+                  measured='steps to .99 without a convolution over those with it', rule=Sooner(least=5., said=said), arms=arms, unit='times as soon', seeds=20, sd=.2)
 
 # %% ../../nbs/studies/mqar.ipynb #08ebc360
-@study.claim('MQ4a', 'With a short convolution one projection for key and value recalls as well as two, at equal parameters and two thirds of the cache.', source='the logged pair of runs, which reported no accuracy',
-             measured="accuracy of unified KV minus attention's", rule=More(least=-.01, said=0., bounds=(-1, 1)), arms=('unified conv', 'attention conv'), unit='accuracy', seeds=20, sd=.005)
-def unified_is_free(runs, records): return accuracy(records, 'unified conv') - accuracy(records, 'attention conv')
+study.reading('MQ4a', 'With a short convolution one projection for key and value recalls as well as two, at equal parameters and two thirds of the cache.',
+              lambda records: accuracy(records, 'unified conv') - accuracy(records, 'attention conv'), source='the logged pair of runs, which reported no accuracy',
+              measured="accuracy of unified KV minus attention's", rule=More(least=-.01, said=0., bounds=(-1, 1)), arms=('unified conv', 'attention conv'),
+              unit='accuracy', seeds=20, sd=.005)
 
-@study.claim('MQ4c', 'With a short convolution one projection for key and value needs at most 1.5 times the steps that two need, at equal parameters.', source='the logged pair of runs; calibration: 300 to 400 steps against 300',
-             measured='steps to .99 of attention over those of unified KV', rule=Sooner(least=1 / 1.5, said=1.), arms=('unified conv', 'attention conv'), unit='times as soon', seeds=20, sd=.2)
-def unified_is_fast(runs, records): return solving(records, 'unified conv', 'attention conv')
+study.reading('MQ4c', 'With a short convolution one projection for key and value needs at most 1.5 times the steps that two need, at equal parameters.',
+              partial(solving, ours='unified conv', theirs='attention conv'), source='the logged pair of runs; calibration: 300 to 400 steps against 300',
+              measured='steps to .99 of attention over those of unified KV', rule=Sooner(least=1 / 1.5, said=1.), arms=('unified conv', 'attention conv'),
+              unit='times as soon', seeds=20, sd=.2)
 
 @study.claim('MQ4b', 'Without a convolution, too, one projection for key and value solves the task on as many seeds as two, within 30 percentage points.', source='calibration: attention solved 3 of 3 seeds, unified KV 1 of 3',
              measured='share of seeds that unified KV solves minus the share that attention solves, equal parameters, width 64', rule=MoreOften(least=-.3, said=0.), arms=('unified bare', 'attention bare'), unit='of the seeds', seeds=20)
@@ -335,10 +317,7 @@ def of_load(*pairs: int) -> tuple[str, ...]:
 
 def under_load(id: str, statement: str, read, pairs: tuple[int, ...], **plan):
     "A claim about memories of one head of 16 that have come to rest."
-    @study.claim(id, statement, arms=of_load(*pairs), unit='accuracy', **plan)
-    def decide(runs, records):
-        seeds, note = rested(records, *of_load(*pairs))
-        return Seen(read(records)[seeds], note)
+    study.reading(id, statement, read, rested, arms=of_load(*pairs), unit='accuracy', **plan)
 
 for id, n, said in (('MQ5a', 16, .02), ('MQ5b', 32, .07)):
     under_load(id, f'A memory of one head of 16 that replaces (delta rule) holds more of {n} pairs than one that adds.', lambda records, n=n: surplus(records, n), (n,), source=f'calibration: {dict(MQ5a=".85 against .83", MQ5b=".62 against .55")[id]}',
@@ -356,7 +335,7 @@ def overwriting(id: str, memory: str, statement: str, source: str, passes):
     def read(runs, records):
         got = {m: at_end(records, m, arm) for m in ('untouched', 'updated', 'stale')}
         seeds, note = learned(got['untouched'] >= .9, 'know the untouched keys')
-        return Seen(passes(got)[seeds], '; '.join(filter(None, [note, f"median updated {got['updated'].median():.2f}, stale {got['stale'].median():.2f}"])))
+        return seen(passes(got)[seeds], note, f"median updated {got['updated'].median():.2f}, stale {got['stale'].median():.2f}")
 
 stays = lambda got: (got['updated'] <= .7) & (got['stale'] >= .2)
 overwriting('MQ6a', 'delta', 'One layer of the delta rule updates what it holds: it gives the new value of a changed key, not the old one.', 'calibration: updated .996, stale .002', lambda got: (got['updated'] >= .95) & (got['stale'] <= .02))
@@ -384,8 +363,8 @@ def bytes_predict(runs, records):
     read = [f for f in FAMILIES if sizes.get(f, 0) >= 4]
     if not read: raise Missing('any family (none has four sizes off the floor)')
     rho = table[table.family.isin(read)].groupby(['seed', 'family'])[['bytes', 'accuracy']].apply(lambda t: t.bytes.rank().corr(t.accuracy.rank())).unstack()
-    seeds, note = rested(records, *of_families(runs))
-    return Seen(rho.min(axis=1)[seeds], '; '.join(filter(None, [note, ', '.join(f'{f} {rho[f].mean():.2f}' for f in read), *(f'{f} has {sizes.get(f, 0)} sizes off the floor' for f in FAMILIES if f not in read)])))
+    seeds, note = learned(*rested(records, *of_families(runs)))
+    return seen(rho.min(axis=1)[seeds], note, ', '.join(f'{f} {rho[f].mean():.2f}' for f in read), *(f'{f} has {sizes.get(f, 0)} sizes off the floor' for f in FAMILIES if f not in read))
 
 @study.claim('MQ7b', 'Of memories of equally many numbers (states of convolutions aside) the delta rule holds most, then GLA, then Mamba-2, then a window.', source='the figure of 2025, by bytes', measured='share of neighbouring pairs in that order (ties within .01 count), over sizes at which the better of the two is off the floor',
              rule=More(least=.8, said=1., bounds=(0, 1)), arms=of_families, unit='of the pairs', sd=.08)
@@ -396,8 +375,8 @@ def families_are_ordered(runs, records):
     pairs = [(a, b, f) for f in wide.index.unique('floats') for a, b in zip(FAMILIES, FAMILIES[1:]) if read.loc[f, [a, b]].any()]
     if not pairs: raise Missing('any pair of families (all at the floor)')
     by = pd.DataFrame({f'{a} {b} {f}': wide.xs(f, level='floats')[a] >= wide.xs(f, level='floats')[b] - .01 for a, b, f in pairs})
-    seeds, note = rested(records, *of_families(runs))
-    return Seen(by.mean(axis=1)[seeds], '; '.join(filter(None, [note, 'out of order on most seeds: ' + (', '.join(c for c in by if by[c].mean() < .5) or 'none')])))
+    seeds, note = learned(*rested(records, *of_families(runs)))
+    return seen(by.mean(axis=1)[seeds], note, 'out of order on most seeds: ' + (', '.join(c for c in by if by[c].mean() < .5) or 'none'))
 
 # %% ../../nbs/studies/mqar.ipynb #f14e02e5
 def needed(records: pd.DataFrame, mixer: str) -> pd.DataFrame:
@@ -407,12 +386,15 @@ def needed(records: pd.DataFrame, mixer: str) -> pd.DataFrame:
 
 def by_width(mixer: str) -> tuple[str, ...]: return tuple(f'{mixer} T {t} d {d}' for t, _ in LENGTHS for d in WIDTHS)
 
-@study.claim('MQ8a', 'The width that a gated convolution needs grows with sequence length.', source='the figure of 2023: width 64 to 512 against length 64 to 512', measured='doublings of the smallest width that reaches .9, from length 64 to 256',
-             rule=More(least=1., said=2.), arms=by_width('baseconv'), unit='doublings', sd=.5)
-def width_follows_length(runs, records): return needed(records, 'baseconv').pipe(lambda w: w.iloc[:, -1] - w.iloc[:, 0])
+study.reading('MQ8a', 'The width that a gated convolution needs grows with sequence length.',
+              lambda records: needed(records, 'baseconv').pipe(lambda w: w.iloc[:, -1] - w.iloc[:, 0]),
+              source='the figure of 2023: width 64 to 512 against length 64 to 512', measured='doublings of the smallest width that reaches .9, from length 64 to 256',
+              rule=More(least=1., said=2.), arms=by_width('baseconv'), unit='doublings', sd=.5)
 
-@study.claim('MQ8b', "The width that attention needs does not grow with sequence length.", source='the figure of 2023', measured='doublings of the smallest width that reaches .9, from length 256 down to 64', rule=More(least=-.5, said=0.), arms=by_width('attention'), unit='doublings', sd=.3)
-def width_stays(runs, records): return needed(records, 'attention').pipe(lambda w: w.iloc[:, 0] - w.iloc[:, -1])
+study.reading('MQ8b', "The width that attention needs does not grow with sequence length.",
+              lambda records: needed(records, 'attention').pipe(lambda w: w.iloc[:, 0] - w.iloc[:, -1]), source='the figure of 2023',
+              measured='doublings of the smallest width that reaches .9, from length 256 down to 64', rule=More(least=-.5, said=0.), arms=by_width('attention'),
+              unit='doublings', sd=.3)
 
 # %% ../../nbs/studies/mqar.ipynb #5d88d0b5
 RECURRENT = dict(delta='the delta rule', gla='GLA', mamba2='Mamba-2')
@@ -439,35 +421,39 @@ def kept(records: pd.DataFrame, arm: str, item: str) -> pd.Series:
     "Accuracy on more pairs than were trained on, as a share of that on what was."
     return accuracy(records, arm, item) / accuracy(records, arm)
 
-@study.claim('MQ11a', 'Attention trained on up to 16 pairs recalls 64.', source="extrapolation in the field's figures", measured='accuracy at 64 pairs over that at 16', rule=More(least=.9, said=1.), arms=EXTRAPOLATES[:1], unit='of its accuracy', sd=.01)
-def attention_extrapolates(runs, records): return kept(records, EXTRAPOLATES[0], '64 pairs')
+study.reading('MQ11a', 'Attention trained on up to 16 pairs recalls 64.',
+              partial(kept, arm=EXTRAPOLATES[0], item='64 pairs'), source="extrapolation in the field's figures", measured='accuracy at 64 pairs over that at 16',
+              rule=More(least=.9, said=1.), arms=EXTRAPOLATES[:1], unit='of its accuracy', sd=.01)
 
 @study.claim('MQ11b', 'Of delta-rule memories trained on up to 16 pairs, smaller ones lose more of their accuracy at 32.', source="extrapolation in the field's figures", measured='accuracy at 32 pairs over that at 16: the smaller of the two steps from width 8 to 16 to 32',
              rule=More(least=.02, said=.1), arms=EXTRAPOLATES[1:], unit='of its accuracy', sd=.08)
 def in_order_of_size(runs, records):
     share = pd.DataFrame({k: kept(records, a, '32 pairs') for k, a in zip(DELTA_WIDTHS, EXTRAPOLATES[1:])})
-    return Seen(share.diff(axis=1).iloc[:, 1:].min(axis=1), ', '.join(f'{accuracy(records, a).mean():.2f} at 16 pairs, {share[k].mean():.2f} of it kept with width {k}' for k, a in zip(DELTA_WIDTHS, EXTRAPOLATES[1:])))
+    return seen(share.diff(axis=1).iloc[:, 1:].min(axis=1), ', '.join(f'{accuracy(records, a).mean():.2f} at 16 pairs, {share[k].mean():.2f} of it kept with width {k}' for k, a in zip(DELTA_WIDTHS, EXTRAPOLATES[1:])))
 
 # %% ../../nbs/studies/mqar.ipynb #1aa2e505
 for id, memory, name in (('MQ12a', 'delta', 'the delta rule'), ('MQ12b', 'gated_delta', 'the gated delta rule')):
-    @study.claim(id, f'A memory that is a state can be carried: asked in a new segment with nothing but its state, {name} recalls.', source='the title of the project: a long-term memory that can be updated', measured='accuracy with only the state carried over', rule=More(least=.95, said=1., bounds=(0, 1)),
-                 arms=(f'{memory} carried',), unit='accuracy', sd=.01)
-    def carried(runs, records, arm=f'{memory} carried'): return accuracy(records, arm, 'carried')
+    study.reading(id, f'A memory that is a state can be carried: asked in a new segment with nothing but its state, {name} recalls.',
+                  partial(accuracy, arm=f'{memory} carried', item='carried'), source='the title of the project: a long-term memory that can be updated',
+                  measured='accuracy with only the state carried over', rule=More(least=.95, said=1., bounds=(0, 1)), arms=(f'{memory} carried',), unit='accuracy',
+                  sd=.01)
 
-@study.claim('MQ12c', 'It is the state that is carried: the same delta rule with its state emptied does not recall.', source='a control', measured='accuracy with the state carried minus that with an emptied one', rule=More(least=.5, said=.8, bounds=(-1, 1)), arms=('delta carried',), unit='accuracy', sd=.03)
-def emptied(runs, records): return accuracy(records, 'delta carried', 'carried') - accuracy(records, 'delta carried', 'carried, emptied')
+study.reading('MQ12c', 'It is the state that is carried: the same delta rule with its state emptied does not recall.',
+              lambda records: accuracy(records, 'delta carried', 'carried') - accuracy(records, 'delta carried', 'carried, emptied'), source='a control',
+              measured='accuracy with the state carried minus that with an emptied one', rule=More(least=.5, said=.8, bounds=(-1, 1)), arms=('delta carried',),
+              unit='accuracy', sd=.03)
 
-@study.claim('MQ12d', 'A cache of which only the last eight tokens are carried does not recall.', source='a control', measured='accuracy of full attention with its whole cache carried minus that with the last eight tokens', rule=More(least=.5, said=.8, bounds=(-1, 1)), arms=('attention carried',), unit='accuracy', sd=.03)
-def cut_off(runs, records): return accuracy(records, 'attention carried', 'carried') - accuracy(records, 'attention carried', 'carried, last 8')
+study.reading('MQ12d', 'A cache of which only the last eight tokens are carried does not recall.',
+              lambda records: accuracy(records, 'attention carried', 'carried') - accuracy(records, 'attention carried', 'carried, last 8'), source='a control',
+              measured='accuracy of full attention with its whole cache carried minus that with the last eight tokens', rule=More(least=.5, said=.8, bounds=(-1, 1)),
+              arms=('attention carried',), unit='accuracy', sd=.03)
 
 # %% ../../nbs/studies/mqar.ipynb #0385555d
-@study.claim('MQ14a', 'Behind short convolutions, a Titans memory in the place of the feed-forward layer recalls half of the pairs or more.', source="the project's question", measured='accuracy', rule=More(least=.5, said=None, bounds=(0, 1)), arms=('memory as feed-forward, even', 'memory as feed-forward'), unit='accuracy', sd=.05)
-def writable_feedforward(runs, records):
-    even, small = (accuracy(records, f'memory as feed-forward{x}') for x in (', even', ''))
-    return Seen(even, f'with initial weights of .02 it reaches {small.mean():.2f}')
-
-@study.claim('MQ14b', 'Behind short convolutions, an ordinary feed-forward layer of as many parameters, which mixes no tokens, does no better than guessing.', source='a control: two convolutions of three taps see five tokens', measured='the best guess minus accuracy', rule=More(least=-.03, said=0., bounds=(-1, 1)), arms=('static feed-forward, even',), unit='accuracy', sd=.02)
-def static_feedforward(runs, records):
-    arm = 'static feed-forward, even'
-    seeds, note = rested(records, arm)
-    return Seen((max(floors(records, arm).values()) - accuracy(records, arm))[seeds], note)
+EVEN, SMALL, STATIC = 'memory as feed-forward, even', 'memory as feed-forward', 'static feed-forward, even'
+study.reading('MQ14a', 'Behind short convolutions, a Titans memory in the place of the feed-forward layer recalls half of the pairs or more.',
+              lambda records: (accuracy(records, EVEN), f'with initial weights of .02 it reaches {accuracy(records, SMALL).mean():.2f}'), source="the project's question",
+              measured='accuracy', rule=More(least=.5, said=None, bounds=(0, 1)), arms=(EVEN, SMALL), unit='accuracy', sd=.05)
+study.reading('MQ14b', 'Behind short convolutions, an ordinary feed-forward layer of as many parameters, which mixes no tokens, does no better than guessing.',
+              lambda records: max(floors(records, STATIC).values()) - accuracy(records, STATIC), rested,
+              source='a control: two convolutions of three taps see five tokens', measured='the best guess minus accuracy',
+              rule=More(least=-.03, said=0., bounds=(-1, 1)), arms=(STATIC,), unit='accuracy', sd=.02)

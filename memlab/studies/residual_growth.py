@@ -6,12 +6,12 @@
 __all__ = ['OWN_ARMS', 'CLOSE', 'EARLY', 'study', 'GROWING', 'ADDITIVE', 'CELLS', 'GRID', 'BLOCK', 'LONGER', 'SINGLE',
            'ADDITIVE_SINGLE', 'U_SHAPED', 'COLLAPSING', 'REPAIRED', 'BOTH', 'PARALLEL', 'Size', 'grid', 'substitutions',
            'warmups', 'collapses', 'deep', 'longer', 'own_values', 'everything', 'quick', 'cpu', 'gpu', 'full',
-           'per_layer', 'slopes', 'last_half', 'tail_gain', 'last_step', 'trained', 'loss_gap', 'reading', 'costs',
-           'alike', 'growth_costs', 'stillness', 'straightness', 'sizes', 'steeper', 'u_shape', 'double_product',
-           'early_attention', 'slow', 'product_is_faster']
+           'streams', 'last_half', 'tail_gain', 'trained', 'loss_gap', 'costs', 'alike', 'growth_costs', 'stillness',
+           'steeper', 'u_shape', 'collapsed', 'early_attention', 'slow', 'product_is_faster']
 
 # %% ../../nbs/studies/residual_growth.ipynb #a99bdf7d
 from dataclasses import dataclass, replace
+from functools import partial
 from math import log, sqrt
 
 import numpy as np
@@ -22,10 +22,9 @@ from ..eval.held_out import CountingFloors, HeldOut
 from ..eval.planted import planted_text
 from ..eval.stream import Branches, Streams
 from ..lab.arm import Arm, arms_where, factors
-from ..lab.claims import Seen
 from ..lab.rules import Equal, Less, More, Often
 from ..lab.study import Preset, Study
-from ..lab.values import Missing, by_seed, floor_of, learned, paired
+from ..lab.values import Missing, by_seed, floor_of, last_step, paired, per_layer, slopes, straightness
 from ..nn.blocks import BlockConfig
 from ..nn.lm import ResidualLMConfig
 from ..nn.variants import VARIANTS
@@ -162,16 +161,9 @@ def full() -> Preset:
 study = Study('residual_growth', 'What does the residual stream carry, and may it explode?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), planted=dict(text=planted_text))
 
 # %% ../../nbs/studies/residual_growth.ipynb #fd303cff
-def per_layer(records, metric, arm, step, position='rest') -> pd.DataFrame:
-    "One row a seed, one column a layer."
-    rows = records[(records.metric == metric) & (records.arm == arm) & (records.step == step) & (records.position == position)]
-    if rows.empty: raise Missing(f'{arm} (no {metric} at step {step})')
-    return rows.pivot(index='seed', columns='layer', values='value').astype(float)
-
-def slopes(table: pd.DataFrame) -> pd.Series:
-    "Least-squares slope over columns, one a row."
-    x = np.asarray(table.columns, float)
-    return table.sub(table.mean(axis=1), axis=0) @ (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+def streams(records, arm, metric='rms_stream', step='last') -> pd.DataFrame:
+    "A measure of the stream after each layer, all but the first tokens; one row a seed, one column a layer."
+    return per_layer(records, metric, arm, last_step(records, arm) if step == 'last' else step, position='rest')
 
 def last_half(table: pd.DataFrame) -> pd.DataFrame:
     "The columns of the last half of the layers."
@@ -179,39 +171,29 @@ def last_half(table: pd.DataFrame) -> pd.DataFrame:
 
 def tail_gain(records, arm, step='last') -> pd.Series:
     "Growth per layer over the last half of the layers, one a seed."
-    table = last_half(per_layer(records, 'rms_stream', arm, last_step(records, arm) if step == 'last' else step))
+    table = last_half(streams(records, arm, step=step))
     if not (table > 0).all(axis=None): raise Missing(f'{arm} (its stream vanished)')
     return np.exp(slopes(np.log(table)))
 
-def last_step(records, arm) -> int:
-    "The last step of an arm."
-    return int(records[(records.arm == arm) & (records.metric == 'val_loss')].step.max())
-
 # %% ../../nbs/studies/residual_growth.ipynb #84668898
-def trained(records, *arms, floor='unigram', margin=0.) -> tuple[pd.Index, str]:
-    "The seeds on which every arm has beaten a floor by a margin (nats), and what to note."
-    beaten = pd.concat([by_seed(records, 'val_loss', a) < floor_of(records, a, floor) - margin for a in arms], axis=1).all(axis=1)
-    return learned(beaten, f'have beaten the {floor} floor' + f' by {margin:g} nat' * bool(margin))
+def trained(records, *arms, floor='unigram', margin=0.) -> tuple[pd.Series, str]:
+    "Have all arms beaten a floor by a margin (nats)? By seed, and in words."
+    beaten = [by_seed(records, 'val_loss', a) < floor_of(records, a, floor) - margin for a in arms]
+    return pd.concat(beaten, axis=1).all(axis=1), f'have beaten the {floor} floor' + f' by {margin:g} nat' * bool(margin)
 
 def loss_gap(records, arm, base, step='last') -> pd.Series:
     "Held-out loss of an arm minus that of its base, paired by seed."
     return paired(records, 'val_loss', arm, base, step)
 
 # %% ../../nbs/studies/residual_growth.ipynb #db6a8c11
-def reading(id, statement, read, arms, grown=(), **plan):
-    "A claim about values that `read(records)` gives, on the seeds on which the arms in `grown` have learned something."
-    @study.claim(id, statement, arms=tuple(arms), **plan)
-    def decide(runs, records):
-        seeds, note = trained(records, *grown) if grown else (slice(None), '')
-        return Seen(read(records)[seeds], note)
-
-def costs(id, statement, arm, base, *, least=.02, said=None, step='last', **plan):
+def costs(id, statement, arm, base, *, rule=More(least=.02), step='last', **plan):
     "Does an arm lose held-out nats against its base?"
-    reading(id, statement, lambda records: loss_gap(records, arm, base, step), (arm, base), measured=f'held-out loss of {arm} minus {base}', rule=More(least=least, said=said), **plan)
+    study.reading(id, statement,
+                  lambda records: loss_gap(records, arm, base, step), arms=(arm, base), measured=f'held-out loss of {arm} minus {base}', rule=rule, **plan)
 
-def alike(id, statement, arm, base, **plan):
+def alike(*words, **plan):
     "Are two arms equally good?"
-    reading(id, statement, lambda records: loss_gap(records, arm, base), (arm, base), measured=f'held-out loss of {arm} minus {base}', rule=Equal(margin=.02), **plan)
+    costs(*words, rule=Equal(margin=.02), **plan)
 
 # %% ../../nbs/studies/residual_growth.ipynb #42a4971a
 GROWING, ADDITIVE = 'r*A shared all', 'r+A shared all'
@@ -219,83 +201,103 @@ CELLS = [f'{share} {loss}' for share in ('shared', 'unshared') for loss in ('all
 GRID = [f'{sign} {cell}' for cell in CELLS for sign in ('r*A', 'r+A')]
 BLOCK = 'With one shared block and a loss at every layer'
 
-reading('RG1a', f'{BLOCK}, a stream that is multiplied by attention grows by more than half at every layer.', lambda records: tail_gain(records, GROWING), (GROWING,), (GROWING,), source='9-unlearnableLN: 9.2 a layer at step 3949',
-        measured='gain a layer of r*A at the end (line through log rms over the last half of the layers)', rule=More(least=1.5, null=1., said=9.2), unit='factor a layer', seeds=10, sd=.28)
-reading('RG1b', f'{BLOCK}, that growth increases as training goes on.', lambda records: np.log(tail_gain(records, GROWING) / tail_gain(records, GROWING, last_step(records, GROWING) // 3)), (GROWING,), (GROWING,), source='9-unlearnableLN: 1.06 a layer at step 499, 9.2 at 3949',
-        measured='log of the gain at the end over the gain after a third of the training', rule=More(least=.1, said=2.16), unit='log factor a layer', seeds=10, sd=.12)
+study.reading('RG1a', f'{BLOCK}, a stream that is multiplied by attention grows by more than half at every layer.',
+              lambda records: tail_gain(records, GROWING), trained, arms=(GROWING,), source='9-unlearnableLN: 9.2 a layer at step 3949',
+              measured='gain a layer of r*A at the end (line through log rms over the last half of the layers)', rule=More(least=1.5, null=1., said=9.2),
+              unit='factor a layer', seeds=10, sd=.28)
+study.reading('RG1b', f'{BLOCK}, that growth increases as training goes on.',
+              lambda records: np.log(tail_gain(records, GROWING) / tail_gain(records, GROWING, last_step(records, GROWING) // 3)), trained, arms=(GROWING,),
+              source='9-unlearnableLN: 1.06 a layer at step 499, 9.2 at 3949', measured='log of the gain at the end over the gain after a third of the training',
+              rule=More(least=.1, said=2.16), unit='log factor a layer', seeds=10, sd=.12)
 
 # %% ../../nbs/studies/residual_growth.ipynb #dccd143c
 LONGER = f'{GROWING} longer', f'{ADDITIVE} longer'
 
-@study.claim('RG2', f'{BLOCK}, multiplying the stream costs loss: r*A ends worse than r+A.', source='8-timesplus against 7-test-2: -0.18 at 500, +0.01 at 2000, -0.03 at 3000', measured='held-out loss of r*A minus r+A after four times the training', rule=More(least=.02), arms=LONGER, seeds=5, sd=.015)
-def growth_costs(runs, records):
-    seeds, note = trained(records, *LONGER)
+def growth_costs(records) -> tuple:
+    "What r*A loses against r+A, how that has changed of late, and how fast it grows."
     marks = sorted(records[(records.arm == LONGER[0]) & (records.metric == 'val_loss') & (records.step > 0)].step.unique())
     early, late = (loss_gap(records, *LONGER, int(marks[i])).mean() for i in (-1 - len(marks) // 5, -1))
-    return Seen(loss_gap(records, *LONGER)[seeds], '; '.join(filter(None, [note, f'over the last fifth of the steps it went from {early:+.3f} to {late:+.3f}', f'gain {tail_gain(records, LONGER[0]).mean():.2f} a layer'])))
+    return loss_gap(records, *LONGER), f'over the last fifth of the steps it went from {early:+.3f} to {late:+.3f}', f'gain {tail_gain(records, LONGER[0]).mean():.2f} a layer'
+
+study.reading('RG2', f'{BLOCK}, multiplying the stream costs loss: r*A ends worse than r+A.',
+              growth_costs, trained, source='8-timesplus against 7-test-2: -0.18 at 500, +0.01 at 2000, -0.03 at 3000',
+              measured='held-out loss of r*A minus r+A after four times the training', rule=More(least=.02), arms=LONGER, seeds=5, sd=.015)
 
 # %% ../../nbs/studies/residual_growth.ipynb #7dd7896e
 def stillness(records, arm) -> pd.Series:
     "The smallest cosine between successive streams in the last half of the layers, one a seed."
-    return last_half(per_layer(records, 'cos_stream', arm, last_step(records, arm))).min(axis=1)
+    return last_half(streams(records, arm, 'cos_stream')).min(axis=1)
 
-reading('RG3a', f'{BLOCK}, the layers of r*A have stopped turning the stream where it grows.', lambda records: stillness(records, GROWING), (GROWING,), (GROWING,), source='a reading of 9-unlearnableLN', measured='smallest cosine between successive streams, last half of the layers',
-        rule=More(least=.99, said=1., bounds=(-1, 1)), unit='cosine', seeds=10, sd=.001)
-reading('RG3b', f'{BLOCK}, the layers of r+A, which does not blow up, go on turning the stream.', lambda records: stillness(records, ADDITIVE), (ADDITIVE,), (ADDITIVE,), source='a reading of 9-unlearnableLN', measured='smallest cosine between successive streams, last half of the layers',
-        rule=Less(most=.99, said=.9, null=1., bounds=(-1, 1)), unit='cosine', seeds=10, sd=.001)
+study.reading('RG3a', f'{BLOCK}, the layers of r*A have stopped turning the stream where it grows.',
+              lambda records: stillness(records, GROWING), trained, arms=(GROWING,), source='a reading of 9-unlearnableLN',
+              measured='smallest cosine between successive streams, last half of the layers', rule=More(least=.99, said=1., bounds=(-1, 1)), unit='cosine', seeds=10,
+              sd=.001)
+study.reading('RG3b', f'{BLOCK}, the layers of r+A, which does not blow up, go on turning the stream.',
+              lambda records: stillness(records, ADDITIVE), trained, arms=(ADDITIVE,), source='a reading of 9-unlearnableLN',
+              measured='smallest cosine between successive streams, last half of the layers', rule=Less(most=.99, said=.9, null=1., bounds=(-1, 1)), unit='cosine',
+              seeds=10, sd=.001)
 for id, cell, sd, seeds in (('RG3c', 'unshared all', .35, 5), ('RG3d', 'shared single', .02, 10), ('RG3e', 'unshared single', .03, 5)):
-    reading(id, f'r*A {cell}: without one shared block and a loss at every layer the multiplied stream does not grow.', lambda records, arm=f'r*A {cell}': tail_gain(records, arm), (f'r*A {cell}',), (f'r*A {cell}',), source='a reading of 9-unlearnableLN',
-            measured='gain a layer at the end', rule=Less(most=1.2, null=1., said=1.), unit='factor a layer', seeds=seeds, sd=sd)
+    study.reading(id, f'r*A {cell}: without one shared block and a loss at every layer the multiplied stream does not grow.',
+                  lambda records, arm=f'r*A {cell}': tail_gain(records, arm), trained, arms=(f'r*A {cell}',), source='a reading of 9-unlearnableLN',
+                  measured='gain a layer at the end', rule=Less(most=1.2, null=1., said=1.), unit='factor a layer', seeds=seeds, sd=sd)
 
 # %% ../../nbs/studies/residual_growth.ipynb #b919fd39
 SINGLE = 'r*A shared single'
-reading('RG4a', 'With one shared block, r*A grows by more than half at every layer when the loss is read at the last layer only.', lambda records: tail_gain(records, SINGLE), (SINGLE,), (SINGLE,), source='a note in the source code: "explodes"', measured='gain a layer at the end',
-        rule=More(least=1.5, null=1.), unit='factor a layer', seeds=10, sd=.05)
-reading('RG4b', 'With one shared block, r*A grows faster with a loss at the last layer only than with one at every layer.', lambda records: np.log(tail_gain(records, SINGLE) / tail_gain(records, GROWING)), (SINGLE, GROWING), (SINGLE, GROWING), source='a note in the source code',
-        measured='log gain a layer, single loss minus all-layer loss', rule=More(least=.1), unit='log factor a layer', seeds=10, sd=.12)
+study.reading('RG4a', 'With one shared block, r*A grows by more than half at every layer when the loss is read at the last layer only.',
+              lambda records: tail_gain(records, SINGLE), trained, arms=(SINGLE,), source='a note in the source code: "explodes"', measured='gain a layer at the end',
+              rule=More(least=1.5, null=1.), unit='factor a layer', seeds=10, sd=.05)
+study.reading('RG4b', 'With one shared block, r*A grows faster with a loss at the last layer only than with one at every layer.',
+              lambda records: np.log(tail_gain(records, SINGLE) / tail_gain(records, GROWING)), trained, arms=(SINGLE, GROWING), source='a note in the source code',
+              measured='log gain a layer, single loss minus all-layer loss', rule=More(least=.1), unit='log factor a layer', seeds=10, sd=.12)
 
 # %% ../../nbs/studies/residual_growth.ipynb #f9da0e4f
-def straightness(table: pd.DataFrame) -> pd.Series:
-    "R² of a straight line over columns, one a row; 0 for a constant."
-    x, centred = np.asarray(table.columns, float), table.sub(table.mean(axis=1), axis=0)
-    line, total = np.outer(slopes(table), x - x.mean()), (centred ** 2).sum(axis=1)
-    return (1 - ((centred - line) ** 2).sum(axis=1) / total.where(total > 0)).fillna(0.)
-
-def sizes(records, arm) -> pd.DataFrame:
-    "Rms of the stream at the end, one row a seed, one column a layer."
-    return per_layer(records, 'rms_stream', arm, last_step(records, arm))
-
 ADDITIVE_SINGLE, U_SHAPED = 'r+A shared single', 'parallel shared'
-reading('RG5a', f'{BLOCK}, the additive stream grows from layer to layer.', lambda records: slopes(sizes(records, ADDITIVE)), (ADDITIVE,), (ADDITIVE,), source='vanilla all-layer: +0.57 to +0.9 a layer', measured='slope of the rms over layers', rule=More(least=.05, said=.57), unit='rms a layer', seeds=10, sd=.01)
-reading('RG5b', f'{BLOCK}, the additive stream grows along a straight line.', lambda records: straightness(sizes(records, ADDITIVE)), (ADDITIVE,), (ADDITIVE,), source='vanilla all-layer: equal steps', measured='R² of a straight line through the rms over layers', rule=More(least=.98, said=1., bounds=(0, 1)), unit='R²', seeds=10, sd=.005)
-@study.claim('RG5c', 'With one shared block, the additive stream grows three times as fast with a loss at every layer as with one at the last only.', source='vanilla all-layer: +0.57 to +0.9 a layer; 10-resmlp-single: U-shape', measured='slope of the rms with all-layer loss over that with single loss',
-             rule=More(least=3., null=1.), arms=(ADDITIVE, ADDITIVE_SINGLE), unit='times the slope', seeds=5, sd=.1)
-def steeper(runs, records):
-    everywhere, single = (slopes(sizes(records, a)) for a in (ADDITIVE, ADDITIVE_SINGLE))
-    seeds, note = trained(records, ADDITIVE, ADDITIVE_SINGLE)
-    return Seen((everywhere / single)[seeds], '; '.join(filter(None, [note, f'slopes {everywhere.mean():.3f} and {single.mean():.3f}'])))
-@study.claim('RG5d', 'With one shared parallel block and a loss at the last layer only, the stream first shrinks and then grows (U-shape).', source='10-resmlp-single: 2.83, down to 2.75, up to 3.95', measured='the smaller of the fall from the first layer to the smallest and the rise from there to the last, over the smallest',
-             rule=More(least=.02, said=.03), arms=(U_SHAPED,), unit='of the rms', seeds=10, sd=.02)
-def u_shape(runs, records):
-    table = sizes(records, U_SHAPED)
-    seeds, note = trained(records, U_SHAPED)
-    return Seen((pd.concat([table.iloc[:, 0], table.iloc[:, -1]], axis=1).min(axis=1) / table.min(axis=1) - 1)[seeds], '; '.join(filter(None, [note, 'rms by layer ' + ', '.join(f'{v:.2f}' for v in table.mean())])))
+study.reading('RG5a', f'{BLOCK}, the additive stream grows from layer to layer.',
+              lambda records: slopes(streams(records, ADDITIVE)), trained, arms=(ADDITIVE,), source='vanilla all-layer: +0.57 to +0.9 a layer',
+              measured='slope of the rms over layers', rule=More(least=.05, said=.57), unit='rms a layer', seeds=10, sd=.01)
+study.reading('RG5b', f'{BLOCK}, the additive stream grows along a straight line.',
+              lambda records: straightness(streams(records, ADDITIVE)), trained, arms=(ADDITIVE,), source='vanilla all-layer: equal steps',
+              measured='R² of a straight line through the rms over layers', rule=More(least=.98, said=1., bounds=(0, 1)), unit='R²', seeds=10, sd=.005)
+
+def steeper(records) -> tuple:
+    "How many times as fast the stream grows with a loss at every layer."
+    everywhere, single = (slopes(streams(records, a)) for a in (ADDITIVE, ADDITIVE_SINGLE))
+    return everywhere / single, f'slopes {everywhere.mean():.3f} and {single.mean():.3f}'
+
+study.reading('RG5c', 'With one shared block, the additive stream grows three times as fast with a loss at every layer as with one at the last only.',
+              steeper, trained, source='vanilla all-layer: +0.57 to +0.9 a layer; 10-resmlp-single: U-shape',
+              measured='slope of the rms with all-layer loss over that with single loss', rule=More(least=3., null=1.), arms=(ADDITIVE, ADDITIVE_SINGLE),
+              unit='times the slope', seeds=5, sd=.1)
+
+def u_shape(records) -> tuple:
+    "How deep the stream dips, of its smallest rms."
+    table = streams(records, U_SHAPED)
+    return table.iloc[:, [0, -1]].min(axis=1) / table.min(axis=1) - 1, 'rms by layer ' + ', '.join(f'{v:.2f}' for v in table.mean())
+
+study.reading('RG5d', 'With one shared parallel block and a loss at the last layer only, the stream first shrinks and then grows (U-shape).',
+              u_shape, trained, source='10-resmlp-single: 2.83, down to 2.75, up to 3.95',
+              measured='the smaller of the fall from the first layer to the smallest and the rise from there to the last, over the smallest',
+              rule=More(least=.02, said=.03), arms=(U_SHAPED,), unit='of the rms', seeds=10, sd=.02)
 
 # %% ../../nbs/studies/residual_growth.ipynb #25186b82
 COLLAPSING, REPAIRED = 'r*A*M shared', 'r*A*M shared from one'
 
-@study.claim('RG6a', 'From a small start, a stream multiplied by both branches collapses below what the norm can see.', source='8-timestimes, 8-experiment: std to 0, loss 7.66', measured='share of seeds whose last stream has an rms below 10^-2.5 after 300 steps', rule=Often(least=.8, said=1.), arms=(COLLAPSING,), unit='of the seeds', seeds=20)
-def double_product(runs, records):
-    last = sizes(records, COLLAPSING).iloc[:, -1]
-    return Seen(last < 10 ** -2.5, 'median rms 0 (underflow)' if last.median() == 0 else f'median rms {last.median():.1g}')
+def collapsed(records) -> tuple:
+    "Is the last stream below what the norm sees?"
+    last = streams(records, COLLAPSING).iloc[:, -1]
+    return last < 10 ** -2.5, 'median rms 0 (underflow)' if last.median() == 0 else f'median rms {last.median():.1g}'
 
-reading('RG6b', 'Branches that start at one repair the double product: it loses less than 0.1 nat to the additive block.', lambda records: loss_gap(records, REPAIRED, 'vanilla shared', last_step(records, REPAIRED)), (REPAIRED, 'vanilla shared'), source='a control of the start',
-        measured='held-out loss of r*A*M from one minus r+A after 300 steps', rule=Less(most=.1, said=0.), seeds=5, sd=.02)
+study.reading('RG6a', 'From a small start, a stream multiplied by both branches collapses below what the norm can see.',
+              collapsed, source='8-timestimes, 8-experiment: std to 0, loss 7.66', measured='share of seeds whose last stream has an rms below 10^-2.5 after 300 steps',
+              rule=Often(least=.8, said=1.), arms=(COLLAPSING,), unit='of the seeds', seeds=20)
+study.reading('RG6b', 'Branches that start at one repair the double product: it loses less than 0.1 nat to the additive block.',
+              lambda records: loss_gap(records, REPAIRED, 'vanilla shared', last_step(records, REPAIRED)), arms=(REPAIRED, 'vanilla shared'),
+              source='a control of the start', measured='held-out loss of r*A*M from one minus r+A after 300 steps', rule=Less(most=.1, said=0.), seeds=5, sd=.02)
 
 # %% ../../nbs/studies/residual_growth.ipynb #6744a681
 BOTH = dict(shared=('one shared block', ' shared'), unshared=('independent layers', ''))
 for ids, loss, suffix in ((('RG7a', 'RG7b'), 'a loss at the last of 6 layers', ''), (('RG7c', 'RG7d'), 'a loss at each of 6 layers', ' all'), (('RG7e', 'RG7f'), 'a loss at each of 12 layers', ' deep')):
-    for id, (words, x) in zip(ids, BOTH.values()): costs(id, f'With {words} and {loss}, sending the skip connection through the norm costs loss.', f'normed skip{x}{suffix}', f'vanilla{x}{suffix}', said=.8, source='8-reswithln, 8-xplusnotres (all-layer loss, 12 layers): +0.8 to +1.6 nat', seeds=5, sd=.02)
+    for id, (words, x) in zip(ids, BOTH.values()): costs(id, f'With {words} and {loss}, sending the skip connection through the norm costs loss.', f'normed skip{x}{suffix}', f'vanilla{x}{suffix}', rule=More(least=.02, said=.8), source='8-reswithln, 8-xplusnotres (all-layer loss, 12 layers): +0.8 to +1.6 nat', seeds=5, sd=.02)
 for id, sign in (('RG8a', 'r+A'), ('RG8b', 'r*A')): alike(id, f'{BLOCK}, the learned gain and bias of the norm make no difference to {sign}.', f'{sign} shared all affine', f'{sign} shared all', source='9-unlearnableLN: +0.10 at 2000, +0.06 at 3000 without', seeds=10, sd=.01)
 for id, (words, x) in zip(('RG9a', 'RG9b'), BOTH.values()): alike(id, f'With {words}, it makes no difference whether attention and MLP run in parallel (behind one norm) or one after the other.', f'parallel{x}', f'vanilla{x}', source='10-resmlp: 4.157 against 4.147', seeds=10, sd=.015)
 for id, share in (('RG10a', 'shared'), ('RG10b', 'unshared')):
@@ -303,16 +305,23 @@ for id, share in (('RG10a', 'shared'), ('RG10b', 'unshared')):
 
 # %% ../../nbs/studies/residual_growth.ipynb #09ef9d0c
 PARALLEL = 'parallel shared'
-reading('RG11a', 'With one shared parallel block, doubled attention costs loss early in training.', lambda records: loss_gap(records, f'{PARALLEL} 2A', PARALLEL, last_step(records, PARALLEL) // 3), (f'{PARALLEL} 2A', PARALLEL), source='10-resmlp-single-2x: +0.18 at 500',
-        measured='held-out loss of 2A minus A after a third of the training', rule=More(least=.02, said=.18), seeds=10, sd=.015)
+study.reading('RG11a', 'With one shared parallel block, doubled attention costs loss early in training.',
+              lambda records: loss_gap(records, f'{PARALLEL} 2A', PARALLEL, last_step(records, PARALLEL) // 3), arms=(f'{PARALLEL} 2A', PARALLEL),
+              source='10-resmlp-single-2x: +0.18 at 500', measured='held-out loss of 2A minus A after a third of the training', rule=More(least=.02, said=.18), seeds=10,
+              sd=.015)
 alike('RG11b', 'With one shared parallel block, halved attention makes no difference in the end.', f'{PARALLEL} A/2', PARALLEL, source='10-resmlp-single-halfx: +0.003 at 2000', seeds=10, sd=.016)
-@study.claim('RG11c', 'With one shared parallel block, attention brings no early gain: leaving it out costs less than 0.05 nat while the loss exceeds that of counting pairs by 1 nat.', source='10-resmlp-single-noattn: +0.04 at 250', measured='held-out loss without attention minus with, at the last mark 1 nat above the bigram floor',
-             rule=Less(most=.05, said=.04), arms=(f'{PARALLEL} no A', PARALLEL), seeds=10, sd=.035)
-def early_attention(runs, records):
+
+def early_attention(records) -> tuple:
+    "What leaving attention out costs at the last mark far above the floor."
     marks, far = sorted(records[(records.arm == PARALLEL) & (records.metric == 'val_loss') & (records.step > 0)].step.unique()), floor_of(records, PARALLEL, 'bigram') + 1
     above = [int(s) for s in marks if by_seed(records, 'val_loss', PARALLEL, int(s)).mean() > far]
     if not above: raise Missing(f'{PARALLEL} (at no mark 1 nat above the bigram floor)')
-    return Seen(loss_gap(records, f'{PARALLEL} no A', PARALLEL, above[-1]), f'read at step {above[-1]}' + ', inside the warm-up' * (above[-1] <= 100))
+    return loss_gap(records, f'{PARALLEL} no A', PARALLEL, above[-1]), f'read at step {above[-1]}' + ', inside the warm-up' * (above[-1] <= 100)
+
+study.reading('RG11c', 'With one shared parallel block, attention brings no early gain: leaving it out costs less than 0.05 nat while the loss exceeds that of counting pairs by 1 nat.',
+              early_attention, source='10-resmlp-single-noattn: +0.04 at 250',
+              measured='held-out loss without attention minus with, at the last mark 1 nat above the bigram floor', rule=Less(most=.05, said=.04),
+              arms=(f'{PARALLEL} no A', PARALLEL), seeds=10, sd=.035)
 
 # %% ../../nbs/studies/residual_growth.ipynb #189283ea
 def slow(runs) -> list[str]:
@@ -330,8 +339,7 @@ for id, heads, arm, base in (('RG13a', 'two', 'novalue sum', 'vanilla'), ('RG13b
 
 # %% ../../nbs/studies/residual_growth.ipynb #8a8b3f09
 for id, length, x, sd in (('RG17a', 128, '', .01), ('RG17b', 512, ' long', .015)):
-    @study.claim(id, f"Deleting a token's own value after the softmax helps the plain block at {length} tokens.", source='14-nodiagonal-baseline: -0.022 to -0.047 at every mark', measured='held-out loss of the plain block minus that without own values', rule=More(least=.01, said=.022),
-                 arms=(f'vanilla{x}', f'own deleted{x}'), seeds=10, sd=sd)
-    def own_value_hurts(runs, records, x=x):
-        seeds, note = trained(records, f'own deleted{x}', f'vanilla{x}', floor='bigram', margin=.1)
-        return Seen(loss_gap(records, f'vanilla{x}', f'own deleted{x}')[seeds], note)
+    study.reading(id, f"Deleting a token's own value after the softmax helps the plain block at {length} tokens.",
+                  partial(loss_gap, arm=f'vanilla{x}', base=f'own deleted{x}'), partial(trained, floor='bigram', margin=.1), arms=(f'vanilla{x}', f'own deleted{x}'),
+                  source='14-nodiagonal-baseline: -0.022 to -0.047 at every mark', measured='held-out loss of the plain block minus that without own values',
+                  rule=More(least=.01, said=.022), seeds=10, sd=sd)

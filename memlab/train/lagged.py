@@ -36,7 +36,7 @@ def lagged(
         with torch.set_grad_enabled(torch.is_grad_enabled() and i >= sweeps - through): h = stack(cell(previous(h, start), u), None)[0]
     return h
 
-# %% ../../nbs/train/lagged.ipynb #4e5001b2
+# %% ../../nbs/train/lagged.ipynb #39a419f0
 def mapped(
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -100,6 +100,12 @@ class LaggedCache:
         finite = not kept.numel() or torch.stack(kept.aminmax()).isfinite().all()
         if not finite and kept.dtype == torch.float16 and (kept.isinf() & given.isfinite()).any(): raise ValueError(f'a state of size {given.abs().max():.3g} does not fit {kept.dtype}: store bfloat16 or float32')
         self.states[rows], self.step[rows] = kept, step
+
+    def note(self, ids: Int[Tensor, 'b'], residual: Float[Tensor, 'b'], wild: Int[Tensor, 'b']) -> None:
+        "Remember how far the states of some samples are from solving the recurrence, and count the wild steps on the way."
+        rows = self.places(ids)
+        self.residual[rows] = residual.to(self.residual)
+        self.wild[rows] += wild.to(self.wild)
 
     def seen(self, ids: Int[Tensor, 'b']) -> Bool[Tensor, 'b']:
         "Which samples were stored."
