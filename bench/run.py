@@ -355,7 +355,7 @@ def sequential_loop():
         run = dict(ours=lambda: sequential(cell, cell.drive(x), torch.zeros(width)), plain=lambda: theirs(x))
         assert error_ratio(run['ours'](), run['plain']()) < 1e-5
         if name == 'gru': run['torch'] = lambda unit=nn.GRU(width, width, batch_first=True): unit(x)[0]
-        ours, plain, *torchs = interleaved(*(lambda f=f: f().square().mean().backward() for f in run.values()))
+        ours, plain, *torchs = interleaved(*(lambda f=f: f().square().mean().backward() for f in run.values()), inner=3)
         also = f' (ours/torch.nn.GRU: {ours / torchs[0]:.2f})' if torchs else ''
         yield report(f'loop over a cell, {name}, width {width}, batch {batch}, S {t}, forward and backward{also}: ours/plain', ours / plain, 1.1, 'at most')
 
@@ -365,7 +365,7 @@ def linear_scan():
     for batch, width in ((4, 8), (4, 32), (4, 128), (32, 128)):
         r = torch.Generator().manual_seed(0)
         u, diagonal, dense = torch.randn(batch, 256, width, generator=r), torch.rand(batch, 256, width, generator=r), torch.randn(batch, 256, width, width, generator=r) / (2 * width ** .5)
-        with torch.no_grad(): a, b, c, d = interleaved(lambda: scan_loop(diagonal, u), lambda: scan(diagonal, u), lambda: scan_loop(dense, u), lambda: scan(dense, u))
+        with torch.no_grad(): (a, b), (c, d) = (interleaved(lambda: scan_loop(J, u), lambda: scan(J, u), inner=n) for J, n in ((diagonal, 10), (dense, 1)))
         what = f'linear scan, width {width}, batch {batch}, S 256'
         if batch == 4: yield report(f'{what}, diagonals: loop/scan', a / b, 5.)
         else: print(f'     {what}, diagonals: loop/scan {a / b:.2f}', flush=True)
