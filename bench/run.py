@@ -6,23 +6,29 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from memlab.core import files
-from memlab.core.files import home
+from memlab.core.files import home, save_tensors
 from memlab.data.recall import RecallConfig, recall_batch
 from memlab.lab import records
 from memlab.lab.records import RECORDS, RUNS, read_table, write_table
 from memlab.lab.renew import REHEARSALS
+from memlab.nn.cells import GRU, ContextCell, Feedback
 from memlab.nn.checks import error_ratio
+from memlab.nn.continuous import ContinuousConfig
 from memlab.nn.delta import DeltaNetConfig, delta_chunked, delta_recurrent
 from memlab.nn.infini import InfiniConfig
+from memlab.nn.init import init_parameters
 from memlab.nn.linear import linear_chunked, linear_recurrent
 from memlab.nn.lm import residual_lm
 from memlab.nn.memory import load_memory, memory_bytes, save_memory
@@ -30,12 +36,17 @@ from memlab.nn.mixer import precise
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
 from memlab.nn.models import create_model
 from memlab.nn.pythia import PythiaAttention, PythiaConfig, PythiaLayer
+from memlab.nn.recurrence import previous, sequential
+from memlab.nn.recurrence import stacked as stack_of
 from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
+from memlab.train.lagged import LaggedCache, lagged
 from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, FitResult, resume_run, save_run, train_step
 from memlab.train.losses import lm_loss, recall_loss
-from peers import nanogpt, plain_recall
+from memlab.train.newton import newton, scan, scan_loop
+from memlab.train.recurrent import LaggedLoss
+from peers import nanogpt, plain_recall, plain_recurrence
 
 REPEATS = 7
 
@@ -296,14 +307,132 @@ def checkpoints():
         yield report(f'{what}: loading / without a digest', a / b, 1.3, 'at most')
 
 
+def cell_of(name, width):
+    "A cell with states and inputs of a width, and what stands between it and the state."
+    layers = nn.ModuleList(PythiaLayer(PythiaAttention(width, 4), width, 4 * width) for _ in range(2 if name == 'attention' else 0))
+    return init_parameters(nn.ModuleDict(dict(cell=dict(gru=GRU, context=ContextCell, attention=lambda width, _: Feedback(width))[name](width, width), layers=layers)), seed=0)
+
+
+DENSE = 2**27  # numbers in the Jacobians of a batch, at most
+
+
+def ways(name, width, batch, t):
+    "Forward and backward of a recurrence, by how its states are found; those of the last visit are a little off."
+    model, r = cell_of(name, width), torch.Generator().manual_seed(0)
+    cell, options = model.cell, dict(stack=stack_of(model.layers)) if len(model.layers) else {}
+    x, start = torch.randn(batch, t, width, generator=r), torch.zeros(width)
+    with torch.no_grad(): last = (h := sequential(cell, cell.drive(x), start, **options)) + .001 * torch.randn(h.shape, generator=r)
+    def both(find): return lambda: torch.autograd.grad(find(cell.drive(x)).square().mean(), list(model.parameters()))
+    found = dict(loop=both(lambda u: sequential(cell, u, start, **options)), sweep=both(lambda u: lagged(cell, u, last, start, **options)))
+    if not options: found['diagonal'] = both(lambda u: newton(cell, u, last, start, diagonal=True)[0])
+    if not options and width <= 128 and batch * t * width * width <= DENSE: found['newton'] = both(lambda u: newton(cell, u, last, start)[0])
+    return found
+
+
+def table(widths, batches, lengths):
+    "The loop against one sweep and one Newton step from states of the last visit, forward and backward."
+    attention = [('attention', 128, b, t) for b in batches if b <= 8 for t in lengths if t <= 128]
+    columns = 'loop', 'sweep', 'newton', 'diagonal'
+    print('     states of a recurrence, forward and backward: milliseconds (times faster than the loop)')
+    print('     cell       width batch    S' + ''.join(f'{c:>19}' for c in columns), flush=True)
+    for name, width, batch, t in [*((n, w, b, t) for n in ('context', 'gru') for w in widths for b in batches for t in lengths), *attention]:
+        found = ways(name, width, batch, t)
+        seconds = dict(zip(found, interleaved(*found.values())))
+        cells = [f'{1e3 * seconds[c]:10.1f} ({seconds["loop"] / seconds[c]:5.2f}x)' if c in seconds else '-' for c in columns]
+        print(f'     {name:10} {width:5} {batch:5} {t:4}' + ''.join(f'{c:>19}' for c in cells), flush=True)
+    yield True
+
+
+def recurrences(): return table((32, 128), (1, 32), (32, 128))
+def all_recurrences(): return table((32, 128, 512), (1, 8, 32), (32, 64, 128, 256))
+
+
+def sequential_loop():
+    "Our loop against a plain one, forward and backward; and PyTorch's own GRU, which has no Python in its loop."
+    for name, (width, batch, t) in ((n, s) for n in ('context', 'gru') for s in ((128, 32, 128), (64, 8, 64))):
+        cell, theirs, x = cell_of(name, width).cell, plain_recurrence.KINDS[name](width), torch.randn(batch, t, width, generator=torch.Generator().manual_seed(0))
+        theirs.load_state_dict(cell.state_dict())
+        run = dict(ours=lambda: sequential(cell, cell.drive(x), torch.zeros(width)), plain=lambda: theirs(x))
+        assert error_ratio(run['ours'](), run['plain']()) < 1e-5
+        if name == 'gru': run['torch'] = lambda unit=nn.GRU(width, width, batch_first=True): unit(x)[0]
+        ours, plain, *torchs = interleaved(*(lambda f=f: f().square().mean().backward() for f in run.values()), inner=3)
+        also = f' (ours/torch.nn.GRU: {ours / torchs[0]:.2f})' if torchs else ''
+        yield report(f'loop over a cell, {name}, width {width}, batch {batch}, S {t}, forward and backward{also}: ours/plain', ours / plain, 1.1, 'at most')
+
+
+def linear_scan():
+    "The scan of Newton's method against its loop; in a large batch of diagonals a loop is what it does, on a processor."
+    for batch, width in ((4, 8), (4, 32), (4, 128), (32, 128)):
+        r = torch.Generator().manual_seed(0)
+        u, diagonal, dense = torch.randn(batch, 256, width, generator=r), torch.rand(batch, 256, width, generator=r), torch.randn(batch, 256, width, width, generator=r) / (2 * width ** .5)
+        with torch.no_grad(): (a, b), (c, d) = (interleaved(lambda: scan_loop(J, u), lambda: scan(J, u), inner=n) for J, n in ((diagonal, 10), (dense, 1)))
+        what = f'linear scan, width {width}, batch {batch}, S 256'
+        if batch == 4: yield report(f'{what}, diagonals: loop/scan', a / b, 5.)
+        else: print(f'     {what}, diagonals: loop/scan {a / b:.2f}', flush=True)
+        print(f'     {what}, whole Jacobians: loop/scan {c / d:.2f}', flush=True)
+
+
+def lagged_learner(samples, t, width, cache=None):
+    "A small recurrent model of bytes with stored states, and a step of its training on random samples."
+    config, objective = FitConfig(steps=1), LaggedLoss(first='zeros')
+    model = ContinuousConfig(vocab_size=256, d_model=width, cell='gru', inside=0).build()
+    learner = Learner(model, config.optimizer.build(model), LaggedCache(samples, t, width) if cache is None else cache)
+    ids, take = torch.randint(256, (samples, t + 1), generator=torch.Generator().manual_seed(0)), objective.step(config)
+    return learner, lambda sample, i: take(learner, (ids[sample, :-1], ids[sample, 1:], sample), i)
+
+
+def cache_overhead():
+    "What reading, writing and shifting states costs of a step of lagged training."
+    learner, step = lagged_learner(1024, 128, 128)
+    sample, h, start = torch.randperm(1024, generator=torch.Generator().manual_seed(0))[:32], torch.randn(32, 128, 128), learner.model.hidden.start
+    def cache():
+        with torch.no_grad(): previous(learner.carry.read(sample), start)
+        learner.carry.write(sample, h, 1)
+    whole, part = interleaved(lambda: step(sample, 1), cache)
+    yield report(f'stored states, width 128, batch 32, S 128: share of a lagged step of {1e3 * whole:.0f} ms', part / whole, .1, 'at most')
+
+
+@contextmanager
+def most_anonymous(seconds=.005):
+    "Most megabytes of memory without a file that this process holds meanwhile, as a list of one (Linux)."
+    held = lambda: int(re.search('RssAnon: *(.*) kB', Path('/proc/self/status').read_text())[1]) / 1024
+    most, done = [held()], threading.Event()
+    def watch():
+        while not done.wait(seconds): most[0] = max(most[0], held())
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try: yield most
+    finally: done.set(); watcher.join()
+
+
+def train_in_a_file(samples, t, width):
+    "Stored states that lie in a file: a few steps of training, every state read and written, a checkpoint of it. Gigabytes of states; most megabytes of other memory, in training and saving."
+    learner, step = lagged_learner(samples, t, width)
+    cache, peaks = learner.carry, []
+    with most_anonymous() as most:
+        for i, sample in enumerate(torch.randperm(samples, generator=torch.Generator().manual_seed(1))[:128].split(32)): step(sample, i)
+        for sample in torch.arange(samples).split(256): cache.write(sample, cache.read(sample) + 1, 4)
+    peaks += most
+    with tempfile.TemporaryDirectory() as folder, most_anonymous() as most: save_tensors(Path(folder)/'checkpoint.safetensors', learner.pack(), {})
+    return cache.states.nbytes / 1e9, *peaks, *most
+
+
+def large_cache():
+    "What of stored states that exceed their budget is held in memory, in a process of its own; twice their size is written to disk."
+    size, training, saving = alone('train_in_a_file(100_000, 128, 128)')
+    yield report(f'stored states of {size:.1f} GB in a file: anonymous memory of the process, GB ({training / 1e3:.2f} in training, {saving / 1e3:.2f} while they are saved)', max(training, saving) / 1e3, 2., 'at most')
+
+
 BENCHES = dict(steps=steps, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
-               infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load, tables=tables, checkpoints=checkpoints)
+               infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load, tables=tables, checkpoints=checkpoints, recurrences=recurrences, sequential_loop=sequential_loop, linear_scan=linear_scan,
+               cache_overhead=cache_overhead, large_cache=large_cache)
+BY_NAME = dict(all_recurrences=all_recurrences)  # take longer
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('names', nargs='*', default=list(BENCHES), metavar='NAME', help=f'which; default: all of {", ".join(BENCHES)}')
-    names = parser.parse_args().names
-    if unknown := set(names) - set(BENCHES): parser.error(f'no benchmark {", ".join(sorted(unknown))}: choose from {", ".join(BENCHES)}')
+    parser.add_argument('names', nargs='*', default=list(BENCHES), metavar='NAME', help=f'which; default: all of {", ".join(BENCHES)}; longer, and only by name: {", ".join(BY_NAME)}')
+    names, known = parser.parse_args().names, BENCHES | BY_NAME
+    if unknown := set(names) - set(known): parser.error(f'no benchmark {", ".join(sorted(unknown))}: choose from {", ".join(known)}')
     print('matrix products, Gflop/s: ' + ', '.join(f'{str(d)[6:]} {peak(d):.0f}' for d in (torch.float32, torch.bfloat16)), flush=True)
-    misses = sum(not ok for n in names for ok in BENCHES[n]())
+    misses = sum(not ok for n in names for ok in known[n]())
     sys.exit(f'{misses} bound(s) missed' if misses else 0)

@@ -50,11 +50,15 @@ def unroll(
     if window is not None and window < 1: raise ValueError(f'window={window}: expected at least 1 token, or None for all')
     h, states = initial(start, len(u)), []
     if not u.shape[1]: return stack(h[:, :0], memory)
-    for t, token in enumerate(u.split(1, 1)):
+    h = h[:, 0]
+    for t, token in enumerate(u.unbind(1)):
         if window and t and t % window == 0: h, memory = h.detach(), memory and tuple(s.detach() for s in memory)
-        h, memory = stack(cell(h, token), memory)
+        h = cell(h, token)
+        if stack is not alone:
+            y, memory = stack(h[:, None], memory)
+            h = y[:, 0]
         states.append(h)
-    return torch.cat(states, 1), memory
+    return torch.stack(states, 1), memory
 
 def sequential(cell: Cell, u: Float[Tensor, 'b t e'], start: Float[Tensor, '...'], stack: Stack = alone, window: int | None = None) -> Float[Tensor, 'b t c']:
     "The states alone."

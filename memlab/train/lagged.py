@@ -97,7 +97,8 @@ class LaggedCache:
         if step < 0: raise ValueError(f'step={step}: steps count from 0')
         given = states.detach().cpu()
         kept = given.to(self.states.dtype)
-        if kept.dtype == torch.float16 and (kept.isinf() & given.isfinite()).any(): raise ValueError(f'a state of size {given.abs().max():.3g} does not fit {kept.dtype}: store bfloat16 or float32')
+        finite = not kept.numel() or torch.stack(kept.aminmax()).isfinite().all()
+        if not finite and kept.dtype == torch.float16 and (kept.isinf() & given.isfinite()).any(): raise ValueError(f'a state of size {given.abs().max():.3g} does not fit {kept.dtype}: store bfloat16 or float32')
         self.states[rows], self.step[rows] = kept, step
 
     def note(self, ids: Int[Tensor, 'b'], residual: Float[Tensor, 'b'], wild: Int[Tensor, 'b']) -> None:
