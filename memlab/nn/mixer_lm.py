@@ -122,6 +122,7 @@ def count_of(config: MixerLMConfig) -> int:
     "Block parameters of the model of a config."
     with torch.device('meta'): return count_block_parameters(config.build())
 
+# %% ../../nbs/nn/mixer_lm.ipynb #958f645e
 def match_width(
     config: Callable[[int], MixerLMConfig],  # from a width (of heads, of the model, ...) to a model
     budget: int,                             # block parameters
