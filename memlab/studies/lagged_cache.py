@@ -9,7 +9,7 @@ __all__ = ['WAYS', 'CELLS', 'TASKS', 'asked', 'DISPERSIONS', 'KEYS', 'PASSES', '
            'ordered_key', 'horizon', 'recedes', 'ends_at_unigram', 'states_help', 'states_alone_hurt', 'steadier',
            'no_cost', 'answers', 'passes_help', 'gated_falls', 'full_stays', 'along', 'ends', 'crosses']
 
-# %% ../../nbs/studies/lagged_cache.ipynb #928fed47
+# %% ../../nbs/studies/lagged_cache.ipynb #fe223697
 from dataclasses import dataclass, replace
 from math import exp, log
 
@@ -40,7 +40,7 @@ from ..train.recurrent import LaggedLoss, NewtonLoss, SequentialLoss
 from ..train.schedule import Cosine
 from ..train.selective import SelectiveLoss
 
-# %% ../../nbs/studies/lagged_cache.ipynb #79117b97
+# %% ../../nbs/studies/lagged_cache.ipynb #6b1919a5
 @dataclass(frozen=True)
 class Sizes:
     "How large and how long the arms of a preset are."
@@ -75,7 +75,7 @@ class Sizes:
         how = FitConfig(steps=steps, optimizer=AdamWConfig(lr=lr, weight_decay=0.), schedule=Cosine(warmup=min(50, steps // 10)), objective=objective, log_every=every)
         return Arm(name=name, task=task, model=model, train=how, measures=measures, factors=factors(**words))
 
-# %% ../../nbs/studies/lagged_cache.ipynb #fa655eef
+# %% ../../nbs/studies/lagged_cache.ipynb #3b41d5bd
 WAYS = {'token by token': (SequentialLoss(remember='float16'), 'token by token'), 'lagged': (LaggedLoss(), 'lagged'), '4 sweeps': (LaggedLoss(sweeps=4, through=4), 'lagged'),
         'Newton': (NewtonLoss(), 'Newton'), 'Newton, diagonal': (NewtonLoss(diagonal=True), 'Newton'), 'Newton from zeros': (NewtonLoss(guess='zeros'), 'Newton')}
 CELLS, TASKS = ('gru', 'context'), ('copy', 'recall', 'text')
@@ -86,7 +86,7 @@ def grid(z: Sizes) -> list[tuple[Arm, str]]:
     return [(z.arm(f'{t} {c} {w}', task, z.cell(c, task), way, asked(z, sweeps=(8,)), Parity(), question='grid', learns=t, cell=c, way=w), f'{t} {c} {like}')
             for t, task in z.tasks().items() for c in CELLS for w, (way, like) in WAYS.items()]
 
-# %% ../../nbs/studies/lagged_cache.ipynb #fef80dd3
+# %% ../../nbs/studies/lagged_cache.ipynb #4f2d4cb1
 DISPERSIONS, KEYS = (.01, .1, 1.), ('batch ordered', 'batch shuffled')
 
 def variations(z: Sizes) -> list[tuple[Arm, str]]:
@@ -96,7 +96,7 @@ def variations(z: Sizes) -> list[tuple[Arm, str]]:
     arms = [(z.arm(f'text gru lagged, {k}', task, z.cell('gru', text), LaggedLoss(), asked(z), question='keys', key=k), 'text gru lagged') for k, task in keyed.items()]
     return arms + [(z.arm(f'text context lagged, dispersion {w:g}', text, z.cell('context', text), LaggedLoss(dispersion=w), asked(z), Parity(), question='dispersion', weight=w), 'text context lagged') for w in DISPERSIONS]
 
-# %% ../../nbs/studies/lagged_cache.ipynb #5d57988e
+# %% ../../nbs/studies/lagged_cache.ipynb #b49cbdb7
 def continuous(z: Sizes) -> list[Arm]:
     "What enters a recurrence of attention blocks: tokens, tokens and states, or states alone."
     text, kw = z.tasks()['text'], dict(question='input')
@@ -112,7 +112,7 @@ def horizons(z: Sizes) -> list[Arm]:
     every = FitConfig(steps=10 * task.steps_per_epoch, optimizer=AdamWConfig(lr=3e-3, weight_decay=0.), objective=LaggedLoss(first='tokens'), log_every=task.steps_per_epoch)
     return [Arm(name=n, task=task, model=z.blocks(task, tokens=tokens), train=every, measures=(Horizon(),), factors=factors(question='horizon', enters=tokens)) for n, tokens in {'horizon, states alone': 'first', 'horizon, states added': 'every'}.items()]
 
-# %% ../../nbs/studies/lagged_cache.ipynb #69ecaf2c
+# %% ../../nbs/studies/lagged_cache.ipynb #53e6e13d
 PASSES = {'one pass': {}, 'two passes': dict(second='extra'), 'two passes, tied': dict(second='tied'), 'twice the blocks': dict(n=4)}
 
 def passes(z: Sizes) -> list[Arm]:
@@ -135,7 +135,7 @@ def times(z: Sizes) -> list[Arm]:
     timed = lambda name, model, ways, rows, lengths: Arm(name=f'time {name}', measures=(StepTimes(model=model, ways=(loop, *ways), lengths=lengths, rows=rows, repeats=z.repeats),), factors=factors(question='time', cell=name))
     return [timed(c, z.cell(c, text), fast, 8, z.lengths) for c in CELLS] + [timed('blocks', z.blocks(text), fast[:1], 8, z.lengths[:3])]
 
-# %% ../../nbs/studies/lagged_cache.ipynb #2f500f9b
+# %% ../../nbs/studies/lagged_cache.ipynb #5a975e7e
 def everything(z: Sizes, seeds: tuple[int, ...]) -> Preset:
     "All arms of this study: trials of rates, then every seed."
     plan = [Planned(a, seeds, like) for a, like in grid(z) + variations(z)]
@@ -159,7 +159,7 @@ def full() -> Preset:
 
 study = Study('lagged_cache', 'Is a recurrence that is trained on all tokens at once worth having?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full))
 
-# %% ../../nbs/studies/lagged_cache.ipynb #0d1ffd94
+# %% ../../nbs/studies/lagged_cache.ipynb #5fa0aeab
 def val(records: pd.DataFrame, arm: str, item: str | None = None) -> pd.Series:
     "Held-out loss (nats) at the end of each run."
     return at_end(records, 'val_loss', arm, item)
@@ -174,7 +174,7 @@ def ratio(records: pd.DataFrame, arm: str, way: str, length: int) -> pd.Series:
 
 CLOSE = log(1.03)   # 3 % of perplexity, in nats
 
-# %% ../../nbs/studies/lagged_cache.ipynb #c8cca8da
+# %% ../../nbs/studies/lagged_cache.ipynb #c634fe1c
 @study.claim('LC13a', 'At 128 tokens, a lagged step of a language model with attention in its recurrence is ten times as fast as a step token by token.', source='memory-layers 4.5: 450 s against 20 s an epoch, S 128',
              measured='seconds of a step token by token, keys and values carried, over those of a lagged step', rule=More(least=10., said=22.), arms=('time blocks',), unit='times as fast', seeds=5, sd=2.)
 def lagged_is_fast(runs, records): return ratio(records, 'time blocks', 'lagged', 128)
@@ -182,7 +182,7 @@ def lagged_is_fast(runs, records): return ratio(records, 'time blocks', 'lagged'
 @study.claim('LC13b', 'The gain grows in proportion to the length.', source='memory-layers 11.13: about S/k', measured='exponent of the gain between 32 and 128 tokens', rule=More(least=.5, said=1.), arms=('time blocks',), unit='power of the length', seeds=5, sd=.1)
 def gain_grows(runs, records): return (np.log(ratio(records, 'time blocks', 'lagged', 128)) - np.log(ratio(records, 'time blocks', 'lagged', 32))) / log(4)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #2fc11da8
+# %% ../../nbs/studies/lagged_cache.ipynb #ab5252f0
 def same_place(letter: str, cell: str):
     "Lagged training ends where exact training ends."
     arms = f'text {cell} lagged', f'text {cell} token by token'
@@ -196,7 +196,7 @@ NAMED = dict(gru='GRU', context='context cell')
 same_place('a', 'gru')
 same_place('b', 'context')
 
-# %% ../../nbs/studies/lagged_cache.ipynb #3360f095
+# %% ../../nbs/studies/lagged_cache.ipynb #3c4826f3
 @study.claim('LC15a', 'States that are stored by the number of the batch, and shuffled, make lagged training at least 5 % worse.', source='memory-layers 11.15, defect V7', measured='held-out loss when shuffled batches number the states minus that when samples do',
              rule=More(least=log(1.05)), arms=('text gru lagged, batch shuffled', 'text gru lagged'), unit='nats', seeds=5, sd=.02)
 def wrong_key(runs, records): return val(records, 'text gru lagged, batch shuffled') - val(records, 'text gru lagged')
@@ -205,7 +205,7 @@ def wrong_key(runs, records): return val(records, 'text gru lagged, batch shuffl
              arms=('text gru lagged, batch ordered', 'text gru lagged'), unit='nats', seeds=5, sd=.01)
 def ordered_key(runs, records): return val(records, 'text gru lagged, batch ordered') - val(records, 'text gru lagged')
 
-# %% ../../nbs/studies/lagged_cache.ipynb #374ca59a
+# %% ../../nbs/studies/lagged_cache.ipynb #5baef413
 def horizon(records: pd.DataFrame, arm: str) -> pd.DataFrame:
     "How far back the best known token of a stored state stands, by seed (rows) and epoch (columns)."
     rows = rows_of(records, 'decoded', arm)
@@ -220,7 +220,7 @@ def recedes(runs, records): return horizon(records, 'horizon, states alone').app
 @study.claim('LC16b', 'Trained so, a model ends at what single bytes tell.', source='memory-layers 4.2: the limit is a position-conditional unigram model', measured='held-out loss in its own mode minus that of counting bytes', rule=Equal(margin=.05), arms=('states alone',), unit='nats', seeds=5, sd=.02)
 def ends_at_unigram(runs, records): return val(records, 'states alone') - floor_of(records, 'states alone', 'unigram')
 
-# %% ../../nbs/studies/lagged_cache.ipynb #a792d073
+# %% ../../nbs/studies/lagged_cache.ipynb #c308df67
 @study.claim('LC17a', 'A language model that adds its last state to each token does better on text than one of as many parameters that does not.', source='memory-layers 5: additive input tried, no gain, no numbers', measured='held-out loss without states minus that with states, trained lagged', rule=More(least=.01),
              arms=('discrete, wider', 'states added'), unit='nats', seeds=5, sd=.02)
 def states_help(runs, records): return val(records, 'discrete, wider') - val(records, 'states added')
@@ -229,7 +229,7 @@ def states_help(runs, records): return val(records, 'discrete, wider') - val(rec
              arms=('states alone', 'discrete'), unit='nats', seeds=5, sd=.03)
 def states_alone_hurt(runs, records): return val(records, 'states alone') - val(records, 'discrete')
 
-# %% ../../nbs/studies/lagged_cache.ipynb #1f097999
+# %% ../../nbs/studies/lagged_cache.ipynb #4149b8d5
 @study.claim('LC18a', 'Spreading states with weight .1 makes stored states drift less, by 30 % or more.', source='memory-layers 4.4: stable with it, no numbers', measured='share by which the distance of stored states from the recurrence is smaller', rule=More(least=.3),
              arms=('text context lagged, dispersion 0.1', 'text context lagged'), unit='of the distance', seeds=5, sd=.1)
 def steadier(runs, records): return 1 - at_end(records, 'state_error', 'text context lagged, dispersion 0.1', 'stored') / at_end(records, 'state_error', 'text context lagged', 'stored')
@@ -237,7 +237,7 @@ def steadier(runs, records): return 1 - at_end(records, 'state_error', 'text con
 @study.claim('LC18b', 'It costs less than 3 % of perplexity.', source='memory-layers 4.4: w .1 best', measured='held-out loss with it minus that without', rule=Less(most=CLOSE, said=0., null=2 * CLOSE), arms=('text context lagged, dispersion 0.1', 'text context lagged'), unit='nats', seeds=5, sd=.02)
 def no_cost(runs, records): return val(records, 'text context lagged, dispersion 0.1') - val(records, 'text context lagged')
 
-# %% ../../nbs/studies/lagged_cache.ipynb #83536240
+# %% ../../nbs/studies/lagged_cache.ipynb #eb4b2df9
 def answers(records: pd.DataFrame, arm: str) -> pd.Series: return at_end(records, 'fact_nll', arm, 'forward')
 
 @study.claim('LC20', 'A second pass through the same blocks memorises facts better than as many blocks more.', source='memory-layers 6: forward perplexity 9,576 against 12,868, labels shifted twice, no control', measured='loss of the answers with twice the blocks minus that with two passes', rule=More(least=.05, said=log(12868.4 / 9576.1)),
@@ -251,7 +251,7 @@ def gated_falls(runs, records): return np.log(at_end(records, 'perplexity', 'gat
 @study.claim('LC21b', 'The perplexity of all tokens is no better for the gate.', source='memory-layers 11.21', measured='log of the perplexity of all tokens with a hard gate over that without', rule=More(least=-CLOSE, said=0., null=-2 * CLOSE), arms=('gate hard', 'gate ungated'), unit='nats', seeds=5, sd=.3)
 def full_stays(runs, records): return np.log(at_end(records, 'perplexity', 'gate hard', 'all tokens')) - np.log(at_end(records, 'perplexity', 'gate ungated', 'all tokens'))
 
-# %% ../../nbs/studies/lagged_cache.ipynb #e77494f0
+# %% ../../nbs/studies/lagged_cache.ipynb #4e3f2a7f
 def along(cell: str, letter: str):
     "Directions of gradients while a cell is trained exactly."
     arms = tuple(f'{t} {cell} token by token' for t in TASKS)
@@ -264,7 +264,7 @@ def along(cell: str, letter: str):
 along('gru', 'a')
 along('context', 'b')
 
-# %% ../../nbs/studies/lagged_cache.ipynb #d157399e
+# %% ../../nbs/studies/lagged_cache.ipynb #4e9884ce
 def ends(task: str, cell: str, letter: str):
     "Where training ends, beside exact training."
     exact = f'{task} {cell} token by token'
@@ -277,7 +277,7 @@ SPREAD = dict(copy=.03, recall=.03, text=.01)   # expected between seeds, of pai
 SAID = dict(copy='eight symbols to copy', recall='four pairs to recall', text='bytes of text')
 for letter, (task, cell) in zip('abcdef', [(t, c) for t in TASKS for c in CELLS]): ends(task, cell, letter)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #78905f7a
+# %% ../../nbs/studies/lagged_cache.ipynb #18a85ba0
 def crosses(cell: str, letter: str):
     "The best gain of a Newton step over lengths."
     arm = f'time {cell}'
