@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy   # its `stats` is loaded where it is used
 
 from ..core.files import read_json, write_json
 from .records import size_of
@@ -109,7 +109,7 @@ def false_discovery(p: Sequence[float]) -> list[float]:
     p = np.asarray(p, float)
     known = ~np.isnan(p)
     q = np.full(len(p), math.nan)
-    if known.any(): q[known] = stats.false_discovery_control(p[known])
+    if known.any(): q[known] = scipy.stats.false_discovery_control(p[known])
     return q.tolist()
 
 def holm(p: Sequence[float]) -> list[float]:

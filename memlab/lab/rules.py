@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+import scipy   # its `stats` takes a second to load, and is loaded where it is used
+from scipy import special
 
 # %% ../../nbs/lab/rules.ipynb #78733eb7
 VERDICTS = ('supported', 'refuted', 'inconclusive', 'artefact')
@@ -248,7 +249,7 @@ class Equal:
 @cache
 def exact(k: int, n: int, share: float) -> tuple[float, float, float]:
     "Interval of a share of which `k` of `n` were seen, and p were it `share`."
-    got = stats.binomtest(k, n, share)
+    got = scipy.stats.binomtest(k, n, share)
     return *map(float, got.proportion_ci(.95)), float(got.pvalue)
 
 # %% ../../nbs/lab/rules.ipynb #5a4ab680
@@ -337,8 +338,8 @@ class MoreOften:
 def log_rank(values: pd.DataFrame) -> str:
     "The log-rank test of our steps against theirs (columns as for `Sooner`), in words."
     ours, theirs, end = np.asarray(values, float).T
-    kept = [stats.CensoredData(uncensored=t[t <= end], right=end[t > end]) for t in (ours, theirs)]
-    return f'log-rank p = {stats.logrank(*kept).pvalue:.2g}' if (np.minimum(ours, theirs) <= end).any() else 'nobody solved it'
+    kept = [scipy.stats.CensoredData(uncensored=t[t <= end], right=end[t > end]) for t in (ours, theirs)]
+    return f'log-rank p = {scipy.stats.logrank(*kept).pvalue:.2g}' if (np.minimum(ours, theirs) <= end).any() else 'nobody solved it'
 
 # %% ../../nbs/lab/rules.ipynb #85bdfdc5
 @dataclass(frozen=True, kw_only=True)
