@@ -180,6 +180,11 @@ class Pairs(Generated):
     @property
     def length(self) -> int: return self.config.length
 
+    @property
+    def floor(self) -> float:
+        "Loss (nats) of one who knows the values of a row, but not whose they are."
+        return math.log(self.config.pairs)
+
     def draw(self, rows: int, *, seed: int, split: str = 'train', step: int = 0) -> tuple[Int64[Tensor, 'b t'], Int64[Tensor, 'b t']]:
         "Rows of recall; labels stand where a key is asked."
         b = recall_batch(self.config, rows, seed=seed, split=split, step=step)
@@ -200,6 +205,11 @@ class Earlier(Generated):
 
     @property
     def vocab_size(self) -> int: return self.symbols
+
+    @property
+    def floor(self) -> float:
+        "Loss (nats) of one who says any symbol."
+        return math.log(self.symbols)
 
     def draw(self, rows: int, *, seed: int, split: str = 'train', step: int = 0) -> tuple[Int64[Tensor, 'b t'], Int64[Tensor, 'b t']]:
         "Rows of symbols, and the same some places later."

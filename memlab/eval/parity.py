@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['agreement', 'StateError', 'state_error', 'settled_share', 'recurrent_parameters', 'gradient_of', 'ways', 'Parity',
-           'HeldOutStates', 'decoded', 'Horizon']
+           'Guess', 'HeldOutStates', 'decoded', 'Horizon']
 
 # %% ../../nbs/eval/parity.ipynb #e4e9d32a
 from collections.abc import Iterable, Sequence
@@ -101,18 +101,19 @@ def ways(
 # %% ../../nbs/eval/parity.ipynb #26f7d4e1
 @dataclass(frozen=True, kw_only=True)
 class Parity(Measure):
-    "How far stored states, and what every way makes of them, are from the recurrence: states, gradients, loss; and the slope of the cell."
+    "How far stored states, and what every way makes of them, are from the recurrence: states, gradients, loss; the slope of the cell, and what Newton's method noted."
     at: str = 'log'
-    rows: int = 32   # samples looked at
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
-        model, cache, sample = trial.model, trial.learner.carry, torch.arange(min(self.rows, trial.task.samples))
+        model, cache, (ids, labels, sample) = trial.model, trial.learner.carry, trial.task.batches(trial.seed)(step)
         if cache is None or not cache.seen(sample).all(): return
-        ids, labels = (x[sample].to(trial.device) for x in trial.task.training(trial.seed))
+        ids, labels = ids.to(trial.device), labels.to(trial.device)
         stored = cache.read(sample, torch.float32, trial.device)
         u = model.drives(ids)
         true = sequential(model.cell, u, model.hidden.start, model.stack)
         exact, loss = gradient_of(model, true, labels), lambda h: token_loss(model, model.read(h.detach()), labels).mean.item()
+        yield record(step, 'age', cache.age(sample, step).mean().item())
+        yield from (record(step, metric, value) for metric, value in dict(residual=cache.residual.max().item(), wild=cache.wild.sum().item()).items() if cache.residual.any())
         yield record(step, 'state_error', error_ratio(stored, true.detach()), item='stored')
         yield record(step, 'loss_on', loss(true), item='sequential')
         for name, h in ways(model, u, stored).items():
@@ -124,6 +125,13 @@ class Parity(Measure):
             yield from (record(step, 'slope', value, item=name) for name, value in dict(mean=steep.mean().item(), max=steep.max().item()).items())
 
 # %% ../../nbs/eval/parity.ipynb #e1e35ddb
+@dataclass(frozen=True, kw_only=True)
+class Guess(Measure):
+    "What is lost by one who guesses, of a task that knows."
+    at: str = 'start'
+
+    def records(self, trial: Trial, step: int) -> Iterable[Record]: return [record(0, 'floor', trial.task.floor, item='guess')]
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOutStates(Measure):
     "Loss and accuracy on samples that are never trained on, token by token; the loss of states from sweeps over zeros, and of the same weights when nothing recurs."

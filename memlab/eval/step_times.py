@@ -7,8 +7,9 @@ __all__ = ['Drawn', 'stepper', 'seconds_of', 'StepTimes']
 
 # %% ../../nbs/eval/step_times.ipynb #1fbd3dbc
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import count
 from statistics import median
 from typing import NamedTuple
 
@@ -35,17 +36,13 @@ def stepper(
     way: StateLoss,
     rows: int,
     length: int,
-):
+) -> Callable[[], torch.Tensor]:
     "A function that takes one training step of a model on random tokens; states have been stored before."
     model, how = config.build(0), FitConfig(steps=1, optimizer=AdamWConfig(lr=1e-6), objective=way)
     learner, sample = Learner(model, how.optimizer.build(model), way.carry(model, Drawn(rows, length), 0)), torch.arange(rows)
     ids = torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
-    take = way.step(how)
-    def step():
-        step.done += 1
-        return take(learner, (ids, ids, sample), step.done)
-    step.done = 0
-    return step
+    take, steps = way.step(how), count(1)
+    return lambda: take(learner, (ids, ids, sample), next(steps))
 
 # %% ../../nbs/eval/step_times.ipynb #0040d880
 def seconds_of(
@@ -71,7 +68,7 @@ class StepTimes(Measure):
     lengths: tuple[int, ...]
     rows: int = 32
     repeats: int = 7
-    tokens: int = 0
+    tokens: int = 0   # that a run reads; drawn ones are not counted
 
     def __post_init__(self):
         super().__post_init__()

@@ -156,6 +156,7 @@ def steps_to(
     rows = rows_of(records, metric, arm, item=None)
     first = rows[rows.value >= bar].groupby('seed').step.min()
     return first.reindex(sorted(rows.seed.unique())).astype(float).fillna(math.inf)
+
 def each(
     records: pd.DataFrame,
     arms: Sequence[str],

@@ -38,14 +38,16 @@ def jacobian(
 @torch.no_grad()
 def check_cell(
     cell: Any,                    # (h, u) -> h
-    h: Float[Tensor, 'b t c'],
-    u: Float[Tensor, 'b t e'],
+    u: Float[Tensor, 'b t e'],    # drives; states are drawn, since from equal ones nothing would show
+    width: int,                   # of the states
 ) -> None:
     "Refuse a cell that looks at other positions, or makes states of another shape."
+    h = torch.randn(*u.shape[:2], width, generator=torch.Generator().manual_seed(0)).to(u)
     y = cell(h, u)
+    near = max(1e-4, 8 * torch.finfo(y.dtype).eps)
     if y.shape != h.shape: raise ValueError(f'the cell makes states of {tuple(y.shape)} of states of {tuple(h.shape)}: expected the same shape')
     for t in {0, h.shape[1] - 1}:
-        if not torch.allclose(cell(h[:1, t:t+1], u[:1, t:t+1]), y[:1, t:t+1], rtol=1e-3, atol=1e-4): raise ValueError(f'the cell gives another state at token {t} when it sees that token alone: it looks at other positions or rows, which a recurrence cannot; put such layers into its stack')
+        if not torch.allclose(cell(h[:1, t:t+1], u[:1, t:t+1]), y[:1, t:t+1], rtol=near, atol=near): raise ValueError(f'the cell gives another state at token {t} when it sees that token alone: it looks at other positions or rows, which a recurrence cannot; put such layers into its stack')
 
 # %% ../../nbs/nn/cells.ipynb #d72cb6ee
 def gelu_slope(a: Tensor) -> Tensor:

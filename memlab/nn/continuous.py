@@ -97,7 +97,7 @@ class ContinuousLM(TransformerLM):
 
     def again(self,
               h: Float[Tensor, 'b t c'],
-              memory: Memory | None = None,   # of the inner layers in this pass
+              memory: Sequence[State | None] | None = None,   # of the inner layers in this pass
               ) -> tuple[Float[Tensor, 'b t c'], Memory]:
         "The second pass."
         passed, memory = self.stack(h if self.extra is None else self.extra(h), memory)
@@ -118,17 +118,18 @@ class ContinuousLM(TransformerLM):
         "Token by token through the recurrence, then up the layers."
         if starts is not None: raise ValueError('documents start inside a row, which a recurrence run token by token does not know: give each document a row of its own')
         self.check(ids, memory)
-        states = list(memory or [None] * len(self.stages))
+        states, n, after = list(memory or [None] * len(self.stages)), len(self.inside), []
         hidden = None if self.hidden is None else states.pop(0)
         if hidden is not None: check_state(hidden, self.hidden.init_state(0), len(ids))
-        take = lambda: tuple(states.pop(0) for _ in self.inside) if memory else [states.pop(0) for _ in self.inside] and None
-        u, inner = self.drives(ids, None if hidden is None else hidden.seen), take()
-        h, inner = self.stack(u, inner) if self.hidden is None else unroll(self.cell, u, self.hidden.before(hidden), self.stack, inner)
-        after = [] if self.hidden is None else [self.carried(h, ids, hidden)]
-        after += inner or ()
+        u, inner, states = self.drives(ids, None if hidden is None else hidden.seen), states[:n], states[n:]
+        if self.hidden is None: h, inner = self.stack(u, inner)
+        else:
+            h, inner = unroll(self.cell, u, self.hidden.before(hidden), self.stack, inner)
+            after.append(self.carried(h, ids, hidden))
+        after += inner
         if self.second != 'none':
-            h, inner = self.again(h, take())
-            after += inner
+            h, inner = self.again(h, states[:n])
+            after, states = [*after, *inner], states[n:]
         rs, later = self.up(h, states, tap, local)
         return rs, (*after, *later)
 

@@ -39,6 +39,7 @@ class StateLoss(Objective):
         "What to minimise, what to report and how many count, of some rows of a batch."
         model = learner.model
         u = model.drives(ids)
+        if step == 0 and model.cell is not None: check_cell(model.cell, u, len(model.hidden.start))
         h = self.states(learner, ids, u, sample, step)
         found = token_loss(model, model.read(h), labels)
         return found._replace(total=found.total + found.count * self.kept_easy(model, h, u, step))
@@ -101,7 +102,6 @@ class CachedLoss(StateLoss):
         model, cache = learner.model, learner.carry
         new = cache.age(sample, step).isinf().to(u.device)
         h = cache.read(sample, torch.float32, u.device)
-        if step == 0: check_cell(model.cell, previous(h, model.hidden.start), u)
         if new.any(): h[new] = FIRST[self.first](model, ids[new], u[new]).to(h.dtype)
         return h
 
