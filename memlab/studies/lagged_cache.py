@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['WAYS', 'CELLS', 'TASKS', 'asked', 'DISPERSIONS', 'KEYS', 'PASSES', 'study', 'CLOSE', 'NAMED', 'SPREAD', 'SAID',
            'Sizes', 'grid', 'variations', 'continuous', 'horizons', 'passes', 'gates', 'times', 'everything', 'quick',
-           'cpu', 'gpu', 'full', 'val', 'over', 'ratio', 'lagged_is_fast', 'gain_grows', 'same_place', 'wrong_key',
-           'ordered_key', 'horizon', 'recedes', 'ends_at_unigram', 'states_help', 'states_alone_hurt', 'steadier',
-           'no_cost', 'answers', 'passes_help', 'gated_falls', 'full_stays', 'along', 'ends', 'crosses']
+           'cpu', 'gpu', 'full', 'val', 'times_as_fast', 'exact_learns', 'worse', 'horizon', 'gated', 'at_length']
 
-# %% ../../nbs/studies/lagged_cache.ipynb #fe223697
+# %% ../../nbs/studies/lagged_cache.ipynb #a4e611cf
 from dataclasses import dataclass, replace
-from math import exp, log
+from math import log
 
 import numpy as np
 import pandas as pd
@@ -21,15 +19,14 @@ from ..data.recall import RecallConfig
 from ..data.samples import Copy, Earlier, Pairs, Samples, TextSamples
 from ..eval.coverage import Coverage
 from ..eval.held_out import CountingFloors
-from ..eval.parity import HeldOutStates, Horizon, Parity
+from ..eval.parity import Guess, HeldOutStates, Horizon, Parity
 from ..eval.step_times import StepTimes
 from ..eval.told import FactsAsked, Scoring
 from ..lab.arm import Arm, factors
-from ..lab.claims import Seen
 from ..lab.rules import Equal, Less, More
 from ..lab.study import Preset, Study
 from ..lab.tuning import Planned, staged
-from ..lab.values import at_end, floor_of, rows_of
+from ..lab.values import at_end, by_seed, each, floor_of, rests, rows_of, slopes
 from ..nn.continuous import ContinuousConfig
 from ..nn.pythia import PythiaConfig
 from ..nn.selective import SelectiveConfig
@@ -40,7 +37,7 @@ from ..train.recurrent import LaggedLoss, NewtonLoss, SequentialLoss
 from ..train.schedule import Cosine
 from ..train.selective import SelectiveLoss
 
-# %% ../../nbs/studies/lagged_cache.ipynb #6b1919a5
+# %% ../../nbs/studies/lagged_cache.ipynb #1a4b75a8
 @dataclass(frozen=True)
 class Sizes:
     "How large and how long the arms of a preset are."
@@ -71,11 +68,11 @@ class Sizes:
     def arm(self, name: str, task, model, objective: Objective, *measures, steps: int | None = None, lr: float = 1e-2, **words) -> Arm:
         "A model trained one way."
         steps = steps or self.epochs * task.steps_per_epoch
-        every = max(1, steps // 10)
+        every = max(1, steps // 20)
         how = FitConfig(steps=steps, optimizer=AdamWConfig(lr=lr, weight_decay=0.), schedule=Cosine(warmup=min(50, steps // 10)), objective=objective, log_every=every)
         return Arm(name=name, task=task, model=model, train=how, measures=measures, factors=factors(**words))
 
-# %% ../../nbs/studies/lagged_cache.ipynb #3b41d5bd
+# %% ../../nbs/studies/lagged_cache.ipynb #c02528d2
 WAYS = {'token by token': (SequentialLoss(remember='float16'), 'token by token'), 'lagged': (LaggedLoss(), 'lagged'), '4 sweeps': (LaggedLoss(sweeps=4, through=4), 'lagged'),
         'Newton': (NewtonLoss(), 'Newton'), 'Newton, diagonal': (NewtonLoss(diagonal=True), 'Newton'), 'Newton from zeros': (NewtonLoss(guess='zeros'), 'Newton')}
 CELLS, TASKS = ('gru', 'context'), ('copy', 'recall', 'text')
@@ -83,10 +80,10 @@ asked = lambda z, **kw: HeldOutStates(rows=z.test_rows, **kw)
 
 def grid(z: Sizes) -> list[tuple[Arm, str]]:
     "Every task, cell and way, and the arm whose rate is taken."
-    return [(z.arm(f'{t} {c} {w}', task, z.cell(c, task), way, asked(z, sweeps=(8,)), Parity(), question='grid', learns=t, cell=c, way=w), f'{t} {c} {like}')
+    return [(z.arm(f'{t} {c} {w}', task, z.cell(c, task), way, asked(z, sweeps=(8,)), Parity(), CountingFloors() if t == 'text' else Guess(), question='grid', learns=t, cell=c, way=w), f'{t} {c} {like}')
             for t, task in z.tasks().items() for c in CELLS for w, (way, like) in WAYS.items()]
 
-# %% ../../nbs/studies/lagged_cache.ipynb #4f2d4cb1
+# %% ../../nbs/studies/lagged_cache.ipynb #7a8f3bf0
 DISPERSIONS, KEYS = (.01, .1, 1.), ('batch ordered', 'batch shuffled')
 
 def variations(z: Sizes) -> list[tuple[Arm, str]]:
@@ -96,11 +93,11 @@ def variations(z: Sizes) -> list[tuple[Arm, str]]:
     arms = [(z.arm(f'text gru lagged, {k}', task, z.cell('gru', text), LaggedLoss(), asked(z), question='keys', key=k), 'text gru lagged') for k, task in keyed.items()]
     return arms + [(z.arm(f'text context lagged, dispersion {w:g}', text, z.cell('context', text), LaggedLoss(dispersion=w), asked(z), Parity(), question='dispersion', weight=w), 'text context lagged') for w in DISPERSIONS]
 
-# %% ../../nbs/studies/lagged_cache.ipynb #b49cbdb7
+# %% ../../nbs/studies/lagged_cache.ipynb #dfd40443
 def continuous(z: Sizes) -> list[Arm]:
     "What enters a recurrence of attention blocks: tokens, tokens and states, or states alone."
     text, kw = z.tasks()['text'], dict(question='input')
-    wide = {'discrete, wider': z.blocks(text, cell='none', intermediate=10 * z.width)}
+    wide = {'discrete, wider': z.blocks(text, cell='none', intermediate=8 * z.width + z.width // 2)}   # what P takes
     plain = [z.arm(n, text, m, SequentialLoss(), asked(z), CountingFloors(), lr=3e-3, enters=n, **kw) for n, m in {'discrete': z.blocks(text, cell='none'), **wide, 'states added, exact': z.blocks(text)}.items()]
     lag = {'states added': z.blocks(text), 'states alone': z.blocks(text, tokens='first')}
     first = {'states added': 'sequential', 'states alone': 'tokens'}
@@ -112,7 +109,7 @@ def horizons(z: Sizes) -> list[Arm]:
     every = FitConfig(steps=10 * task.steps_per_epoch, optimizer=AdamWConfig(lr=3e-3, weight_decay=0.), objective=LaggedLoss(first='tokens'), log_every=task.steps_per_epoch)
     return [Arm(name=n, task=task, model=z.blocks(task, tokens=tokens), train=every, measures=(Horizon(),), factors=factors(question='horizon', enters=tokens)) for n, tokens in {'horizon, states alone': 'first', 'horizon, states added': 'every'}.items()]
 
-# %% ../../nbs/studies/lagged_cache.ipynb #53e6e13d
+# %% ../../nbs/studies/lagged_cache.ipynb #24122f8a
 PASSES = {'one pass': {}, 'two passes': dict(second='extra'), 'two passes, tied': dict(second='tied'), 'twice the blocks': dict(n=4)}
 
 def passes(z: Sizes) -> list[Arm]:
@@ -133,9 +130,9 @@ def times(z: Sizes) -> list[Arm]:
     loop, fast = ('token by token', SequentialLoss()), (('lagged', LaggedLoss()), ('Newton', NewtonLoss()), ('Newton, diagonal', NewtonLoss(diagonal=True)))
     text = z.tasks()['text']
     timed = lambda name, model, ways, rows, lengths: Arm(name=f'time {name}', measures=(StepTimes(model=model, ways=(loop, *ways), lengths=lengths, rows=rows, repeats=z.repeats),), factors=factors(question='time', cell=name))
-    return [timed(c, z.cell(c, text), fast, 8, z.lengths) for c in CELLS] + [timed('blocks', z.blocks(text), fast[:1], 8, z.lengths[:3])]
+    return [timed(c, z.cell(c, text), fast, z.rows, z.lengths) for c in CELLS] + [timed('blocks', z.blocks(text), fast[:1], 8, z.lengths[:3])]
 
-# %% ../../nbs/studies/lagged_cache.ipynb #5a975e7e
+# %% ../../nbs/studies/lagged_cache.ipynb #0cd3a126
 def everything(z: Sizes, seeds: tuple[int, ...]) -> Preset:
     "All arms of this study: trials of rates, then every seed."
     plan = [Planned(a, seeds, like) for a, like in grid(z) + variations(z)]
@@ -159,133 +156,122 @@ def full() -> Preset:
 
 study = Study('lagged_cache', 'Is a recurrence that is trained on all tokens at once worth having?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full))
 
-# %% ../../nbs/studies/lagged_cache.ipynb #5fa0aeab
-def val(records: pd.DataFrame, arm: str, item: str | None = None) -> pd.Series:
+# %% ../../nbs/studies/lagged_cache.ipynb #69b777e8
+CLOSE, NAMED = log(1.03), dict(gru='GRU', context='context cell')   # 3 % of perplexity, in nats
+
+def val(records: pd.DataFrame, arm: str) -> pd.Series:
     "Held-out loss (nats) at the end of each run."
-    return at_end(records, 'val_loss', arm, item)
+    return at_end(records, 'val_loss', arm)
 
-def over(records: pd.DataFrame, metric: str, arm: str, item: str, take: str) -> pd.Series:
-    "The smallest, largest or mean value of a run, by seed."
-    return rows_of(records, metric, arm, item=item).groupby('seed').value.agg(take)
-
-def ratio(records: pd.DataFrame, arm: str, way: str, length: int) -> pd.Series:
+def times_as_fast(records: pd.DataFrame, arm: str, way: str, length: int) -> pd.Series:
     "How many times faster a step is than one token by token."
-    return rows_of(records, 'seconds_ratio', arm, item=way, position=str(length)).set_index('seed').value
+    return by_seed(records, 'seconds_ratio', arm, item=way, position=str(length))
 
-CLOSE = log(1.03)   # 3 % of perplexity, in nats
+def exact_learns(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
+    "Whether the last of some arms, the exact one, has come to rest below what guessing loses."
+    exact = arms[-1]
+    floor = floor_of(records, exact, 'unigram' if exact.startswith('text') else 'guess')
+    return rests(records, 'val_loss', exact, .02, item=None) & (val(records, exact) < floor - .1), 'have converged below a guess'
 
-# %% ../../nbs/studies/lagged_cache.ipynb #c634fe1c
-@study.claim('LC13a', 'At 128 tokens, a lagged step of a language model with attention in its recurrence is ten times as fast as a step token by token.', source='memory-layers 4.5: 450 s against 20 s an epoch, S 128',
-             measured='seconds of a step token by token, keys and values carried, over those of a lagged step', rule=More(least=10., said=22.), arms=('time blocks',), unit='times as fast', seeds=5, sd=2.)
-def lagged_is_fast(runs, records): return ratio(records, 'time blocks', 'lagged', 128)
+def worse(records: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
+    "How much more we lose than they do."
+    return val(records, ours) - val(records, theirs)
 
-@study.claim('LC13b', 'The gain grows in proportion to the length.', source='memory-layers 11.13: about S/k', measured='exponent of the gain between 32 and 128 tokens', rule=More(least=.5, said=1.), arms=('time blocks',), unit='power of the length', seeds=5, sd=.1)
-def gain_grows(runs, records): return (np.log(ratio(records, 'time blocks', 'lagged', 128)) - np.log(ratio(records, 'time blocks', 'lagged', 32))) / log(4)
+# %% ../../nbs/studies/lagged_cache.ipynb #d11ae4c5
+study.reading('LC13a', 'At 128 tokens, a lagged step of a language model with attention in its recurrence is ten times as fast as a step token by token.', lambda records: times_as_fast(records, 'time blocks', 'lagged', 128), source='memory-layers 4.5: 450 s against 20 s an epoch, S 128',
+              measured='seconds of a step token by token, keys and values carried, over those of a lagged step', rule=More(least=10., said=22., null=1.), arms=('time blocks',), unit='times as fast', seeds=5, sd=2.)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #ab5252f0
-def same_place(letter: str, cell: str):
-    "Lagged training ends where exact training ends."
+study.reading('LC13b', 'That gain grows in proportion to the length.', lambda records: np.log(times_as_fast(records, 'time blocks', 'lagged', 128) / times_as_fast(records, 'time blocks', 'lagged', 32)) / log(4), source='memory-layers 11.13: about S/k',
+              measured='exponent of the gain between 32 and 128 tokens', rule=More(least=.5, said=1.), arms=('time blocks',), unit='power of the length', seeds=5, sd=.1)
+
+# %% ../../nbs/studies/lagged_cache.ipynb #6a758c22
+for cell, (ends, nears) in dict(gru=('LC14a', 'LC14c'), context=('LC14b', 'LC14d')).items():
     arms = f'text {cell} lagged', f'text {cell} token by token'
-    @study.claim(f'LC14{letter}', f'A {NAMED[cell]} that is trained on text with one lagged sweep a visit reaches the perplexity of exact training within 3 %.', source='memory-layers 11.14: cosine .9969 of states, and yet perplexity 434.6 against 111.9',
-                 measured='held-out loss after lagged training minus that after exact training, both read token by token', rule=Equal(margin=CLOSE), arms=arms, unit='nats', seeds=5, sd=.02)
-    def read(runs, records): return val(records, arms[0]) - val(records, arms[1])
-    @study.claim(f'LC14{chr(ord(letter) + 2)}', f'Eight sweeps from stored states bring the states of a {NAMED[cell]} within 1 % of the recurrence.', source='memory-layers 11.14: K <= 8 gives a state error below .01',
-                 measured='norm of the difference over norm of the states, at the end of lagged training', rule=Less(most=.01, said=.005, null=.02), arms=arms[:1], unit='of the norm', seeds=5, sd=.002)
-    def sweep(runs, records): return at_end(records, 'state_error', arms[0], '8 sweeps')
-NAMED = dict(gru='GRU', context='context cell')
-same_place('a', 'gru')
-same_place('b', 'context')
+    study.reading(ends, f'A {NAMED[cell]} that is trained on text with one lagged sweep a visit reaches the perplexity of exact training within 3 %.', lambda records, arms=arms: worse(records, *arms), exact_learns, source='memory-layers 11.14: cosine .9969 of states, and yet perplexity 434.6 against 111.9',
+                  measured='held-out loss after lagged training minus that after exact training, both read token by token', rule=Equal(margin=CLOSE), arms=arms, unit='nats', seeds=5, sd=.01)
+    study.reading(nears, f'Eight sweeps from stored states bring the states of a {NAMED[cell]} within 1 % of the recurrence.', lambda records, arm=arms[0]: at_end(records, 'state_error', arm, '8 sweeps'), source='memory-layers 11.14: K <= 8 gives a state error below .01',
+                  measured='norm of the difference over norm of the states, at the end of lagged training', rule=Less(most=.01, said=.005, null=.02), arms=arms[:1], unit='of the norm', seeds=5, sd=.002)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #3c4826f3
-@study.claim('LC15a', 'States that are stored by the number of the batch, and shuffled, make lagged training at least 5 % worse.', source='memory-layers 11.15, defect V7', measured='held-out loss when shuffled batches number the states minus that when samples do',
-             rule=More(least=log(1.05)), arms=('text gru lagged, batch shuffled', 'text gru lagged'), unit='nats', seeds=5, sd=.02)
-def wrong_key(runs, records): return val(records, 'text gru lagged, batch shuffled') - val(records, 'text gru lagged')
+# %% ../../nbs/studies/lagged_cache.ipynb #84714f8d
+study.reading('LC15a', 'States that are stored by the number of the batch, and shuffled, make lagged training at least 5 % worse.', lambda records: worse(records, 'text gru lagged, batch shuffled', 'text gru lagged'), source='memory-layers 11.15, defect V7',
+              measured='held-out loss when shuffled batches number the states minus that when samples do', rule=More(least=log(1.05)), arms=('text gru lagged, batch shuffled', 'text gru lagged'), unit='nats', seeds=5, sd=.02)
 
-@study.claim('LC15b', 'In a fixed order, numbers of batches are as good as numbers of samples, within 1 %.', source='memory-layers 11.15', measured='held-out loss in a fixed order, keyed by batch, minus that of shuffled samples', rule=Equal(margin=.01),
-             arms=('text gru lagged, batch ordered', 'text gru lagged'), unit='nats', seeds=5, sd=.01)
-def ordered_key(runs, records): return val(records, 'text gru lagged, batch ordered') - val(records, 'text gru lagged')
+study.reading('LC15b', 'In a fixed order, numbers of batches are as good as numbers of samples, within 1 %.', lambda records: worse(records, 'text gru lagged, batch ordered', 'text gru lagged'), source='memory-layers 11.15',
+              measured='held-out loss in a fixed order, keyed by batch, minus that of shuffled samples', rule=Equal(margin=.01), arms=('text gru lagged, batch ordered', 'text gru lagged'), unit='nats', seeds=5, sd=.005)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #5baef413
+# %% ../../nbs/studies/lagged_cache.ipynb #41419245
 def horizon(records: pd.DataFrame, arm: str) -> pd.DataFrame:
     "How far back the best known token of a stored state stands, by seed (rows) and epoch (columns)."
     rows = rows_of(records, 'decoded', arm)
-    steps = {s: i + 1 for i, s in enumerate(sorted(rows.step.unique()))}
-    best = rows.assign(epoch=rows.step.map(steps), position=rows.position.astype(int)).sort_values('value').groupby(['seed', 'epoch']).position.last()
-    return best.unstack()
+    epochs = {step: i + 1 for i, step in enumerate(sorted(rows.step.unique()))}
+    known = rows.assign(epoch=rows.step.map(epochs), position=rows.position.astype(int)).pivot(index=['seed', 'epoch'], columns='position', values='value')
+    return known.idxmax(axis=1).unstack()
 
-@study.claim('LC16a', 'If states alone are handed on, each epoch of lagged training takes one more token out of sight.', source='memory-layers 4.2: after e epochs a state sees x_0 and what is e or more tokens old', measured='slope over ten epochs of how far back the best known token of a stored state stands',
-             rule=Equal(target=1., margin=.1), arms=('horizon, states alone',), unit='tokens an epoch', seeds=5, sd=.03)
-def recedes(runs, records): return horizon(records, 'horizon, states alone').apply(lambda row: np.polyfit(row.index, row, 1)[0], axis=1)
+study.reading('LC16a', 'If states alone are handed on, each epoch of lagged training takes one more token out of sight.', lambda records: slopes(horizon(records, 'horizon, states alone')), source='memory-layers 4.2: after e epochs a state sees x_0 and what is e or more tokens old',
+              measured='slope over ten epochs of how far back the best known token of a stored state stands', rule=Equal(target=1., margin=.1), arms=('horizon, states alone',), unit='tokens an epoch', seeds=5, sd=.03)
 
-@study.claim('LC16b', 'Trained so, a model ends at what single bytes tell.', source='memory-layers 4.2: the limit is a position-conditional unigram model', measured='held-out loss in its own mode minus that of counting bytes', rule=Equal(margin=.05), arms=('states alone',), unit='nats', seeds=5, sd=.02)
-def ends_at_unigram(runs, records): return val(records, 'states alone') - floor_of(records, 'states alone', 'unigram')
+study.reading('LC16b', 'Trained on states alone, a model ends at what single bytes tell.', lambda records: val(records, 'states alone') - floor_of(records, 'states alone', 'unigram'), source='memory-layers 4.2: the limit is a position-conditional unigram model',
+              measured='held-out loss in its own mode minus that of counting bytes', rule=Equal(margin=.05), arms=('states alone',), unit='nats', seeds=5, sd=.02)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #c308df67
-@study.claim('LC17a', 'A language model that adds its last state to each token does better on text than one of as many parameters that does not.', source='memory-layers 5: additive input tried, no gain, no numbers', measured='held-out loss without states minus that with states, trained lagged', rule=More(least=.01),
-             arms=('discrete, wider', 'states added'), unit='nats', seeds=5, sd=.02)
-def states_help(runs, records): return val(records, 'discrete, wider') - val(records, 'states added')
+# %% ../../nbs/studies/lagged_cache.ipynb #52f281d0
+study.reading('LC17a', 'A language model that adds its last state to each token does better on text than one of as many parameters that does not.', lambda records: worse(records, 'discrete, wider', 'states added'), source='memory-layers 5: additive input tried, no gain, no numbers',
+              measured='held-out loss without states minus that with states, trained lagged', rule=More(least=.01), arms=('discrete, wider', 'states added'), unit='nats', seeds=5, sd=.02)
 
-@study.claim('LC17b', 'A language model that is handed its last state in the place of tokens has at least twice the perplexity.', source='memory-layers 5: 2,031.6 against 487.2, both scored with tokens', measured='held-out loss on states alone minus that on tokens, each in its own mode', rule=More(least=log(2), said=log(2031.6 / 487.2)),
-             arms=('states alone', 'discrete'), unit='nats', seeds=5, sd=.03)
-def states_alone_hurt(runs, records): return val(records, 'states alone') - val(records, 'discrete')
+study.reading('LC17b', 'A language model that is handed its last state in the place of tokens has at least twice the perplexity.', lambda records: worse(records, 'states alone', 'discrete'), source='memory-layers 5: 2,031.6 against 487.2, both scored with tokens',
+              measured='held-out loss on states alone minus that on tokens, each in its own mode', rule=More(least=log(2), said=log(2031.6 / 487.2)), arms=('states alone', 'discrete'), unit='nats', seeds=5, sd=.03)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #4149b8d5
-@study.claim('LC18a', 'Spreading states with weight .1 makes stored states drift less, by 30 % or more.', source='memory-layers 4.4: stable with it, no numbers', measured='share by which the distance of stored states from the recurrence is smaller', rule=More(least=.3),
-             arms=('text context lagged, dispersion 0.1', 'text context lagged'), unit='of the distance', seeds=5, sd=.1)
-def steadier(runs, records): return 1 - at_end(records, 'state_error', 'text context lagged, dispersion 0.1', 'stored') / at_end(records, 'state_error', 'text context lagged', 'stored')
+# %% ../../nbs/studies/lagged_cache.ipynb #c58ace54
+SPREAD = 'text context lagged, dispersion 0.1', 'text context lagged'
 
-@study.claim('LC18b', 'It costs less than 3 % of perplexity.', source='memory-layers 4.4: w .1 best', measured='held-out loss with it minus that without', rule=Less(most=CLOSE, said=0., null=2 * CLOSE), arms=('text context lagged, dispersion 0.1', 'text context lagged'), unit='nats', seeds=5, sd=.02)
-def no_cost(runs, records): return val(records, 'text context lagged, dispersion 0.1') - val(records, 'text context lagged')
+study.reading('LC18a', 'Spreading states with weight .1 makes stored states drift less, by 30 % or more.', lambda records: 1 - at_end(records, 'state_error', SPREAD[0], 'stored') / at_end(records, 'state_error', SPREAD[1], 'stored'), source='memory-layers 4.4: stable with it, no numbers',
+              measured='share by which the distance of stored states from the recurrence is smaller', rule=More(least=.3), arms=SPREAD, unit='of the distance', seeds=5, sd=.1)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #eb4b2df9
-def answers(records: pd.DataFrame, arm: str) -> pd.Series: return at_end(records, 'fact_nll', arm, 'forward')
+study.reading('LC18b', 'Spreading states with weight .1 costs less than 3 % of perplexity.', lambda records: worse(records, *SPREAD), source='memory-layers 4.4: w .1 best', measured='held-out loss with it minus that without',
+              rule=Less(most=CLOSE, said=0., null=2 * CLOSE), arms=SPREAD, unit='nats', seeds=5, sd=.01)
 
-@study.claim('LC20', 'A second pass through the same blocks memorises facts better than as many blocks more.', source='memory-layers 6: forward perplexity 9,576 against 12,868, labels shifted twice, no control', measured='loss of the answers with twice the blocks minus that with two passes', rule=More(least=.05, said=log(12868.4 / 9576.1)),
-             arms=('twice the blocks', 'two passes'), unit='nats', seeds=5, sd=.1)
-def passes_help(runs, records): return answers(records, 'twice the blocks') - answers(records, 'two passes')
+# %% ../../nbs/studies/lagged_cache.ipynb #9e6fc63c
+def gated(records: pd.DataFrame, arm: str, item: str) -> pd.Series:
+    "Logarithm of a perplexity."
+    return np.log(at_end(records, 'perplexity', arm, item))
 
-@study.claim('LC21a', 'Where a threshold decides which losses count, the perplexity of what is emitted is less than half of that of a model without a gate.', source='memory-layers 6: perplexity 2.2 with 93 % skipped', measured='log of the perplexity without a gate over that of what a hard gate lets through', rule=More(least=log(2)),
-             arms=('gate ungated', 'gate hard'), unit='nats', seeds=5, sd=.3)
-def gated_falls(runs, records): return np.log(at_end(records, 'perplexity', 'gate ungated', 'all tokens')) - np.log(at_end(records, 'perplexity', 'gate hard', 'emitted'))
+study.reading('LC20', 'A second pass through the same blocks memorises facts better than as many blocks more.', lambda records: each(records, ('twice the blocks', 'two passes'), 'fact_nll', 'forward').diff(-1, axis=1)['twice the blocks'], source='memory-layers 6: forward perplexity 9,576 against 12,868, labels shifted twice, no control',
+              measured='loss of the answers with twice the blocks minus that with two passes', rule=More(least=.05, said=log(12868.4 / 9576.1)), arms=('twice the blocks', 'two passes'), unit='nats', seeds=5, sd=.1)
 
-@study.claim('LC21b', 'The perplexity of all tokens is no better for the gate.', source='memory-layers 11.21', measured='log of the perplexity of all tokens with a hard gate over that without', rule=More(least=-CLOSE, said=0., null=-2 * CLOSE), arms=('gate hard', 'gate ungated'), unit='nats', seeds=5, sd=.3)
-def full_stays(runs, records): return np.log(at_end(records, 'perplexity', 'gate hard', 'all tokens')) - np.log(at_end(records, 'perplexity', 'gate ungated', 'all tokens'))
+study.reading('LC21a', 'Where a threshold decides which losses count, the perplexity of what is emitted is less than half of that of a model without a gate.', lambda records: gated(records, 'gate ungated', 'all tokens') - gated(records, 'gate hard', 'emitted'), source='memory-layers 6: perplexity 2.2 with 93 % skipped',
+              measured='log of the perplexity without a gate over that of what a hard gate lets through', rule=More(least=log(2)), arms=('gate ungated', 'gate hard'), unit='nats', seeds=5, sd=.3)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #4e3f2a7f
-def along(cell: str, letter: str):
-    "Directions of gradients while a cell is trained exactly."
+study.reading('LC21b', 'The perplexity of all tokens is no better for the gate.', lambda records: gated(records, 'gate hard', 'all tokens') - gated(records, 'gate ungated', 'all tokens'), source='memory-layers 11.21',
+              measured='log of the perplexity of all tokens with a hard gate over that without', rule=More(least=-CLOSE, said=0., null=-2 * CLOSE), arms=('gate hard', 'gate ungated'), unit='nats', seeds=5, sd=.3)
+
+# %% ../../nbs/studies/lagged_cache.ipynb #bea005a3
+for cell, (one, four) in dict(gru=('LN1a', 'LN1c'), context=('LN1b', 'LN1d')).items():
     arms = tuple(f'{t} {cell} token by token' for t in TASKS)
-    lowest = lambda records, item: pd.concat([over(records, 'gradient_cosine', a, item, 'min') for a in arms], axis=1).min(axis=1)
-    @study.claim(f'LN1{letter}', f'One Newton step from the states of the last visit gives a {NAMED[cell]} gradients along those of backpropagation, throughout training, on all three tasks.', source='ours: cosine .997 in a sketch of one seed, states ten steps old',
-                 measured='smallest cosine over tasks and moments, states and weights of exact training', rule=More(least=.99, said=.997, bounds=(-1, 1)), arms=arms, unit='cosine', seeds=5, sd=.003)
-    def read(runs, records): return lowest(records, 'Newton')
-    @study.claim(f'LN1{chr(ord(letter) + 2)}', f'Four sweeps with gradients through all four do not give a {NAMED[cell]} such gradients.', source='ours: .30 to .34 after sixteen sweeps in that sketch', measured='smallest cosine over tasks and moments', rule=Less(most=.99, said=.9, null=1., bounds=(-1, 1)), arms=arms, unit='cosine', seeds=5, sd=.01)
-    def sweep(runs, records): return lowest(records, '4 sweeps')
-along('gru', 'a')
-along('context', 'b')
+    lowest = lambda records, way, arms=arms: each(records, arms, 'gradient_cosine', way, 'min').min(axis=1)
+    study.reading(one, f'One Newton step from the states of the last visit gives a {NAMED[cell]} gradients along those of backpropagation, throughout training, on all three tasks.', lambda records, lowest=lowest: lowest(records, 'Newton'), source='ours: cosine .997 in a sketch of one seed, states ten steps old',
+                  measured='smallest cosine over tasks and moments, states and weights of exact training', rule=More(least=.99, said=.997, bounds=(-1, 1)), arms=arms, unit='cosine', seeds=5, sd=.003)
+    study.reading(four, f'Four sweeps with gradients through all four do not give a {NAMED[cell]} such gradients.', lambda records, lowest=lowest: lowest(records, '4 sweeps'), source='ours: .30 to .34 after sixteen sweeps in that sketch',
+                  measured='smallest cosine over tasks and moments', rule=Less(most=.99, said=.9, null=1., bounds=(-1, 1)), arms=arms, unit='cosine', seeds=5, sd=.003)
 
-# %% ../../nbs/studies/lagged_cache.ipynb #4e9884ce
-def ends(task: str, cell: str, letter: str):
-    "Where training ends, beside exact training."
-    exact = f'{task} {cell} token by token'
-    @study.claim(f'LN2{letter}', f'Trained with one Newton step a visit, a {NAMED[cell]} loses at most 3 % of perplexity against exact training ({SAID[task]}).', source='ours: .051 nats against .011 in a sketch of one seed, copying', measured='held-out loss minus that after exact training', rule=Less(most=CLOSE, said=0., null=2 * CLOSE),
-                 arms=(f'{task} {cell} Newton', exact), unit='nats', seeds=5, sd=SPREAD[task])
-    def read(runs, records): return val(records, f'{task} {cell} Newton') - val(records, exact)
-    @study.claim(f'LN2{chr(ord(letter) + 6)}', f'Trained with one lagged sweep a visit, a {NAMED[cell]} loses more than that ({SAID[task]}).', source='ours: 2.74 nats against .011 in that sketch', measured='held-out loss minus that after exact training', rule=More(least=CLOSE), arms=(f'{task} {cell} lagged', exact), unit='nats', seeds=5, sd=SPREAD[task])
-    def lag(runs, records): return val(records, f'{task} {cell} lagged') - val(records, exact)
-SPREAD = dict(copy=.03, recall=.03, text=.01)   # expected between seeds, of paired differences
-SAID = dict(copy='eight symbols to copy', recall='four pairs to recall', text='bytes of text')
-for letter, (task, cell) in zip('abcdef', [(t, c) for t in TASKS for c in CELLS]): ends(task, cell, letter)
+# %% ../../nbs/studies/lagged_cache.ipynb #81c03aef
+SAID = dict(copy=('eight symbols to copy', .03), recall=('four pairs to recall', .03), text=('bytes of text', .01))   # and the spread expected between seeds
 
-# %% ../../nbs/studies/lagged_cache.ipynb #18a85ba0
-def crosses(cell: str, letter: str):
-    "The best gain of a Newton step over lengths."
-    arm = f'time {cell}'
-    @study.claim(f'LN3{letter}', f'From some length up to 2,048 on, a step with one dense Newton step is faster than a step token by token ({NAMED[cell]}, width 32, 8 rows, one thread).', source='ours: 82 to 94 s against 39 to 56 s in a sketch, 96 tokens', measured='largest gain over lengths', rule=More(least=1.), arms=(arm,), unit='times as fast', seeds=5, sd=.1)
-    def read(runs, records):
-        rows = rows_of(records, 'seconds_ratio', arm, item='Newton').assign(length=lambda r: r.position.astype(int))
-        mean = rows.groupby('length').value.mean()
-        above = mean.index[mean > 1]
-        return Seen(rows.groupby('seed').value.max(), f'faster from {above.min()} tokens on' if len(above) else 'no crossing')
-crosses('gru', 'a')
-crosses('context', 'b')
+for i, (task, cell) in enumerate([(t, c) for t in TASKS for c in CELLS]):
+    words, spread = SAID[task]
+    for letter, way, statement, said, rule in (
+        ('abcdef'[i], 'Newton', 'Trained with one Newton step a visit, a {} loses at most 3 % of perplexity against exact training ({}).', '.051 nats against .011 in a sketch of one seed, copying', Less(most=CLOSE, said=0., null=2 * CLOSE)),
+        ('ghijkl'[i], 'lagged', 'Trained with one lagged sweep a visit, a {} loses more than 3 % of perplexity against exact training ({}).', '2.74 nats against .011 in that sketch', More(least=CLOSE))):
+        arms = f'{task} {cell} {way}', f'{task} {cell} token by token'
+        study.reading(f'LN2{letter}', statement.format(NAMED[cell], words), lambda records, arms=arms: worse(records, *arms), exact_learns, source=f'ours: {said}', measured='held-out loss minus that after exact training', rule=rule, arms=arms, unit='nats', seeds=5, sd=spread)
+
+# %% ../../nbs/studies/lagged_cache.ipynb #b08b6130
+def at_length(records: pd.DataFrame, cell: str) -> tuple[pd.Series, str]:
+    "How many times faster a dense Newton step is at the greatest length, and from which length on it is."
+    rows = rows_of(records, 'seconds_ratio', f'time {cell}', item='Newton')
+    gain = rows.assign(length=rows.position.astype(int)).pivot(index='seed', columns='length', values='value')
+    slow = gain.columns[gain.median() <= 1]
+    on = gain.columns[gain.columns > slow.max()] if len(slow) else gain.columns
+    return gain[gain.columns.max()], f'faster from {on.min():,} tokens on' if len(on) else f'no crossing up to {gain.columns.max():,} tokens'
+
+for cell, letter in zip(CELLS, 'ab'):
+    study.reading(f'LN3{letter}', f'At 2,048 tokens a step with one dense Newton step is faster than a step token by token ({NAMED[cell]}, width 32, 32 rows, one thread).', lambda records, cell=cell: at_length(records, cell), source='ours: 82 to 94 s against 39 to 56 s in a sketch, 96 tokens',
+                  measured='seconds of a step token by token over those of a Newton step, at the greatest length', rule=More(least=1.05, null=1.), arms=(f'time {cell}',), unit='times as fast', seeds=5, sd=.1)

@@ -1,0 +1,193 @@
+"""The claims of the study of lagged caches on invented numbers, and what its arms must share and may differ in."""
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import invented
+import pandas as pd
+import pytest
+import torch
+from invented import diverged, of, without
+from memlab.core.identity import departures, full
+from memlab.eval.measure import Trial
+from memlab.eval.parity import Parity
+from memlab.lab.arm import execute, learner_of, with_factors
+from memlab.lab.claims import judge, names_of, power_table
+from memlab.studies import lagged_cache as study
+
+CLAIMS, SEEDS = {c.id: c for c in study.study.claims}, 6
+STEPS = range(0, 801, 40)
+
+
+@dataclass(frozen=True)
+class Ran:
+    "What the runs of an arm measured; each a number, or one for every seed."
+    loss: object = 1.                           # held-out, from the first step to the last
+    also: dict = field(default_factory=dict)    # (metric, item) or (metric, item, position) -> value at the end
+    falling: bool = False                       # still at the end
+    seeds: int = SEEDS
+
+
+def rows(ran, seed):
+    "Records of one run; guessing loses 2 nats, counting bytes 3."
+    row = lambda step, metric, value, item=None, position=None: dict(step=step, metric=metric, value=value, item=item, position=position)
+    yield row(0, 'floor', 2., 'guess')
+    yield row(0, 'floor', 3., 'unigram')
+    for step in STEPS: yield row(step, 'val_loss', of(ran.loss, seed) + ran.falling * (1 - step / 800))
+    for (metric, item, *position), value in ran.also.items(): yield row(800, metric, of(value, seed), item, *position)
+
+
+def tables(arms, seeds=SEEDS): return invented.tables({n: replace(ran, seeds=seeds) for n, ran in arms.items()}, rows)
+
+
+def has(metric, item, value, position=None): return Ran(also={(metric, item, position): value})
+def timed(way, **at): return Ran(also={('seconds_ratio', way, n.removeprefix('at_')): value for n, value in at.items()})
+def pair(ours, theirs, gap): return {ours: Ran(loss=1. + gap), theirs: Ran(loss=1.)}
+def split(low, high): return [low, high] * 3
+def far(best): return Ran(also={('decoded', None, str(j)): .9 if j == best else .2 for j in range(12)})
+def cosines(cell, item, value): return {f'{t} {cell} token by token': has('gradient_cosine', item, value) for t in study.TASKS}
+def perplexities(full, emitted=None): return Ran(also={('perplexity', 'all tokens'): full} | ({} if emitted is None else {('perplexity', 'emitted'): emitted}))
+
+
+SCENES = {   # claim -> arms for which it is supported; then what refutes it, and what leaves it open
+    'LC13a': ({'time blocks': timed('lagged', at_128=20., at_32=5.)}, {'time blocks': timed('lagged', at_128=4., at_32=2.)}, {'time blocks': timed('lagged', at_128=split(5., 20.), at_32=5.)}),
+    'LC13b': ({'time blocks': timed('lagged', at_128=20., at_32=5.)}, {'time blocks': timed('lagged', at_128=5., at_32=4.)}, {'time blocks': timed('lagged', at_128=split(5., 25.), at_32=5.)}),
+    'LC15a': (pair('text gru lagged, batch shuffled', 'text gru lagged', .2), {'text gru lagged, batch shuffled': Ran(loss=1.)}, {'text gru lagged, batch shuffled': Ran(loss=split(.9, 1.3))}),
+    'LC15b': (pair('text gru lagged, batch ordered', 'text gru lagged', .001), {'text gru lagged, batch ordered': Ran(loss=1.2)}, {'text gru lagged, batch ordered': Ran(loss=split(.95, 1.05))}),
+    'LC16b': ({'states alone': Ran(loss=3.01)}, {'states alone': Ran(loss=2.5)}, {'states alone': Ran(loss=split(2.9, 3.1))}),
+    'LC17a': (pair('discrete, wider', 'states added', .1), {'discrete, wider': Ran(loss=.9)}, {'discrete, wider': Ran(loss=split(.9, 1.2))}),
+    'LC17b': (pair('states alone', 'discrete', 1.2), {'states alone': Ran(loss=1.2)}, {'states alone': Ran(loss=split(1.2, 2.5))}),
+    'LC18a': ({n: has('state_error', 'stored', x) for n, x in zip(study.SPREAD, (.05, .1))}, {study.SPREAD[0]: has('state_error', 'stored', .1)}, {study.SPREAD[0]: has('state_error', 'stored', split(.04, .1))}),
+    'LC18b': (pair(*study.SPREAD, 0.), {study.SPREAD[0]: Ran(loss=1.2)}, {study.SPREAD[0]: Ran(loss=split(.9, 1.2))}),
+    'LC20': ({n: has('fact_nll', 'forward', x) for n, x in (('twice the blocks', 2.), ('two passes', 1.5))}, {'two passes': has('fact_nll', 'forward', 2.)}, {'two passes': has('fact_nll', 'forward', split(1.5, 2.3))}),
+    'LC21a': ({'gate ungated': perplexities(10.), 'gate hard': perplexities(12., 2.)}, {'gate hard': perplexities(12., 9.)}, {'gate hard': perplexities(12., split(2., 9.))}),
+    'LC21b': ({'gate hard': perplexities(12., 2.), 'gate ungated': perplexities(10.)}, {'gate hard': perplexities(8., 2.)}, {'gate hard': perplexities(split(8., 12.), 2.)}),
+}
+for cell, ends, nears, one, four, long in (('gru', 'LC14a', 'LC14c', 'LN1a', 'LN1c', 'LN3a'), ('context', 'LC14b', 'LC14d', 'LN1b', 'LN1d', 'LN3b')):
+    lag, clock, gain = f'text {cell} lagged', f'time {cell}', lambda x: timed('Newton', at_32=.5, at_2048=x)
+    SCENES |= {ends: (pair(lag, f'text {cell} token by token', .01), {lag: Ran(loss=1.2)}, {lag: Ran(loss=split(.9, 1.1))}),
+               nears: ({lag: has('state_error', '8 sweeps', .002)}, {lag: has('state_error', '8 sweeps', .1)}, {lag: has('state_error', '8 sweeps', split(.001, .03))}),
+               one: (cosines(cell, 'Newton', .999), cosines(cell, 'Newton', .9), cosines(cell, 'Newton', split(.97, .999))),
+               four: (cosines(cell, '4 sweeps', .5), cosines(cell, '4 sweeps', .999), cosines(cell, '4 sweeps', split(.97, .999))),
+               long: ({clock: gain(2.)}, {clock: gain(.5)}, {clock: gain(split(.5, 2.))})}
+for i, (task, cell) in enumerate((t, c) for t in study.TASKS for c in study.CELLS):
+    newton, lag, exact = (f'{task} {cell} {way}' for way in ('Newton', 'lagged', 'token by token'))
+    SCENES |= {f'LN2{"abcdef"[i]}': (pair(newton, exact, 0.), {newton: Ran(loss=1.2)}, {newton: Ran(loss=split(.9, 1.2))}),
+               f'LN2{"ghijkl"[i]}': (pair(lag, exact, .3), {lag: Ran(loss=1.)}, {lag: Ran(loss=split(.9, 1.2))})}
+CASES = [(claim, verdict, i) for claim in CLAIMS if claim != 'LC16a' for i, verdict in enumerate(('supported', 'refuted', 'inconclusive'))]
+GATED = [c for c in CLAIMS if c.startswith(('LN2', 'LC14a', 'LC14b'))]
+
+
+def scene(claim, i=0): return SCENES[claim][0] | (SCENES[claim][i] if i else {})
+def decide(claim, arms, seeds=SEEDS): return judge(CLAIMS[claim], *tables(arms, seeds), 'cpu')
+
+
+def test_every_claim_has_its_scenes(): assert set(SCENES) | {'LC16a'} == set(CLAIMS)
+
+
+@pytest.mark.parametrize('claim, verdict, i', CASES)
+def test_verdict(claim, verdict, i):
+    runs, records = tables(scene(claim, i))
+    assert judge(CLAIMS[claim], runs, records, 'cpu').verdict == verdict
+    assert judge(CLAIMS[claim], runs, records, 'quick').verdict == 'inconclusive'
+    assert set(names_of(CLAIMS[claim], runs)) == set(SCENES[claim][0])
+
+
+@pytest.mark.parametrize('verdict, pace', [('supported', [1, 1]), ('refuted', [0, 0]), ('inconclusive', [0, 1])])
+def test_the_horizon_recedes_or_not(verdict, pace):
+    "By epoch, the place that is known best; the same for every seed, or for every other."
+    def told(ran, seed):
+        for epoch in range(1, 9):
+            for j in range(12): yield dict(step=32 * epoch, metric='decoded', position=str(j), item=None, value=.9 if j == pace[seed % 2] * epoch else .1)
+    found = judge(CLAIMS['LC16a'], *invented.tables({'horizon, states alone': Ran()}, told), 'cpu')
+    assert found.verdict == verdict and (verdict != 'supported' or found.effect == pytest.approx(1))
+
+
+@pytest.mark.parametrize('claim', GATED)
+def test_where_exact_training_learns_nothing_no_claim_is_decided(claim):
+    "At a guess, or still falling: a difference of two such losses means nothing. One such seed is left out and counted."
+    exact = next(a for a in SCENES[claim][0] if a.endswith('token by token'))
+    floor = 3. if exact.startswith('text') else 2.
+    for bad in (Ran(loss=floor), Ran(falling=True)):
+        found = decide(claim, scene(claim) | {exact: bad})
+        assert found.verdict == 'inconclusive' and 'no model does the task: 0 of 6 have converged below a guess' in found.note
+    found = decide(claim, scene(claim) | {exact: Ran(loss=[floor, 1., 1., 1., 1., 1.])})
+    assert found.n_seeds == 5 and '5 of 6 seeds have converged below a guess' in found.note
+
+
+@pytest.mark.parametrize('claim', SCENES)
+def test_what_is_missing_decides_nothing(claim):
+    runs, records = tables(scene(claim))
+    for arm in SCENES[claim][0]:
+        assert judge(CLAIMS[claim], *without(runs, records, arm), 'cpu').verdict == 'inconclusive'
+        assert 'seed 1' in judge(CLAIMS[claim], *diverged(runs, records, arm, seed=1), 'cpu').note
+    assert decide(claim, scene(claim), 4).verdict == 'inconclusive'
+
+
+def test_the_crossing_is_told():
+    gains = lambda **at: decide('LN3a', {'time gru': timed('Newton', **at)}).note
+    assert 'faster from 512 tokens on' in gains(at_32=.5, at_128=.9, at_512=1.2, at_2048=2.)
+    assert 'faster from 2,048 tokens on' in gains(at_32=1.5, at_128=.9, at_512=.8, at_2048=2.)     # a gain at short lengths alone is none from there on
+    assert 'no crossing up to 2,048 tokens' in gains(at_32=1.5, at_2048=.9)
+
+
+def test_no_rule_is_wrong_more_than_once_in_twenty(): assert power_table(study.study.claims).wrong.max() <= .07   # and the noise of 400 made-up studies
+
+
+# -- arms -------------------------------------------------------------------------------------------------------------
+
+@cache
+def plan(preset):
+    "Both stages of a preset, the second as if no trial had told anything."
+    found = study.study.presets[preset]()
+    first = [arm for arm, _ in found.plan]
+    runs = with_factors(pd.DataFrame(dict(arm=[arm.name for arm in first])), first)
+    return {arm.name: (arm, seeds) for arm, seeds in found.plan + found.then(runs, invented.tables({}, rows)[1])}
+
+
+def test_the_arms_of_every_claim_are_in_the_plan():
+    for claim, (base, *_) in SCENES.items(): assert all(len(plan('cpu')[a][1]) >= CLAIMS[claim].seeds for a in base)
+    assert 'horizon, states alone' in plan('cpu')
+
+
+def test_ways_differ_in_where_states_come_from_and_in_nothing_else():
+    "Models, tasks and measures are the same; rates are each its own."
+    for task in study.TASKS:
+        for cell in study.CELLS:
+            first, *others = (plan('cpu')[f'{task} {cell} {way}'][0] for way in study.WAYS)
+            for other in others:
+                a, b = (replace(arm, name='', factors=(), train=replace(arm.train, objective=first.train.objective, optimizer=first.train.optimizer)) for arm in (first, other))
+                assert not departures(full(a), full(b))
+
+
+def test_models_with_and_without_states_have_as_many_parameters():
+    "One in a hundred more or less, outside embedding and readout."
+    def count(name):
+        model = plan('cpu')[name][0].model.build(0)
+        return sum(p.numel() for n, p in model.named_parameters() if not n.startswith(('embed', 'head')))
+    assert abs(count('discrete, wider') / count('states added') - 1) < .01
+    assert count('states added') == count('states alone') == count('states added, exact') > 1.03 * count('discrete')
+
+
+def test_lengths_that_claims_ask_for_are_timed():
+    for cell in study.CELLS: assert plan('cpu')[f'time {cell}'][0].measures[0].lengths[-1] == 2048
+    assert {32, 128} <= set(plan('cpu')['time blocks'][0].measures[0].lengths)
+
+
+def test_a_probe_sees_what_training_reads_next(tmp_path):
+    "The states of the next batch, an epoch old; nothing before every one of them is stored."
+    arm = next(a for a, _ in study.study.presets['quick']().plan if a.name == 'copy gru token by token trial 0.003')
+    arm = replace(arm, measures=(Parity(),), train=replace(arm.train, steps=4, log_every=1))
+    ages = {r['step']: r['value'] for r in execute(arm, 0, tmp_path, progress=False).records if r['metric'] == 'age'}
+    batch, read = arm.task.batches(0), arm.task.steps_per_epoch
+    assert read == 2 and set(ages) == {2, 3, 4}
+    last = {int(n): step for step in range(2) for n in batch(step)[2]}
+    assert ages[2] == sum(2 - last[int(n)] for n in batch(2)[2]) / 4
+    assert Trial(arm.task, arm.train, 0, learner_of(arm, 0)) and not list(Parity().records(Trial(arm.task, arm.train, 0, learner_of(arm, 0)), 0))
+
+
+def test_arms_of_a_seed_read_the_same_samples():
+    for task in study.TASKS:
+        batches = [plan('quick')[f'{task} {cell} {way}'][0].task.batches(3) for cell in study.CELLS for way in study.WAYS]
+        for step in (0, 3):
+            first, *others = (torch.cat([x.flatten() for x in b(step)]) for b in batches)
+            assert all(torch.equal(first, other) for other in others)
