@@ -53,7 +53,7 @@ for cell in sys.stdin.read().split('\\0'): shell.run_cell(cell).raise_error()
 
 def drawn_again(home, study):
     "Draw the figures of a page in another process, with other hashes of words, by those of its cells that neither train nor explore; what they show is not looked at."
-    drawing = [source for source in cells(home, study) if not re.search(r'^#\||TemporaryDirectory|\bexplorer\(|\bpower_table\(', source, re.M)]
+    drawing = [source for source in cells(home, study) if not re.search(r'^#\||TemporaryDirectory|\bexplorer\(|\bImage\(|\bpower_table\(', source, re.M)]
     shutil.rmtree(home/'build/figures'/study)
     env = os.environ | dict(MEMLAB_HOME=str(home), MPLBACKEND='agg', PYTHONHASHSEED='7')
     return subprocess.run([sys.executable, '-c', DRAW], input='\0'.join(drawing), env=env, cwd=home/'nbs/studies', capture_output=True, text=True)
