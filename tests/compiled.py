@@ -1,4 +1,4 @@
-"""python tests/compiled.py BACKEND: layers and models as one graph beside themselves; prints the largest error ratio of each, or what kept it from being one graph. In a process of its own, because pytest has all shapes checked, by code that is not to be traced."""
+"""python tests/compiled.py BACKEND [all]: layers and models as one graph beside themselves; prints the largest error ratio of each, or what kept it from being one graph. Layers: one of each module, or all. In a process of its own, because pytest has all shapes checked, by code that is not to be traced."""
 import json
 import sys
 import warnings
@@ -11,6 +11,7 @@ from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
 from memlab.nn.pythia import PythiaConfig
 
 SMALL = {n: dict(chunk=4) for n in MIXERS if n != 'baseconv'} | dict(ttt=dict(mini_batch=4), attention=dict(rope=True, window=6), unified_kv=dict(rope=True))
+OF_MODULES = list({config.__module__: name for name, config in MIXERS.items()}.values())   # mixers of one module share their forms
 MODELS = dict(mixers=lambda: MixerLMConfig(vocab_size=11, mixers=tuple(mixer_config(n, d_model=16, **SMALL[n]) for n in ('gated_delta', 'attention'))).build(),
               pythia=lambda: PythiaConfig(vocab_size=11, d_model=16, n_layers=1, n_heads=2, intermediate=16).build())
 
@@ -55,6 +56,6 @@ def trial(pair, backend):
 if __name__ == '__main__':
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
-    pairs = {n: lambda compiled, n=n: of_layer(n, compiled) for n in MIXERS}
+    pairs = {n: lambda compiled, n=n: of_layer(n, compiled) for n in (MIXERS if 'all' in sys.argv else OF_MODULES)}
     pairs |= {f'model of {n}': lambda compiled, n=n: of_model(n, compiled, packed=n == 'mixers') for n in MODELS}
     print(json.dumps({name: trial(pair, sys.argv[1]) for name, pair in pairs.items()}))

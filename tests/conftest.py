@@ -1,4 +1,5 @@
-"What every test gets: one torch thread, checked shapes in memlab, and the optional data folder beside the tree."
+"What every test gets: one torch thread, checked shapes in memlab, the text of this Python, and the optional data folder beside the tree."
+import shutil
 from pathlib import Path
 
 import jaxtyping
@@ -10,11 +11,15 @@ jaxtyping.install_import_hook(SHAPED, "shapes.checked")  # before any test impor
 torch.set_num_threads(1)
 
 
-LONGEST = ["test_reproduce", "test_site", "test_infini", "test_infini_memory", "test_mqar", "test_renew", "test_residual_growth", "test_resume", "test_reversal", "test_wheel"]
+# which groups of tests begin: pages, one a worker at a time, then the files that take longest
+LONGEST = ["test_reproduce", "test_infini", "test_infini_memory", "test_site", "test_mqar", "test_renew", "test_residual_growth", "test_resume", "test_compiled", "test_reversal", "test_wheel"]
 
 
+@pytest.hookimpl(tryfirst=True)   # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    "The longest files first: two workers, each of which takes whole files (a fixture trains once), then end together."
+    "A file is a group, whole on one worker (a fixture trains once), unless its tests name groups of their own; the longest first, so that two workers end together."
+    for item in items:
+        if not item.get_closest_marker("xdist_group"): item.add_marker(pytest.mark.xdist_group(item.path.stem))
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
@@ -29,6 +34,20 @@ def shared_data() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir(): pytest.skip("no ../shared/data here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def lend_text():
+    "Give another tree what this one has read of Python's own text; to read it anew takes seconds, and tests of the data and of the wheel do."
+    from memlab.core.files import home
+    from memlab.data.corpus import load_corpus
+    load_corpus("stdlib-docs")
+    kept = list((home() / "build" / "corpus").glob("stdlib-docs-*"))
+    def lend(tree: Path) -> Path:
+        (tree / "build" / "corpus").mkdir(parents=True)
+        for f in kept: shutil.copy(f, tree / "build" / "corpus")
+        return tree
+    return lend
 
 
 def pytest_addoption(parser):

@@ -1,4 +1,4 @@
-"The Python in README.md runs as it stands there, each block by itself in an empty folder."
+"The Python in README.md runs as it stands there, each block by itself in a folder that holds nothing but Python's own text."
 import os
 import re
 import subprocess
@@ -20,7 +20,8 @@ def test_the_two_examples_are_there():
 
 
 @pytest.mark.parametrize("title", BLOCKS)
-def test_example_runs(title, tmp_path):
+def test_example_runs(title, tmp_path, lend_text):
+    lend_text(tmp_path)
     env = os.environ | {"MEMLAB_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", BLOCKS[title]], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -18,13 +18,13 @@ each_table = pytest.mark.parametrize('name, preset', COMMITTED, ids=lambda x: x)
 # -- the committed evidence -------------------------------------------------------------------------------------------
 
 @each_table
-def test_two_arms_are_what_their_rows_say(name, preset):
-    "The stale ones first; a deviation is a failure only where a row claims today's code."
+def test_an_arm_is_what_its_rows_say(name, preset):
+    "A stale one first, and another whenever code changes; a deviation is a failure only where a row claims today's code."
     study = find_study(name)
     known, stale = read_rehearsals(study, preset), stale_arms(study, preset)
     arms = {r.arm.name: r.arm for r in study.runs(preset)}
     codes = study.codes(arms.values())
-    chosen = sorted(arms.keys() & known.keys(), key=lambda a: (a not in stale, digest(a + codes[a])))[:2]
+    chosen = sorted(arms.keys() & known.keys(), key=lambda a: (a not in stale, digest(a + codes[a])))[:1]
     if not chosen: pytest.skip('another Python carries other text')
     for a in chosen:
         if set(known[a].env) != {environment(arms[a])}: pytest.skip(f'rehearsed with {", ".join(set(known[a].env))}')

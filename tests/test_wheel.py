@@ -49,7 +49,8 @@ def test_import_is_the_installed_one(python, installed):
     assert Path(python("-c", "import memlab; print(memlab.__file__)").strip()).is_relative_to(installed)
 
 
-def test_list_names_every_study(python):
+def test_list_names_every_study(python, tmp_path, lend_text):
+    lend_text(tmp_path)
     listed = python("-m", "memlab.cli", "list")
     for study in [p.stem for p in (ROOT / "nbs" / "studies").glob("[!_]*.ipynb")] or ["no studies"]: assert study in listed
 

@@ -36,19 +36,22 @@ def default_of(f) -> Any:
     "The default of a dataclass field; `MISSING` where it has none."
     return f.default if f.default_factory is MISSING else f.default_factory()
 
+def _chosen(config, whole):
+    "Names and values of the fields that count: of all, or of those that differ from their defaults."
+    for f in fields(config):
+        if not f.metadata.get('identity', True): continue
+        value, default = written(getattr(config, f.name), whole), default_of(f)
+        if whole or default is MISSING or value != changed(default): yield f.name, value
+
 def written(
     config,             # a dataclass, or what its fields may hold
     whole: bool,        # all fields, or only those that differ from their defaults
 ):
     "A configuration as JSON's values, each dataclass with its tag under `class`."
-    if is_dataclass(config):
-        mine = [(f, getattr(config, f.name)) for f in fields(config) if f.metadata.get('identity', True)]
-        chosen = lambda f, value: default_of(f) is MISSING or changed(value) != changed(default_of(f))
-        kept = {f.name: written(value, whole) for f, value in mine if whole or chosen(f, value)}
-        return {'class': tag_of(type(config))} | kept
+    if config is None or isinstance(config, (bool, int, float, str)): return config
+    if is_dataclass(config): return {'class': tag_of(type(config))} | dict(_chosen(config, whole))
     if isinstance(config, Mapping): return {str(k): written(v, whole) for k, v in config.items()}
     if isinstance(config, (list, tuple)): return [written(v, whole) for v in config]
-    if config is None or isinstance(config, (bool, int, float, str)): return config
     raise ValueError(f'{config!r} has no fixed text: keep numbers, strings, tuples, mappings and dataclasses in a configuration')
 
 def changed(config):

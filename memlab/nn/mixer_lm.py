@@ -120,7 +120,8 @@ def parameter_table(model: TransformerLM) -> dict[str, int]:
 # %% ../../nbs/nn/mixer_lm.ipynb #2d023c27
 def count_of(config: MixerLMConfig) -> int:
     "Block parameters of the model of a config."
-    with torch.device('meta'): return count_block_parameters(config.build())
+    with torch.device('meta'): blocks = [MixerBlock(m.build(), m.d_model, config.expand, config.act) for m in config.mixers]
+    return sum(p.numel() for block in blocks for p in block.parameters())
 
 # %% ../../nbs/nn/mixer_lm.ipynb #958f645e
 def match_width(
