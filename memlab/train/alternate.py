@@ -41,7 +41,7 @@ def taken_from(tensors: dict[str, Tensor], kind: str) -> dict[str, Taken]:
     parts = lambda head: tuple(tensors[f'{head}/{i}'] for i in range(sum(n.startswith(f'{head}/') for n in tensors)))
     return {n: Taken(*(Vector(v, parts(f'{kind}/{n}/{v}')) for v in Taken._fields)) for n in dict.fromkeys(names)}
 
-# %% ../../nbs/train/alternate.ipynb #10246a71
+# %% ../../nbs/train/alternate.ipynb #63f3d4d9
 class Turns:
     "What optimizers that take turns carry from step to step."
 
@@ -71,7 +71,7 @@ class Turns:
     def records(self, step: int) -> list[Record]:
         "Means since this was last asked, by optimizer, and how many values were no number; the sums begin anew."
         out = []
-        for key, (total, n, undefined) in ((k, s.tolist()) for k, s in self.sums.items()):
+        for key, (total, n, undefined) in ((k, s.tolist()) for k, s in sorted(self.sums.items())):    # a checkpoint has an order of its own
             metric, name = key.split('/')
             out.append(record(step, metric, total / n if n else math.nan, item=name))
             if undefined: out.append(record(step, f'{metric}_undefined', undefined, item=name))
