@@ -133,7 +133,7 @@ def test_a_target_is_met_with_the_length_kept(s, of, against, each):
         if 0 < abs(s) < 1: assert across(before.flatten(), y.flatten()) @ x.flatten() > 0     # turned towards r in the plane of both, the near way
 
 
-@pytest.mark.parametrize('s', TARGETS)
+@pytest.mark.parametrize('s', (-1., 0., .5))
 @pytest.mark.parametrize('optimizer', [SGD, ADAM], ids=['SGD', 'Adam'])
 @pytest.mark.parametrize('rows', [100, 120], ids=['an even number of batches', 'an odd number of batches'])
 def test_training_has_the_update_cosine_asked_for(s, optimizer, rows):
@@ -351,11 +351,11 @@ def test_the_default_turns_are_two_optimizers_step_by_step():
     Alternating(loss=ClassLoss(), steering=(Target(cosine=0., of='displacement'),)), Alternating(loss=ClassLoss(), steering=(Orthogonal(), Target(cosine=.3, of='displacement')), both=True, beta=.7),
     *(Alternating(loss=ClassLoss(), each=3, states=s) for s in STATES), Alternating(loss=ClassLoss(), each=3, reptile=.5), Alternating(loss=ClassLoss(), turns=('a', 'b', 'c'), cross=4, rules=(ADAM, SGDConfig(momentum=.9), ADAM))],
     ids=['target', 'two steerings, running mean', *STATES, 'reptile', 'three, crossing'])
-@pytest.mark.parametrize('stop', [1, 5, 8])
-def test_an_interrupted_run_goes_on_to_the_bit(objective, stop, tmp_path):
-    whole = trained(objective, steps=11, every=4)
-    trained(objective, steps=11, every=4, stop=stop, folder=tmp_path)
-    again = trained(objective, steps=11, every=4, folder=tmp_path)
+def test_an_interrupted_run_goes_on_to_the_bit(objective, tmp_path):
+    "In the middle of a turn, and between two records."
+    whole = trained(objective, steps=8, every=4)
+    trained(objective, steps=8, every=4, stop=5, folder=tmp_path)
+    again = trained(objective, steps=8, every=4, folder=tmp_path)
     mine, theirs = whole[0].pack(), again[0].pack()
     assert mine.keys() == theirs.keys() and not [n for n in mine if not n.startswith('generator/') and not torch.equal(mine[n], theirs[n])]
     assert repr(whole[1].records) == repr(again[1].records)

@@ -26,11 +26,12 @@ from .objectives import Objective
 from .optim import AdamWConfig, SGDConfig
 from .steering import Steered, Steering
 
-# %% ../../nbs/train/alternate.ipynb #2ed03990
+# %% ../../nbs/train/alternate.ipynb #3fd2e9d1
 def mixed(old: Taken | None, new: Taken, beta: float) -> Taken:
     "β old + (1 - β) new, vector by vector."
     return new if old is None else Taken(*(b.like(beta * a.flat + (1 - beta) * b.flat) for a, b in zip(old, new)))
 
+# %% ../../nbs/train/alternate.ipynb #5b4d7cd6
 def named_tensors(kind: str, steps: dict[str, Taken]) -> dict[str, Tensor]:
     "The vectors of steps, as tensors by name."
     return {f'{kind}/{name}/{v.kind}/{i}': x for name, taken in steps.items() for v in taken for i, x in enumerate(v.parts)}
@@ -98,9 +99,10 @@ def relations(taken: Taken, natural: Vector, other: Taken) -> dict[str, Tensor]:
                  displacement=mine.norm(), net_displacement=(mine + theirs).norm())
     return found | (dict(natural_gradient_cosine=cosines(natural, other.gradient).flattened) if bent else {})
 
-# %% ../../nbs/train/alternate.ipynb #7c3e5e4e
+# %% ../../nbs/train/alternate.ipynb #ed9f3e1b
 STATES = dict(kept=(), shared=(), reset=(), mean=MOMENTS, mean_m=MOMENTS[:1], mean_v=MOMENTS[1:])   # the moments that are averaged
 
+# %% ../../nbs/train/alternate.ipynb #9208305c
 @dataclass(frozen=True, kw_only=True)
 class Alternating(Objective):
     "Optimizers that take turns on one model; the loss is one without a step and a carry of its own."
