@@ -40,6 +40,7 @@ from memlab.nn.recurrence import previous, sequential
 from memlab.nn.recurrence import stacked as stack_of
 from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
+from memlab.train.directions import Recorder, update_cosine
 from memlab.train.lagged import LaggedCache, lagged
 from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, FitResult, resume_run, save_run, train_step
@@ -93,6 +94,27 @@ def steps():
         ours, theirs = our_step(*shape, kernel='fused' if precision == 'float32' else 'explicit'), nanogpt.trainer(*shape)
         a, b = interleaved(lambda: ours(ids), lambda: theirs(ids))
         yield report(f'{layers}x{width}, T {length}, batch {batch}, V {vocab}, {precision}: peer/ours ({batch * length / a:,.0f} against {batch * length / b:,.0f} tokens/s)', b / a, bound)
+
+
+def in_turn(recorded):
+    "A step of one of two optimizers that take turns on a 4x256 model; recorded, with the update cosine after each."
+    config, model = FitConfig(steps=1), residual_lm(vanilla(n_layers=4, d_model=256, n_heads=4, kernel='fused'), 4096, 256)
+    optimizers = [config.optimizer.build(model) for _ in range(2)]
+    recorders = [Recorder(o) for o in optimizers] if recorded else []
+    def loss(model, ids): return lm_loss(model, ids[:, :-1], ids[:, 1:])
+    def step(ids):
+        train_step(model, optimizers[0], ids, loss, config)
+        optimizers.reverse()
+        if recorded: update_cosine(*recorders)
+    return step
+
+
+def update_cosines():
+    "What it costs of a training step to record displacements and their cosine at every step."
+    ids = torch.randint(4096, (16, 257), generator=torch.Generator().manual_seed(0))
+    plain, recorded = in_turn(False), in_turn(True)
+    a, b = interleaved(lambda: plain(ids), lambda: recorded(ids))
+    yield report(f'4x256, T 256, batch 16, V 4096, two optimizers in turn: step with update cosine/step ({1e3 * (b - a):.0f} ms of {1e3 * a:.0f})', b / a, 1.05, 'at most')
 
 
 def all_layers():
@@ -423,7 +445,7 @@ def large_cache():
     yield report(f'stored states of {size:.1f} GB in a file: anonymous memory of the process, GB ({training / 1e3:.2f} in training, {saving / 1e3:.2f} while they are saved)', max(training, saving) / 1e3, 2., 'at most')
 
 
-BENCHES = dict(steps=steps, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
+BENCHES = dict(steps=steps, update_cosines=update_cosines, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
                infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load, tables=tables, checkpoints=checkpoints, recurrences=recurrences, sequential_loop=sequential_loop, linear_scan=linear_scan,
                cache_overhead=cache_overhead, large_cache=large_cache)
 BY_NAME = dict(all_recurrences=all_recurrences)  # take longer

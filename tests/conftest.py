@@ -6,7 +6,7 @@ import jaxtyping
 import pytest
 import torch
 
-SHAPED = ["memlab.data.tokens", "memlab.data.recall", "memlab.data.samples", "memlab.data.ordered", "memlab.data.facts", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
+SHAPED = ["memlab.data.tokens", "memlab.data.recall", "memlab.data.samples", "memlab.data.digits", "memlab.data.ordered", "memlab.data.facts", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
 jaxtyping.install_import_hook(SHAPED, "shapes.checked")  # before any test imports memlab
 torch.set_num_threads(1)
 

@@ -79,7 +79,7 @@ def learner_of(
     built = arm.model.build(seed, arm.task.vocab_size)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     models = {n: m.to(device) for n, m in (built if isinstance(built, dict) else dict(model=built)).items()}
-    optimizers = {n: arm.train.optimizer.build(m) for n, m in models.items()}
+    optimizers = arm.train.objective.optimizers(models, arm.train)
     carry = arm.train.objective.carry(next(iter(models.values())), arm.task, seed)
     return Learner(models, optimizers, carry)
 
