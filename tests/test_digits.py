@@ -140,7 +140,7 @@ def test_bad_settings_say_what_they_want(tmp_path):
     for make, message in ((lambda: load_images(str(tmp_path/'broken.parquet')), 'not a readable parquet file'), (lambda: load_images('mnist'), "no images 'mnist': there are 'digits'"), (lambda: load_images(str(tmp_path/'none.parquet')), 'no images'),
                           (lambda: replace(TASK, rows=99), 'rows that divides 1400'), (lambda: replace(TASK, samples=1500).batches(0), "samples=1500: 'digits' has 1438"), (lambda: replace(TASK, classes=()), 'classes=')):
         with pytest.raises(ValueError, match=message): make()
-    with patch.dict(sys.modules, datasets=None), pytest.raises(ValueError, match="'hub:ylecun/mnist' needs the package datasets"): load_images('hub:ylecun/mnist')
+    with patch.dict(sys.modules, datasets=None), pytest.raises(ValueError, match="'hub:nobody/nothing' needs the package datasets"): load_images('hub:nobody/nothing')
     with patch.dict(sys.modules, {'sklearn.datasets': None}), pytest.raises(ValueError, match='scikit-learn'): load_images.__wrapped__('digits')
 
 

@@ -63,6 +63,12 @@ def test_a_long_vector_and_its_copy_have_a_cosine_of_one():
         assert abs(cosine(x, x.clone()).item() - 1) < 1e-12 and abs(cosine(x, -x).item() + 1) < 1e-12
 
 
+def test_products_are_summed_in_float64():
+    x, y = (torch.randn(1_000_003, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    want = (x.double() @ y.double()) / (x.double().norm() * y.double().norm())
+    assert abs(cosine(x, y) - want) < 1e-13 and abs(cosine(x, y + 1e-3 * x) - want - 1e-3) < 1e-6
+
+
 def test_no_number_without_a_length():
     assert cosine(torch.zeros(3), torch.ones(3)).isnan() and cosine(torch.zeros(3), torch.zeros(3)).isnan()
     found = cosines(Vector('gradient', (torch.zeros(2), torch.ones(2))), Vector('gradient', (torch.ones(2), torch.ones(2))))
