@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['table', 'Visit', 'kept', 'Visits', 'document_lines', 'Revisits']
 
-# %% ../../nbs/data/visits.ipynb #a417c0dc
+# %% ../../nbs/data/visits.ipynb #7e4cd88d
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,8 +22,8 @@ from .documents import places, stretch
 from .facts import Line
 from .orders import Cyclic, Order, visits
 from .recall import IGNORE
-from .text import Text
-from .tokens import held_out_windows, shift, windows
+from .text import Text, library
+from .tokens import Tokenizer, held_out_windows, shift, windows
 
 # %% ../../nbs/data/visits.ipynb #561abf0d
 def table(
@@ -56,7 +56,7 @@ def kept(
     if unknown := sorted({i for v in plan for i in v.items if not 0 <= i < len(lines)}): raise ValueError(f'a visit reads row {unknown[0]}, the table has {len(lines)}: name rows 0 to {len(lines) - 1}')
     return plan, *table(lines, task.length, task.learned.separator)
 
-# %% ../../nbs/data/visits.ipynb #d769f9a5
+# %% ../../nbs/data/visits.ipynb #f5834361
 @dataclass(frozen=True, kw_only=True)
 class Visits(Text):
     "Base of tasks that visit rows of a table, some steps each; a subclass gives `lines` and `plan`."
@@ -83,9 +83,12 @@ class Visits(Text):
         "Optimizer steps of all visits."
         return self.steps * len(self.plan(0))
 
+    @property
+    def tokenizer_(self) -> Tokenizer: return library(self.corpus, self.tokenizer)[2]
+
     def visits(self, seed: int) -> tuple[Visit, ...]: return kept(self, seed, self.learned.fingerprint)[0]
 
-    def rows(self, seed: int) -> tuple[Int64[Tensor, 'n t'], Int64[Tensor, 'n t']]:
+    def table(self, seed: int) -> tuple[Int64[Tensor, 'n t'], Int64[Tensor, 'n t']]:
         "Inputs and labels of the whole table."
         return kept(self, seed, self.learned.fingerprint)[1:]
 
@@ -95,13 +98,17 @@ class Visits(Text):
         if not 0 <= step < self.steps * len(plan): raise ValueError(f'step {step}: {len(plan)} visits of {self.steps} steps end with step {self.steps * len(plan) - 1}; train for task.total steps')
         return plan[step // self.steps]
 
+    def read(self, seed: int, row: int) -> tuple[int, ...]:
+        "The visits (0 is the first) that read a row of the table."
+        return tuple(v for v, visit in enumerate(self.visits(seed)) if row in visit.items)
+
     def ends(self, step: int) -> bool:
         "Does a visit end after this many steps, or has none begun?"
         return step % self.steps == 0
 
     def batches(self, seed: int) -> Callable[[int], tuple[Int64[Tensor, 'b t'], Int64[Tensor, 'b t']]]:
         "Inputs and labels of a step."
-        (ids, labels), learned = self.rows(seed), self.learned
+        (ids, labels), learned = self.table(seed), self.learned
         def batch(step):
             visit = self.at(seed, step)
             rows = torch.tensor(visit.items, dtype=torch.int64)
