@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'FORMS', 'margin', 'drift_corrected', 'Rise', 'latent_rise', 'Decay', 'fit_decay', 'interference', 'Guessing',
-           'own_answers', 'guessing']
+           'interaction', 'guessing']
 
 # %% ../../nbs/eval/retention.ipynb #8d30160d
 import math
@@ -103,7 +103,7 @@ def interference(
     change = margins.diff(dim=0)
     return torch.stack([change[list(visits)].mean(0) for visits in read])
 
-# %% ../../nbs/eval/retention.ipynb #e0e79f2a
+# %% ../../nbs/eval/retention.ipynb #2494a3a1
 @dataclass(frozen=True)
 class Guessing:
     "Whether answers that were never told are preferred."
@@ -115,21 +115,19 @@ class Guessing:
         "Is the interval inside ± some nats, and does no fact stand out?"
         return -within < self.interval[0] and self.interval[1] < within and not self.guessed
 
-def own_answers(pairs: Float64[Tensor, 'f f']) -> Float64[Tensor, 'f f']:
+def interaction(pairs: Float64[Tensor, 'f f']) -> Float64[Tensor, 'f f']:
     "Scores without the mean of each question and of each answer."
     return pairs - pairs.mean(0) - pairs.mean(1, keepdim=True) + pairs.mean()
 
 def guessing(
-    margins: Float64[Tensor, 'f'],    # of facts that the model was never told
-    pairs: Float64[Tensor, 'f f'],    # score of the answer of fact j after the question of fact i
+    pairs: Float64[Tensor, 'f f'],    # score of the answer of fact j after the question of fact i; the model was told none
     chance: float = .05,              # that any fact of a fair quiz stands out
 ) -> Guessing:
     "Are answers preferred that were never told?"
     from scipy.stats import norm, t
-    n = len(margins)
+    n = len(pairs)
     if n < 5: raise ValueError(f'{n} facts: too few to say whether answers can be guessed, ask at least 5')
-    half = float(t.ppf(.95, n - 1)) * margins.std().item() / n ** .5
-    left, own = own_answers(pairs), torch.eye(n, dtype=torch.bool)
-    bar = float(norm.isf(chance / n)) * left[~own].std().item()
-    mean = margins.mean().item()
+    left, own = interaction(pairs), torch.eye(n, dtype=torch.bool)
+    mine, bar = left[own] * n / (n - 1), float(norm.isf(chance / n)) * left[~own].std().item()   # over the other answers
+    mean, half = mine.mean().item(), float(t.ppf(.95, n - 1)) * mine.std().item() / n ** .5
     return Guessing(mean, (mean - half, mean + half), tuple((left[own] > bar).nonzero()[:, 0].tolist()))

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['row_losses', 'AtVisits', 'DocumentLosses', 'answer_scores', 'FactScores', 'series', 'pair_scores', 'PairMargins']
 
-# %% ../../nbs/eval/revisits.ipynb #160c930e
+# %% ../../nbs/eval/revisits.ipynb #1fb86fc2
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
@@ -24,20 +25,20 @@ from .recovery import document
 from .retention import margin
 from .reversal import advance, batches, line_nll, rows_of
 from ..nn.lm import TransformerLM
-from ..train.losses import check_paired, linear_cross_entropy
+from ..train.losses import check_paired, rows_at_once
 
-# %% ../../nbs/eval/revisits.ipynb #16959527
+# %% ../../nbs/eval/revisits.ipynb #dde59ccf
 def row_losses(
     model: TransformerLM,
     ids: Int64[Tensor, 'n t'],
     labels: Int64[Tensor, 'n t'],   # `IGNORE` where nothing is wanted
-    rows: int = 256,                # at a time
+    rows: int | None = None,        # at a time; None: as many as have four million logits
 ) -> Float64[Tensor, 'n']:          # NaN for a row of which nothing counts
     "Mean cross-entropy of each row, nats per label that counts."
     check_paired('labels', labels.shape, 'tokens', ids.shape)
-    with still(model):
-        some = lambda x, y: linear_cross_entropy(model.features(x)[0].flatten(0, 1), model.readout, y.flatten())[1].view(y.shape).sum(1)
-        total = torch.cat([some(x, y) for x, y in zip(ids.split(rows), labels.split(rows))])
+    rows = rows or max(1, rows_at_once(model.readout) // ids.shape[1])
+    losses = lambda x, y: F.cross_entropy(model.features(x)[0].flatten(0, 1) @ model.readout.T, y.flatten(), ignore_index=IGNORE, reduction='none').view(y.shape)
+    with still(model): total = torch.cat([losses(x, y).sum(1) for x, y in zip(ids.split(rows), labels.split(rows))])
     return (total.double() / (labels != IGNORE).sum(1)).cpu()
 
 # %% ../../nbs/eval/revisits.ipynb #1c4075a6
