@@ -93,7 +93,8 @@ def test_a_random_order_does_not_score_zero_but_nothing_exceeds_its_locked_contr
 
 def test_excess_is_the_difference_on_the_document_that_was_locked():
     m, run = drawn(Cyclic()), drawn(SlotLocked(focal=2), seed=1)
-    torch.testing.assert_close(excess_recovery(m, {2: run})[0], recovery(m)[2] - recovery(run)[2], equal_nan=True, **EXACT)
+    free = dict(forgotten=None, fitted=None)
+    torch.testing.assert_close(excess_recovery(m, {2: run}, **free)[0], recovery(m, **free)[2] - recovery(run, **free)[2], equal_nan=True, **EXACT)
     with pytest.raises(ValueError, match='document 3 was visited at .* in its slot-locked run'): excess_recovery(m, {3: run})
     with pytest.raises(ValueError, match='means nothing without its null'): excess_recovery(m, {})
 
@@ -144,14 +145,16 @@ def test_a_guessable_fact_is_caught_and_fair_ones_are_not():
 
 
 def test_no_answer_of_a_quiz_can_be_guessed_and_one_that_was_told_is_caught():
-    task = Episodes(quiz=Quiz(facts=6, controls=60), reading=Massed(exposures=80), before=60, after=0, rows=8)
+    "Of 100 controls none is known after the other facts were learned; a fact that was told stands out among them, once it is held well."
+    task = Episodes(quiz=Quiz(facts=12, controls=100), reading=Massed(exposures=80), before=120, after=0, rows=8)
     train = FitConfig(steps=task.total, optimizer=AdamWConfig(lr=5e-3), schedule=Constant(warmup=10), objective=TokenLoss(), log_every=task.total)
     model = ResidualLMConfig(block=vanilla(d_model=32, n_layers=1, n_heads=2), max_len=64).build(0, 256)
-    fit(Learner(model, train.optimizer.build(model)), task.batches(0), train.objective.step(train), train)
-    known, controls = task.quiz.questions(0, task.tokenizer_)
-    found = [guessing(pair_scores(model, asked, task.tokenizer_)[1]) for asked in (controls, [known[0], *controls[1:]])]
-    assert found[0].fair(), found[0]
-    assert found[1].guessed == (0,) and not found[1].fair(), found[1]
+    learner, batch, asked = Learner(model, train.optimizer.build(model)), task.batches(0), task.quiz.questions(0, task.tokenizer_)
+    ask = lambda questions: guessing(pair_scores(model, questions, task.tokenizer_)[1])
+    fit(learner, batch, train.objective.step(train), train, stop=145)
+    assert ask(asked[1]).fair(), ask(asked[1])
+    fit(learner, lambda step: batch(145 + step), train.objective.step(train), train, stop=55)
+    assert ask(asked[1]).guessed == () and ask([asked[0][0], *asked[1][1:]]).guessed == (0,)
 
 
 # -- phase ------------------------------------------------------------------------------------------------------------
@@ -194,11 +197,11 @@ def test_the_slowest_mode_predicts_recovery():
     said, found = [], []
     for tasks in (5, 10, 25, 50):
         config = LinearTasks(tasks=tasks)
-        cycle = torch.arange(tasks).repeat(12)
+        cycle = torch.arange(tasks).repeat(30)
         score = lambda L: recovery(LossMatrix(L, cycle[:len(L) - 1]), None, None)[:, -1].mean().item()
         said.append(score(mode_losses(takes(config, config.draw(0)[0]), 2)))
         found.append(score(closed_losses(config, *config.draw(0), cycle)))
-    assert np.corrcoef(said, found)[0, 1] ** 2 > .9 and max(found) > .8
+    assert np.corrcoef(said, found)[0, 1] ** 2 > .9 and np.abs(np.subtract(said, found)).max() < .01 and max(found) > .8, (said, found)
 
 
 # -- in a run ---------------------------------------------------------------------------------------------------------
