@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-# %% ../../nbs/eval/retention.ipynb #9dc35cfe
+# %% ../../nbs/eval/retention.ipynb #2c95ab5b
 LEAST = 8   # distractors of an answer
 
 def margin(
@@ -27,6 +27,7 @@ def margin(
     if distractors.shape[-1] < least: raise ValueError(f'{distractors.shape[-1]} distractors, {least} at least: the mean over fewer is mostly the luck of their words')
     return true - distractors.mean(-1)
 
+# %% ../../nbs/eval/retention.ipynb #edc57016
 def drift_corrected(
     margins: Float64[Tensor, 't f'],
     controls: Float64[Tensor, 't c'],   # margins of facts that were never trained
