@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,7 +21,10 @@ from torch import nn
 from memlab.core import files
 from memlab.core.files import home, save_tensors
 from memlab.data.recall import RecallConfig, recall_batch
+from memlab.data.visits import Revisits
+from memlab.eval.revisits import DocumentLosses, row_losses
 from memlab.lab import records
+from memlab.lab.arm import Arm, execute, learner_of
 from memlab.lab.records import RECORDS, RUNS, read_table, write_table
 from memlab.lab.renew import REHEARSALS
 from memlab.nn.cells import GRU, ContextCell, Feedback
@@ -30,7 +34,7 @@ from memlab.nn.delta import DeltaNetConfig, delta_chunked, delta_recurrent
 from memlab.nn.infini import InfiniConfig
 from memlab.nn.init import init_parameters
 from memlab.nn.linear import linear_chunked, linear_recurrent
-from memlab.nn.lm import residual_lm
+from memlab.nn.lm import ResidualLMConfig, residual_lm
 from memlab.nn.memory import load_memory, memory_bytes, save_memory
 from memlab.nn.mixer import precise
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
@@ -46,7 +50,10 @@ from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, FitResult, resume_run, save_run, train_step
 from memlab.train.losses import lm_loss, recall_loss
 from memlab.train.newton import newton, scan, scan_loop
+from memlab.train.objectives import TokenLoss
+from memlab.train.optim import SGDConfig
 from memlab.train.recurrent import LaggedLoss
+from memlab.train.schedule import Constant
 from peers import nanogpt, plain_recall, plain_recurrence
 
 REPEATS = 7
@@ -445,9 +452,34 @@ def large_cache():
     yield report(f'stored states of {size:.1f} GB in a file: anonymous memory of the process, GB ({training / 1e3:.2f} in training, {saving / 1e3:.2f} while they are saved)', max(training, saving) / 1e3, 2., 'at most')
 
 
+def visiting():
+    "Documents visited again: what the losses of 25 of them cost of the ten steps between two checkpoints, what a run costs, and whether eight seeds pay in one step."
+    task = Revisits(documents=25)
+    config = FitConfig(steps=task.total, optimizer=SGDConfig(lr=.1), schedule=Constant(warmup=0), objective=TokenLoss(), clip=None, log_every=task.total)
+    arm = Arm(name='nano', task=task, model=ResidualLMConfig(block=vanilla(d_model=64, n_layers=2, n_heads=2), max_len=64), train=config, measures=(DocumentLosses(),))
+    learner, step, batch, (ids, labels) = learner_of(arm, 0), config.objective.step(config), task.batches(0), task.table(0)
+    def visit():
+        for i in range(task.steps): step(learner, batch(i), i)
+    between, asked = interleaved(visit, lambda: row_losses(learner.model, ids, labels))
+    yield report(f'25 documents after a visit of 10 steps ({1e3 * between:.1f} ms): share of the training time', asked / between, .3, 'at most')
+    small = replace(arm, task=replace(task, documents=20), train=replace(config, steps=1000))
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder: execute(small, 0, Path(folder), progress=False)
+    yield report('a run of 20 documents, 10 steps a visit, 5 passes, 2x64, with all its measures: seconds', time.perf_counter() - began, 3., 'at most')
+    params, _ = torch.func.stack_module_state([arm.model.build(seed, 256) for seed in range(8)])
+    rows = [torch.stack([task.batches(seed)(0)[i] for seed in range(8)]) for i in (0, 1)]
+    def loss(p, ids, labels):
+        h = torch.func.functional_call(Features(learner.model), {f'model.{n}': u for n, u in p.items()}, (ids,))
+        return F.cross_entropy((h @ p['embed.weight'].T).flatten(0, 1), labels.flatten())
+    stacked_step = torch.func.vmap(torch.func.grad(loss))
+    def alone_step(): lm_loss(learner.model, *batch(0)).mean.backward()
+    eight, one = interleaved(lambda: stacked_step(params, *rows), alone_step, inner=5)
+    yield report('gradients of eight seeds stacked / of one', eight / one, 4., 'at most')
+
+
 BENCHES = dict(steps=steps, update_cosines=update_cosines, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
                infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load, tables=tables, checkpoints=checkpoints, recurrences=recurrences, sequential_loop=sequential_loop, linear_scan=linear_scan,
-               cache_overhead=cache_overhead, large_cache=large_cache)
+               cache_overhead=cache_overhead, large_cache=large_cache, visiting=visiting)
 BY_NAME = dict(all_recurrences=all_recurrences)  # take longer
 
 if __name__ == '__main__':
