@@ -55,12 +55,19 @@ SOURCE = AsCoded(readout_scale=True, shared=True, normalised_delta=True, static_
 def probes(z: 'Sizes') -> list[Arm]:
     "Memories as they are drawn."
     one = dict(d_model=64, n_heads=1)
-    loud, add, delta = InfiniConfig(**one, as_coded=AsCoded(static_gate=True)), InfiniConfig(**one), InfiniConfig(**one, rule='delta')
+    loud, add, delta = (InfiniConfig(**one, as_coded=AsCoded(static_gate=True)), InfiniConfig(**one),
+                        InfiniConfig(**one, rule='delta'))
     arm = lambda name, measure, **words: Arm(name=name, measures=(measure,), factors=factors(**words))
-    arms = [arm(f'read-out {n}', Readout(layer=l, sizes=z.lengths, rows=z.probe_rows)) for n, l in {'corrected': loud, 'as coded': replace(loud, as_coded=QUIET)}.items()]
-    writes = {'additive as coded': replace(add, as_coded=AsCoded(readout_scale=True)), 'delta as coded': replace(delta, as_coded=INERT), 'additive': add, 'delta with z': replace(delta, as_coded=HALF), 'delta': delta}
-    arms += [arm(f'overwrite {n}', Overwrite(layer=replace(l, segment=256))) for n, l in writes.items()]   # the source's segments
-    return arms + [arm(f'capacity {k}', Capacity(layer=replace(add, q_kernel=k, k_kernel=k), sizes=z.widths, floats=z.floats), probe='capacity', kernel=k) for k in ('elu+1', 'relu', 'softmax', 'dpfp', 'taylor')]
+    arms = [arm(f'read-out {n}', Readout(layer=l, sizes=z.lengths, rows=z.probe_rows))
+            for n, l in {'corrected': loud, 'as coded': replace(loud, as_coded=QUIET)}.items()]
+    writes = {'additive as coded': replace(add, as_coded=AsCoded(readout_scale=True)),
+              'delta as coded': replace(delta, as_coded=INERT), 'additive': add,
+              'delta with z': replace(delta, as_coded=HALF), 'delta': delta}
+    arms += [arm(f'overwrite {n}', Overwrite(layer=replace(l, segment=256)))
+             for n, l in writes.items()]   # the source's segments
+    return arms + [arm(f'capacity {k}', Capacity(layer=replace(add, q_kernel=k, k_kernel=k), sizes=z.widths,
+                                                 floats=z.floats), probe='capacity', kernel=k)
+                   for k in ('elu+1', 'relu', 'softmax', 'dpfp', 'taylor')]
 
 # %% ../../nbs/studies/infini_memory.ipynb #6fa8015e
 @dataclass(frozen=True)
@@ -97,11 +104,14 @@ class Sizes:
 
     def training(self, steps: int, objective, evals: int = 5) -> FitConfig:
         "How to train, with so many evaluations on the way."
-        return FitConfig(steps=steps, optimizer=AdamWConfig(lr=self.lr), schedule=Cosine(warmup=max(1, min(100, steps // 10))), objective=objective, log_every=max(1, steps // evals), precision=self.precision)
+        return FitConfig(steps=steps, optimizer=AdamWConfig(lr=self.lr),
+                         schedule=Cosine(warmup=max(1, min(100, steps // 10))), objective=objective,
+                         log_every=max(1, steps // evals), precision=self.precision)
 
     def stack(self, *first, **options) -> SegmentStack:
         "Some mixers, then attention with positions."
-        return SegmentStack(mixers=first + ('rope',) * (self.layers - len(first)), **dict(d_model=self.width, n_heads=self.heads, segment=self.segment) | options)
+        return SegmentStack(mixers=first + ('rope',) * (self.layers - len(first)),
+                            **dict(d_model=self.width, n_heads=self.heads, segment=self.segment) | options)
 
     def memory(self, kind: type = InfiniConfig, **options) -> InfiniConfig:
         "The memory of a first layer."
@@ -110,9 +120,14 @@ class Sizes:
 # %% ../../nbs/studies/infini_memory.ipynb #e240da0c
 def firsts(z: Sizes) -> dict[str, tuple]:
     "The mixers of readers, the rest being attention with positions."
-    linear = {f'linear {n}': (LinearAttentionConfig(d_model=z.width, n_heads=z.heads, denominator=False, out_norm='rms', rope=r),) * z.layers for n, r in {'RoPE': True, 'NoPE': False}.items()}
-    one = {'pythia': 'rope', 'NoPE first': 'nope', 'no attention first': 'none', 'local': z.memory(banks=0), 'infini': z.memory(), 'infini silent': z.memory(), 'infini credit': z.memory(credit=7), 'infini delta': z.memory(rule='delta'),
-           'infini as coded': z.memory(rule='delta', as_coded=SOURCE), 'multi': z.memory(MultiMemoryConfig), 'hierarchical': z.memory(HierarchicalConfig)}
+    linear = {f'linear {n}': (LinearAttentionConfig(d_model=z.width, n_heads=z.heads, denominator=False,
+                                                    out_norm='rms', rope=r),) * z.layers
+              for n, r in {'RoPE': True, 'NoPE': False}.items()}
+    one = {'pythia': 'rope', 'NoPE first': 'nope', 'no attention first': 'none', 'local': z.memory(banks=0),
+           'infini': z.memory(), 'infini silent': z.memory(), 'infini credit': z.memory(credit=7),
+           'infini delta': z.memory(rule='delta'),
+           'infini as coded': z.memory(rule='delta', as_coded=SOURCE), 'multi': z.memory(MultiMemoryConfig),
+           'hierarchical': z.memory(HierarchicalConfig)}
     one |= {f'hierarchical e={e:g}': z.memory(HierarchicalConfig, expand=e) for e in (0., .5, 1.)}
     return {n: (m,) for n, m in one.items()} | {'softmax NoPE': ('nope',) * z.layers} | linear
 
@@ -123,23 +138,29 @@ def protocols(segment: int) -> dict[str, Perplexity]:
     return segments | sliding | {f'{name}, shifted twice': replace(p, labels_by=2) for name, p in segments.items()}
 
 # %% ../../nbs/studies/infini_memory.ipynb #288b2d52
-def reader(z: Sizes, name: str, model: SegmentStack, protocols: tuple = (), silent: bool = False, more: tuple = ()) -> Arm:
+def reader(z: Sizes, name: str, model: SegmentStack, protocols: tuple = (), silent: bool = False,
+           more: tuple = ()) -> Arm:
     "A model that reads documents."
     asked = Loudness(pieces=z.held_out), DocumentScores(documents=z.held_out, protocols=protocols)
-    return Arm(name=name, task=Documents(rows=z.rows, segment=z.segment, **dict(z.text_of)), model=model, train=z.training(z.text, StreamLoss(silent=silent)), measures=asked + more)
+    return Arm(name=name, task=Documents(rows=z.rows, segment=z.segment, **dict(z.text_of)), model=model,
+               train=z.training(z.text, StreamLoss(silent=silent)), measures=asked + more)
 
 def readers(z: Sizes) -> list[Arm]:
     "Models whose layers differ, and two of six layers and one size: with attention in the first layer, or a wider MLP."
     watched, deep = (Watched(seed=0, pieces=z.held_out),), replace(z, layers=6)
-    arms = [reader(z, f'text {n}', z.stack(*m), tuple(protocols(z.segment).items()) if n == 'pythia' else (), n == 'infini silent', watched if n in ('multi', 'hierarchical') else ()) for n, m in firsts(z).items()]
-    return arms + [reader(z, n, m) for n, m in zip(DEEP, (deep.stack('none', intermediate=(6 * z.width,)), deep.stack()))]
+    arms = [reader(z, f'text {n}', z.stack(*m), tuple(protocols(z.segment).items()) if n == 'pythia' else (),
+                   n == 'infini silent', watched if n in ('multi', 'hierarchical') else ())
+                   for n, m in firsts(z).items()]
+    return arms + [reader(z, n, m) for n, m
+                   in zip(DEEP, (deep.stack('none', intermediate=(6 * z.width,)), deep.stack()))]
 
 DEEP = 'six layers no attention first', 'six layers pythia'
 
 def chunk_readers(z: Sizes) -> list[Arm]:
     "The two ways to split, where documents have many chunks and where they have one."
     chunks = lambda by, each: Chunks(by=by, length=2 * z.segment, each=each, chunks=z.chunks, **dict(z.chunks_of))
-    return [Arm(name=f'split by {by}, {label}', task=chunks(by, each), model=z.stack(segment=2 * z.segment), train=z.training(z.split, TokenLoss(), 15), measures=(ChunkScores(),))
+    return [Arm(name=f'split by {by}, {label}', task=chunks(by, each), model=z.stack(segment=2 * z.segment),
+                train=z.training(z.split, TokenLoss(), 15), measures=(ChunkScores(),))
             for label, each in {'many chunks': z.each, 'one chunk': 1}.items() for by in ('documents', 'chunks')]
 
 # %% ../../nbs/studies/infini_memory.ipynb #c7e5225a
@@ -150,16 +171,21 @@ def recallers(z: Sizes) -> list[Arm]:
     "Relays with more or less credit, and recall from more or fewer banks, all of which are written before the questions begin."
     def arm(name, task, segment, train, **options):
         model = z.stack(z.memory(segment=segment, conv=4, **RELAY, **options), segment=segment)
-        return Arm(name=name, task=RelayTask(config=task, rows=z.batch), model=model, train=train, measures=(RelayRecalled(), RelaySizes()))
-    full, relayed, banked = RecallConfig(vocab_size=128, length=64, pairs=16), z.training(z.relay, RecallLoss(), 15), z.training(z.banks, RecallLoss())
+        return Arm(name=name, task=RelayTask(config=task, rows=z.batch), model=model, train=train,
+                   measures=(RelayRecalled(), RelaySizes()))
+    full, relayed, banked = (RecallConfig(vocab_size=128, length=64, pairs=16),
+                             z.training(z.relay, RecallLoss(), 15), z.training(z.banks, RecallLoss()))
     banks = lambda n: dict(banks=n, segments_per_bank=4 // n, dk=z.width // 4 // n, dv=z.width // 2, credit=7)
-    return [arm(f'credit {k}', Relay(), 16, relayed, n_heads=z.heads, credit=k) for k in HORIZONS] + [arm(f'banks {n}', full, 8, banked, n_heads=1, **banks(n)) for n in (1, 2, 4)]
+    return [arm(f'credit {k}', Relay(), 16, relayed, n_heads=z.heads, credit=k) for k in HORIZONS] + [
+        arm(f'banks {n}', full, 8, banked, n_heads=1, **banks(n)) for n in (1, 2, 4)]
 
 def routers(z: Sizes) -> list[Arm]:
     "A memory for each topic, chosen by the mean key or by the source's rule."
     task = Topics()
-    memory = lambda **options: z.memory(MultiMemoryConfig, segment=2 * task.pairs, conv=4, credit=4, banks=task.topics, null=False, **options)
-    return [Arm(name=n, task=TopicsTask(config=task, rows=z.batch), model=z.stack(m, segment=2 * task.pairs), train=z.training(z.topics, RecallLoss()), measures=(RelayRecalled(), Routing()))
+    memory = lambda **options: z.memory(MultiMemoryConfig, segment=2 * task.pairs, conv=4, credit=4,
+                                        banks=task.topics, null=False, **options)
+    return [Arm(name=n, task=TopicsTask(config=task, rows=z.batch), model=z.stack(m, segment=2 * task.pairs),
+                train=z.training(z.topics, RecallLoss()), measures=(RelayRecalled(), Routing()))
             for n, m in {'topics': memory(), 'topics as coded': memory(as_coded=AsCoded(sequence_mean=True))}.items()]
 
 # %% ../../nbs/studies/infini_memory.ipynb #35d623d8
@@ -169,19 +195,26 @@ def told_facts(z: Sizes) -> list[Arm]:
     "Models that are told facts, whose first layers differ, and one that reads them in other packings."
     def arm(name, first, steps, asked, **lessons):
         model, task = z.stack(*first), FactLessons(facts=z.told[0], **lessons, **dict(z.text_of))
-        return Arm(name=name, task=task, model=model, train=z.training(steps, TokenLoss()), measures=(FactsAsked(stack=model, asked=asked, windows=z.held_out),))
-    firsts = {'pythia': ('rope',), 'NoPE': ('nope',) * z.layers, 'infini': (z.memory(),), 'multi': (z.memory(MultiMemoryConfig),), 'hierarchical': (z.memory(HierarchicalConfig),)}
+        return Arm(name=name, task=task, model=model, train=z.training(steps, TokenLoss()),
+                   measures=(FactsAsked(stack=model, asked=asked, windows=z.held_out),))
+    firsts = {'pythia': ('rope',), 'NoPE': ('nope',) * z.layers, 'infini': (z.memory(),),
+              'multi': (z.memory(MultiMemoryConfig),), 'hierarchical': (z.memory(HierarchicalConfig),)}
     asked = lambda m: CLEAN if isinstance(m[0], str) else CLEAN + (Scoring('backward', contaminated=True),)
     arms = [arm(f'facts {n}', m, z.facts, asked(m), told=z.told[1], length=2 * z.segment) for n, m in firsts.items()]
-    return arms + [arm(f'packing {how.replace("_", " ")}', (), z.packing, CLEAN[:1], packing=how, told=2 * z.told[1] // 3, length=z.segment, text_rows=4) for how in PACKINGS]
+    return arms + [arm(f'packing {how.replace("_", " ")}', (), z.packing, CLEAN[:1], packing=how,
+                       told=2 * z.told[1] // 3, length=z.segment, text_rows=4) for how in PACKINGS]
 
 def asked_and_carried(z: Sizes) -> list[Arm]:
     "Models that are asked questions, and two between which a memory is carried."
-    lessons = lambda mask: QuestionLessons(mask=mask, pattern=z.pairs[0], held_pairs=z.pairs[1], told=z.pairs[2], length=2 * z.segment, **dict(z.text_of))
-    arms = [Arm(name=f'questions, mask {mask}', task=lessons(mask), model=z.stack(segment=2 * z.segment), train=z.training(z.questions, TokenLoss()), measures=(QuestionsAsked(),)) for mask in ('none', 'statement', 'span')]
+    lessons = lambda mask: QuestionLessons(mask=mask, pattern=z.pairs[0], held_pairs=z.pairs[1], told=z.pairs[2],
+                                           length=2 * z.segment, **dict(z.text_of))
+    arms = [Arm(name=f'questions, mask {mask}', task=lessons(mask), model=z.stack(segment=2 * z.segment),
+                train=z.training(z.questions, TokenLoss()), measures=(QuestionsAsked(),))
+            for mask in ('none', 'statement', 'span')]
     wide = 3 * z.segment // 2
     stack = z.stack(z.memory(segment=wide, conv=4, credit=1), segment=wide)
-    return arms + [Arm(name='codes', task=CodeLessons(segment=wide, **dict(z.text_of)), model=Pair(stack=stack), train=z.training(z.codes, EachItsOwn()), measures=(MemoryCarried(stack=stack),))]
+    return arms + [Arm(name='codes', task=CodeLessons(segment=wide, **dict(z.text_of)), model=Pair(stack=stack),
+                       train=z.training(z.codes, EachItsOwn()), measures=(MemoryCarried(stack=stack),))]
 
 # %% ../../nbs/studies/infini_memory.ipynb #d9ebec05
 def everything(z: Sizes, seeds: tuple[int, ...], close: tuple[int, ...]) -> Preset:
@@ -192,29 +225,37 @@ def everything(z: Sizes, seeds: tuple[int, ...], close: tuple[int, ...]) -> Pres
 def quick() -> Preset:
     "Toys, to see that everything runs."
     read = (('corpus', 'stdlib-docs'), ('tokenizer', 'bytes'))
-    z = Sizes(text=2, split=2, relay=2, banks=2, topics=2, facts=2, packing=2, questions=2, codes=2, width=16, segment=128, rows=1, batch=2, chunks=16, each=4, held_out=2, told=(12, 3), pairs=(4, 2, 2), lengths=(16, 32), widths=(16, 32), floats=2 ** 12, probe_rows=4, text_of=read, chunks_of=read)
+    z = Sizes(text=2, split=2, relay=2, banks=2, topics=2, facts=2, packing=2, questions=2, codes=2, width=16,
+              segment=128, rows=1, batch=2, chunks=16, each=4, held_out=2, told=(12, 3), pairs=(4, 2, 2),
+              lengths=(16, 32), widths=(16, 32), floats=2 ** 12, probe_rows=4, text_of=read, chunks_of=read)
     return everything(z, (0,), (0,))
 
 def cpu() -> Preset:
     "Models of width 64 on a laptop."
-    return everything(Sizes(text=600, split=600, relay=1500, banks=600, topics=1500, facts=1000, packing=1000, questions=4500, codes=750), tuple(range(5)), tuple(range(10)))
+    return everything(Sizes(text=600, split=600, relay=1500, banks=600, topics=1500, facts=1000, packing=1000,
+                            questions=4500, codes=750), tuple(range(5)), tuple(range(10)))
 
 # %% ../../nbs/studies/infini_memory.ipynb #53ede9d9
 def gpu() -> Preset:
     "Width 256, for one modern GPU."
     text = (('corpus', 'stdlib-docs+stdlib-code'), ('tokenizer', 'bpe:8192'))
-    z = Sizes(text=3000, split=3000, relay=3000, banks=6000, topics=2000, facts=3000, packing=1500, questions=9000, codes=2000, width=256, segment=128, layers=4, heads=4, lr=1e-3, rows=16, batch=64, chunks=400, held_out=128, text_of=text, chunks_of=(('corpus', 'stdlib-code'), text[1]))
+    z = Sizes(text=3000, split=3000, relay=3000, banks=6000, topics=2000, facts=3000, packing=1500, questions=9000,
+              codes=2000, width=256, segment=128, layers=4, heads=4, lr=1e-3, rows=16, batch=64, chunks=400,
+              held_out=128, text_of=text, chunks_of=(('corpus', 'stdlib-code'), text[1]))
     return everything(z, tuple(range(5)), tuple(range(10)))
 
 def full() -> Preset:
     "The source's own size: six layers of 512, segments of 256, on the Pile."
     text = (('corpus', 'hub:monology/pile-uncopyrighted::1GB'), ('tokenizer', 'bpe:50304'))
-    z = Sizes(text=9000, split=9000, relay=10_000, banks=20_000, topics=10_000, facts=10_000, packing=5000, questions=30_000, codes=10_000, width=512, segment=256, layers=6, heads=8, lr=1e-3, rows=8, batch=64, chunks=5000, each=40, held_out=500,
+    z = Sizes(text=9000, split=9000, relay=10_000, banks=20_000, topics=10_000, facts=10_000, packing=5000,
+              questions=30_000, codes=10_000, width=512, segment=256, layers=6, heads=8, lr=1e-3, rows=8, batch=64,
+              chunks=5000, each=40, held_out=500,
               told=(2400, 60), pairs=(1600, 400, 40), text_of=text, chunks_of=text)
     return everything(z, tuple(range(5)), tuple(range(10)))
 
 # %% ../../nbs/studies/infini_memory.ipynb #11ce2b18
-study = Study('infini_memory', 'Does a compressive memory remember?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), planted=dict(facts=planted_facts, recall=planted_recall, text=planted_text))
+study = Study('infini_memory', 'Does a compressive memory remember?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full),
+              planted=dict(facts=planted_facts, recall=planted_recall, text=planted_text))
 
 @lru_cache(maxsize=1)
 def planned() -> dict[str, Arm]:
@@ -249,7 +290,8 @@ def reverses(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     return knows(records, *arms)[0] & ranked(records, 'backward', arms).any(axis=1), 'reverse what they were told'
 
 # %% ../../nbs/studies/infini_memory.ipynb #04de3bee
-def differ(records: pd.DataFrame, arms: tuple[str, str], metric: str, item: str, by: Callable = np.subtract) -> tuple[pd.Series, str]:
+def differ(records: pd.DataFrame, arms: tuple[str, str], metric: str, item: str,
+           by: Callable = np.subtract) -> tuple[pd.Series, str]:
     "An arm's metric against another's, and both in words."
     a, b = (at_end(records, metric, arm, item) for arm in arms)
     return by(a, b), f'{a.mean():.3f} against {b.mean():.3f}'
@@ -257,32 +299,45 @@ def differ(records: pd.DataFrame, arms: tuple[str, str], metric: str, item: str,
 # %% ../../nbs/studies/infini_memory.ipynb #b2b241b9
 def attenuation(records: pd.DataFrame, arm: str, item: str = 'last') -> pd.Series:
     "Slope of log(rms memory / rms segment) over log(tokens of a segment), by seed."
-    table = records[(records.arm == arm) & (records.item == item)].pivot_table(index=['seed', 'position'], columns='metric', values='value').reset_index()
+    table = records[(records.arm == arm) & (records.item == item)].pivot_table(
+        index=['seed', 'position'], columns='metric', values='value').reset_index()
     slope = lambda t: np.polyfit(np.log(t.position.astype(float)), np.log(t.rms_memory / t.rms_local), 1)[0]
     return table.groupby('seed')[['position', 'rms_memory', 'rms_local']].apply(slope)
 
 LOUD, FALLS = ('read-out as coded', 'read-out corrected'), Equal(margin=.05, target=-1.)
 
-study.reading('IM1', 'As segments grow longer, what an untrained memory returns shrinks as 1/S beside attention within the segment.',
-              lambda records: (tuple(attenuation(records, a) for a in LOUD), 'this is arithmetic: as coded the matrix is divided by S, its normaliser is not'),
+study.reading('IM1', 'As segments grow longer, what an untrained memory returns shrinks as 1/S beside attention '
+                     'within the segment.',
+              lambda records: (tuple(attenuation(records, a) for a in LOUD),
+                               'this is arithmetic: as coded the matrix is divided by S, its normaliser is not'),
               source='memory on or off, with decay or without: the same perplexity to 0.1',
-              measured='log-log slope of rms(memory)/rms(segment) over segments of S = 16 to 512 tokens, at the last token of the second',
-              rule=Artefact(on=FALLS, off=FALLS, fields=('layer.as_coded.readout_scale',), twins=twins(LOUD)), arms=LOUD, unit='slope', sd=.007)
+              measured='log-log slope of rms(memory)/rms(segment) over segments of S = 16 to 512 tokens, at the last '
+                       'token of the second',
+              rule=Artefact(on=FALLS, off=FALLS, fields=('layer.as_coded.readout_scale',), twins=twins(LOUD)),
+              arms=LOUD, unit='slope', sd=.007)
 
 # %% ../../nbs/studies/infini_memory.ipynb #439dbd9b
 WRITES = tuple(f'overwrite {n}' for n in ('delta as coded', 'additive as coded', 'delta', 'additive'))
 
 for id, spread, whose, sd in (('IM2a', '1.0', "a norm's", .006), ('IM2b', '0.45', "the source's", .008)):
-    @study.claim(id, f'An untrained memory recalls overwritten keys of σ = {float(spread):g} ({whose}) alike after delta writes and after additive ones.', source='delta and additive writes gave the same results',
-                 measured='recall (cosine) of overwritten keys, delta writes minus additive, segments of 256; as coded 1 % of the recall is a difference',
-                 rule=Artefact(on=Equal(margin=.0005), off=Equal(margin=.1), fields=('layer.as_coded',), twins=twins(WRITES[::2], WRITES[1::2])), arms=WRITES, unit='cosine', sd=sd)
+    @study.claim(id, f'An untrained memory recalls overwritten keys of σ = {float(spread):g} ({whose}) alike after '
+                     f'delta writes and after additive ones.', source='delta and additive writes gave the same results',
+                 measured='recall (cosine) of overwritten keys, delta writes minus additive, segments of 256; as '
+                          'coded 1 % of the recall is a difference',
+                 rule=Artefact(on=Equal(margin=.0005), off=Equal(margin=.1), fields=('layer.as_coded',),
+                               twins=twins(WRITES[::2], WRITES[1::2])), arms=WRITES, unit='cosine', sd=sd)
     def delta_is_inert(runs, records, spread=spread):
         a, b, c, d = (by_seed(records, 'recall', w, item='overwritten', position=spread) for w in WRITES)
-        return seen((a - b, c - d), f'as coded {(a / b - 1).mean():+.1%} of a recall of {b.mean():.3f}, without {c.mean():.2f} against {d.mean():.2f}')
+        return seen((a - b, c - d),
+                    f'as coded {(a / b - 1).mean():+.1%} of a recall of {b.mean():.3f}, without {c.mean():.2f} '
+                    f'against {d.mean():.2f}')
 
-study.reading('IM2c', 'Where only the scale is right and a normaliser is kept, the delta rule halves what is read of a key that was written twice.',
-              lambda records: by_seed(records, 'scale', 'overwrite delta with z', item=None, position='1.0'), source='derived: what is read goes v, v/2, v/2, ...',
-              measured='size of what is read after a segment was written twice, relative to once (σ = 1)', rule=Equal(margin=.05, target=.5),
+study.reading('IM2c', 'Where only the scale is right and a normaliser is kept, the delta rule halves what is read of '
+                      'a key that was written twice.',
+              lambda records: by_seed(records, 'scale', 'overwrite delta with z', item=None, position='1.0'),
+              source='derived: what is read goes v, v/2, v/2, ...',
+              measured='size of what is read after a segment was written twice, relative to once (σ = 1)',
+              rule=Equal(margin=.05, target=.5),
               arms=('overwrite delta with z',), unit='of the size', sd=.0002)
 
 # %% ../../nbs/studies/infini_memory.ipynb #8206e66f
@@ -292,21 +347,28 @@ def by_width(records: pd.DataFrame, arm: str, metric: str = 'recall') -> pd.Data
     return rows.assign(d=rows.position.astype(int)).pivot_table(index='seed', columns='d', values='value')
 
 # %% ../../nbs/studies/infini_memory.ipynb #2607b467
-@study.claim('IM3', 'With elu+1 and random keys, a linear memory recalls more with heads of 256 or more than with heads of 64 or less, at equal state size.', source='one head of 512 in place of eight of 64',
-             measured='recall (cosine) at widths of 256 and more minus that at widths up to 64', rule=More(least=.05), arms=lambda runs: list(arms_where(runs, probe='capacity')), unit='cosine', sd=.002)
+@study.claim('IM3', 'With elu+1 and random keys, a linear memory recalls more with heads of 256 or more than with '
+                    'heads of 64 or less, at equal state size.', source='one head of 512 in place of eight of 64',
+             measured='recall (cosine) at widths of 256 and more minus that at widths up to 64', rule=More(least=.05),
+             arms=lambda runs: list(arms_where(runs, probe='capacity')), unit='cosine', sd=.002)
 def width_matters(runs, records):
     tables = {f['kernel']: by_width(records, a) for a, f in arms_where(runs, probe='capacity').items()}
-    gain = {k: t.loc[:, 256:].mean(axis=1) - t.loc[:, :64].mean(axis=1) for k, t in tables.items() if max(t) >= 256 and min(t) <= 64}
+    gain = {k: t.loc[:, 256:].mean(axis=1) - t.loc[:, :64].mean(axis=1) for k, t in tables.items()
+            if max(t) >= 256 and min(t) <= 64}
     if 'elu+1' not in gain: raise Missing('capacity elu+1 (heads of 256 and of 64)')
-    beside = ', '.join(f'{k} {gain[k].mean():+.3f}' if k in gain else f'no heads of 256 with {k}' for k in tables if k != 'elu+1')
-    return seen(gain['elu+1'], f'other maps: {beside}', f"cosine of different keys {by_width(records, 'capacity elu+1', 'similarity').mean().mean():.2f}")
+    beside = ', '.join(f'{k} {gain[k].mean():+.3f}' if k in gain else f'no heads of 256 with {k}' for k in tables
+                       if k != 'elu+1')
+    return seen(gain['elu+1'], f'other maps: {beside}',
+                f"cosine of different keys {by_width(records, 'capacity elu+1', 'similarity').mean().mean():.2f}")
 
 # %% ../../nbs/studies/infini_memory.ipynb #23aeff47
 COMPARED = tuple(f'text {n}' for n in ('infini', 'infini silent', 'local', 'pythia', 'infini credit'))
 
 def worth_later(records: pd.DataFrame) -> pd.Series:
     "What a memory is worth in segments 2 to 16, each counted alike."
-    infini, silent = (rows_of(records, 'nll_by_segment', a, item='on').query('position != "0"').groupby('seed').value.mean() for a in COMPARED[:2])
+    infini, silent = (
+        rows_of(records, 'nll_by_segment', a, item='on').query('position != "0"').groupby('seed').value.mean()
+        for a in COMPARED[:2])
     return silent - infini
 
 # %% ../../nbs/studies/infini_memory.ipynb #4f584deb
@@ -315,23 +377,34 @@ def worth(records: pd.DataFrame):
     infini, silent, local, pythia, taught = (at_end(records, 'nll', a, 'on') for a in COMPARED)
     reset, foreign = (at_end(records, 'nll', COMPARED[0], i) for i in ('reset', 'foreign'))
     beside = {'perplexity': infini - silent, 'against no banks': infini - local, 'against Pythia': infini - pythia,
-              'trained with a truncated-BPTT horizon of seven segments': taught - silent, 'against its own memory emptied at every segment': infini - reset, "against beginning with another document's": infini - foreign}
+              'trained with a truncated-BPTT horizon of seven segments': taught - silent,
+              'against its own memory emptied at every segment': infini - reset,
+              "against beginning with another document's": infini - foreign}
     return silent - infini, *(f'{n} {percent(v)}' for n, v in beside.items())
 
 for id, statement, read, arms, measured, sd in (
-    ('IM4a', 'A compressive memory in the first layer, carried through documents, lowers the loss on text against the same layer write-disabled.', worth, COMPARED,
+    ('IM4a', 'A compressive memory in the first layer, carried through documents, lowers the loss on text against '
+             'the same layer write-disabled.', worth, COMPARED,
      'held-out loss write-disabled, in training too, minus that with the memory', .011),
-    ('IM4b', 'A compressive memory in the first layer lowers the loss from the second segment of a document on, against the same layer write-disabled.', worth_later, COMPARED[:2],
+    ('IM4b', 'A compressive memory in the first layer lowers the loss from the second segment of a document on, '
+             'against the same layer write-disabled.', worth_later, COMPARED[:2],
      'held-out loss in segments 2 to 16, each counted alike, write-disabled minus with the memory', .014)):
     study.reading(id, statement,
-                  read, reads, arms=arms, source='perplexity 103.9 against 106.0, -2.1 %', measured=measured, rule=More(least=.005, said=log(106. / 103.9)), sd=sd)
+                  read, reads, arms=arms, source='perplexity 103.9 against 106.0, -2.1 %', measured=measured,
+                  rule=More(least=.005, said=log(106. / 103.9)), sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #c3e2193b
-for id, arms, seeds, statement in (('IM5a', ('text no attention first', 'text pythia'), 5, 'The first of two layers does as well without attention, although the model is smaller by it.'),
-                                   ('IM5b', DEEP, 10, 'The first of six layers does as well without attention, at equal parameters (a wider MLP).')):
+for id, arms, seeds, statement in (('IM5a', ('text no attention first', 'text pythia'), 5,
+                                    'The first of two layers does as well without attention, although the model is '
+                                    'smaller by it.'),
+                                   ('IM5b', DEEP, 10,
+                                    'The first of six layers does as well without attention, at equal parameters (a '
+                                    'wider MLP).')):
     study.reading(id, statement,
-                  lambda records, arms=arms: np.exp(differ(records, arms, 'nll', 'on')[0]) - 1, reads, arms=arms, source='perplexity 105.7 against 106.0, of six layers',
-                  measured='perplexity without attention in the first layer over that with it, minus 1', rule=Equal(margin=.01), unit='of the perplexity', seeds=seeds,
+                  lambda records, arms=arms: np.exp(differ(records, arms, 'nll', 'on')[0]) - 1, reads, arms=arms,
+                  source='perplexity 105.7 against 106.0, of six layers',
+                  measured='perplexity without attention in the first layer over that with it, minus 1',
+                  rule=Equal(margin=.01), unit='of the perplexity', seeds=seeds,
                   sd=.01)
 
 # %% ../../nbs/studies/infini_memory.ipynb #8acd8a2e
@@ -340,29 +413,42 @@ CREDITS, BANKS = tuple(f'credit {k}' for k in HORIZONS), ('banks 1', 'banks 2', 
 def recall_gain(records: pd.DataFrame, arms: tuple[str, ...], gain: Callable):
     "A difference of accuracies, and all of them."
     table = each(records, arms, 'accuracy')
-    return gain(table), 'accuracy ' + ', '.join(f'{v.mean():.2f} with {a.split()[-1]} ({(v > .5).sum()} of {len(v)} seeds above one half)' for a, v in table.items())
+    return gain(table), 'accuracy ' + ', '.join(f'{v.mean():.2f} with {a.split()[-1]} ({(v > .5).sum()} of {len(v)} '
+                                                f'seeds above one half)' for a, v in table.items())
 
-study.reading('IM6', 'Projections used only for writing get no gradient from a detached memory: with a truncated-BPTT horizon of 0 segments a model learns far less of a relay than with 1, 2 or 4.',
-              partial(recall_gain, arms=CREDITS, gain=lambda t: t.iloc[:, 1:].mean(axis=1) - t.iloc[:, 0]), recalls, arms=CREDITS,
-              source='read from the code: no gradient reaches what is written', measured='accuracy, the mean of horizons 1, 2 and 4 minus that of horizon 0',
+study.reading('IM6', 'Projections used only for writing get no gradient from a detached memory: with a '
+                     'truncated-BPTT horizon of 0 segments a model learns far less of a relay than with 1, 2 or 4.',
+              partial(recall_gain, arms=CREDITS, gain=lambda t: t.iloc[:, 1:].mean(axis=1) - t.iloc[:, 0]), recalls,
+              arms=CREDITS,
+              source='read from the code: no gradient reaches what is written',
+              measured='accuracy, the mean of horizons 1, 2 and 4 minus that of horizon 0',
               rule=More(least=.2, bounds=(-1, 1)), unit='accuracy', sd=.29)
 
 # %% ../../nbs/studies/infini_memory.ipynb #3f554b83
 def routed(records: pd.DataFrame, arm: str, way: str):
     "The share of queries that choose right by one way of choosing, and by others."
     right = lambda by, size='unequal': by_seed(records, 'routing', arm, item=by, position=size)
-    beside = {'cosine': right('cosine'), 'mean φ(q)·z': right('mean'), 'token by token': right('norm'), 'fitted': right('fitted'), 'written once each': right(way, 'equal'), 'accuracy': at_end(records, 'accuracy', arm)}
+    beside = {'cosine': right('cosine'), 'mean φ(q)·z': right('mean'), 'token by token': right('norm'),
+              'fitted': right('fitted'), 'written once each': right(way, 'equal'),
+              'accuracy': at_end(records, 'accuracy', arm)}
     return right(way), ', '.join(f'{n} {v.mean():.2f}' for n, v in beside.items())
 
 CHANCE = Less(most=.3, said=.2, null=.25, bounds=(0, 1))
 for id, arm, way, rule, sd, statement in (
     ('IM7a', 'topics as coded', 'mean', CHANCE, .04,
-     "Trained with the source's rule, the largest mean φ(q)·z, a model chooses among four memories, written one to four times, no better than chance: by their size, not by their content."),
-    ('IM7b', 'topics', 'cosine', More(least=.5, null=.25, bounds=(0, 1)), .006, 'Trained with the cosine to the mean key, a model chooses among four memories, written one to four times, by their content.'),
-    ('IM7c', 'topics', 'mean', CHANCE, .06, "With weights trained by the cosine, too, the source's rule chooses among four memories, written one to four times, no better than chance.")):
+     "Trained with the source's rule, the largest mean φ(q)·z, a model chooses among four memories, written one to "
+     "four times, no better than chance: by their size, not by their content."),
+    ('IM7b', 'topics', 'cosine', More(least=.5, null=.25, bounds=(0, 1)), .006,
+     'Trained with the cosine to the mean key, a model chooses among four memories, written one to four times, by '
+     'their content.'),
+    ('IM7c', 'topics', 'mean', CHANCE, .06,
+     "With weights trained by the cosine, too, the source's rule chooses among four memories, written one to four "
+     "times, no better than chance.")):
     study.reading(id, statement,
-                  partial(routed, arm=arm, way=way), recalls, arms=(arm,), source='20 % of 20 queries routed right, chance 25 %',
-                  measured='share of queries, and heads, that choose the memory of their topic', rule=rule, unit='of the queries', sd=sd)
+                  partial(routed, arm=arm, way=way), recalls, arms=(arm,),
+                  source='20 % of 20 queries routed right, chance 25 %',
+                  measured='share of queries, and heads, that choose the memory of their topic', rule=rule,
+                  unit='of the queries', sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #aa698d59
 def reversed_better(records: pd.DataFrame, arm: str):
@@ -372,15 +458,19 @@ def reversed_better(records: pd.DataFrame, arm: str):
 
 def scorings() -> list[tuple]:
     "Ways of asking with the forward sentence left in memory and without."
-    return [(asked[2], asked[1]) for asked in (planned()[f'facts {n}'].measures[0].asked for n in ('infini', 'multi', 'hierarchical'))]
+    return [(asked[2], asked[1]) for asked
+            in (planned()[f'facts {n}'].measures[0].asked for n in ('infini', 'multi', 'hierarchical'))]
 
-for id, kind, words, size in (('IM8a', 'multi', 'Four memories lower', 508.6), ('IM8b', 'hierarchical', 'A hierarchy over four memories lowers', 437.8)):
+for id, kind, words, size in (('IM8a', 'multi', 'Four memories lower', 508.6),
+                              ('IM8b', 'hierarchical', 'A hierarchy over four memories lowers', 437.8)):
     rule = More(least=.05, said=log(604.5 / size))
     study.reading(id, f'{words} the perplexity of reversed facts against one memory.',
                   partial(reversed_better, arm=f'facts {kind}'), reverses, arms=('facts infini', f'facts {kind}'),
                   source=f'perplexity 604.5 with one memory, {size:g} with these',
-                  measured='loss of the answer, backward, with one memory minus with these: a fresh memory for every sentence, or the forward one left in it',
-                  rule=Artefact(on=rule, off=rule, fields=('contaminated',), twins=scorings), unit='nats a token of the answer', sd=.14)
+                  measured='loss of the answer, backward, with one memory minus with these: a fresh memory for every '
+                           'sentence, or the forward one left in it',
+                  rule=Artefact(on=rule, off=rule, fields=('contaminated',), twins=scorings),
+                  unit='nats a token of the answer', sd=.14)
 
 # %% ../../nbs/studies/infini_memory.ipynb #f0e3934c
 SHARES = tuple(f'text hierarchical{e}' for e in ('', ' e=0', ' e=0.5', ' e=1'))
@@ -391,14 +481,18 @@ def shared(records: pd.DataFrame):
     best = nll.iloc[:, 1:].mean().idxmin()
     return nll[best] - nll[SHARES[0]], f"the best constant is {best.removeprefix(f'{SHARES[0]} ')}"
 
-study.reading('IM9', 'A learned share of coarse and fine memory lowers the loss on text against the best constant share.',
+study.reading('IM9', 'A learned share of coarse and fine memory lowers the loss on text against the best constant '
+                     'share.',
               shared, reads, arms=SHARES, source='perplexity 105.6 against 105.8',
-              measured='held-out loss with the best constant share (0, .5 or 1) minus that with a learned one', rule=More(least=.005, said=log(105.8 / 105.6)), sd=.0002)
+              measured='held-out loss with the best constant share (0, .5 or 1) minus that with a learned one',
+              rule=More(least=.005, said=log(105.8 / 105.6)), sd=.0002)
 
 # %% ../../nbs/studies/infini_memory.ipynb #3da89d3c
 study.reading('IM10', 'Of sixteen pairs in four segments, four banks recall more than one, at equal state size.',
-              partial(recall_gain, arms=BANKS, gain=lambda t: t['banks 4'] - t['banks 1']), recalls, arms=BANKS, source='perplexity 105.5 with two banks, 103.9 with one',
-              measured='accuracy with four banks minus that with one', rule=More(least=.05, bounds=(-1, 1)), unit='accuracy', sd=.5)
+              partial(recall_gain, arms=BANKS, gain=lambda t: t['banks 4'] - t['banks 1']), recalls, arms=BANKS,
+              source='perplexity 105.5 with two banks, 103.9 with one',
+              measured='accuracy with four banks minus that with one', rule=More(least=.05, bounds=(-1, 1)),
+              unit='accuracy', sd=.5)
 
 # %% ../../nbs/studies/infini_memory.ipynb #989dcf33
 CORNERS = 'text pythia', 'text softmax NoPE', 'text linear RoPE', 'text linear NoPE'
@@ -410,12 +504,17 @@ def lost(records: pd.DataFrame) -> tuple[pd.Series, pd.Series, str]:
     return all_, position, f'perplexity {percent(all_)}, {position.mean() / all_.mean():.0%} of the loss by positions'
 
 for id, statement, measured, effect, said in (
-    ('IM11a', 'With linear attention and no positions in all layers text is read worse than with softmax attention and RoPE.',
-     'held-out loss of linear attention without positions minus that of softmax attention with them', lambda all_, position: all_, log(107.6 / 73.3)),
-    ('IM11b', 'Of what linear attention without positions loses, the missing positions explain more than the missing softmax.',
-     'main effect of leaving out positions minus that of leaving out softmax', lambda all_, position: 2 * position - all_, None)):
+    ('IM11a', 'With linear attention and no positions in all layers text is read worse than with softmax attention '
+              'and RoPE.',
+     'held-out loss of linear attention without positions minus that of softmax attention with them',
+     lambda all_, position: all_, log(107.6 / 73.3)),
+    ('IM11b', 'Of what linear attention without positions loses, the missing positions explain more than the missing '
+              'softmax.',
+     'main effect of leaving out positions minus that of leaving out softmax',
+     lambda all_, position: 2 * position - all_, None)):
     study.reading(id, statement,
-                  lambda records, effect=effect: (effect(*lost(records)[:2]), lost(records)[2]), reads, arms=CORNERS, source='perplexity 107.6 against 73.3, +46.8 %',
+                  lambda records, effect=effect: (effect(*lost(records)[:2]), lost(records)[2]), reads, arms=CORNERS,
+                  source='perplexity 107.6 against 73.3, +46.8 %',
                   measured=measured, rule=More(least=.005, said=said), sd=.006)
 
 # %% ../../nbs/studies/infini_memory.ipynb #bcc9a980
@@ -433,25 +532,34 @@ def looks_better(records: pd.DataFrame):
 
 FLATTERS, tested = More(least=1.5, said=510.3 / 107.4, null=1.), partial(reads, item='test', which='min')
 for id, statement, read, measured, rule, unit, sd in (
-    ('IM12a', 'Where text is split at random by chunk, the same model looks at least 1.5 times as good as where it is split by document.', looks_better,
-     'best perplexity on the same chunks after reading other documents over that after reading the rest of these: documents of many chunks, or of one, where nothing can leak',
-     Artefact(on=FLATTERS, off=FLATTERS, fields=('task.by',), twins=twins(SPLITS[:2], SPLITS[2:])), 'times the perplexity', .39),
-    ('IM12b', 'A split by chunk gains more over one by document where documents have many chunks than where they have one.', lambda records: np.subtract(*leaks(records)),
-     'gain of the best loss with many chunks a document minus that with one', More(least=.05, said=log(510.3 / 107.4)), 'nats a token', .14)):
+    ('IM12a', 'Where text is split at random by chunk, the same model looks at least 1.5 times as good as where it '
+              'is split by document.', looks_better,
+     'best perplexity on the same chunks after reading other documents over that after reading the rest of these: '
+     'documents of many chunks, or of one, where nothing can leak',
+     Artefact(on=FLATTERS, off=FLATTERS, fields=('task.by',), twins=twins(SPLITS[:2], SPLITS[2:])),
+     'times the perplexity', .39),
+    ('IM12b', 'A split by chunk gains more over one by document where documents have many chunks than where they '
+              'have one.', lambda records: np.subtract(*leaks(records)),
+     'gain of the best loss with many chunks a document minus that with one',
+     More(least=.05, said=log(510.3 / 107.4)), 'nats a token', .14)):
     study.reading(id, statement,
-                  read, tested, arms=SPLITS, source='perplexity 510.3 with the tail held out, 107.4 with random chunks', measured=measured, rule=rule, unit=unit, sd=sd)
+                  read, tested, arms=SPLITS,
+                  source='perplexity 510.3 with the tail held out, 107.4 with random chunks', measured=measured,
+                  rule=rule, unit=unit, sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #ea23c1ef
 def segmented(records: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
     "Losses of Pythia in its shortest segments, with labels shifted twice and once, and with a sliding window."
-    asked = [i for i in rows_of(records, 'nll', 'text pythia').item.unique() if i.startswith('segment') and ',' not in i]
+    asked = [i for i in rows_of(records, 'nll', 'text pythia').item.unique()
+             if i.startswith('segment') and ',' not in i]
     short = min(asked, key=lambda i: int(i.split()[1]), default='segments')
     return tuple(at_end(records, 'nll', 'text pythia', i) for i in (f'{short}, shifted twice', short, 'sliding'))
 
 def looks_worse(records: pd.DataFrame):
     "Perplexities over that of the sliding window."
     twice, once, sliding = segmented(records)
-    return (np.exp(twice - sliding), np.exp(once - sliding)), 'the size that was said cannot occur in a vocabulary that is not much larger than it'
+    return ((np.exp(twice - sliding), np.exp(once - sliding)),
+            'the size that was said cannot occur in a vocabulary that is not much larger than it')
 
 def gone_blind(records: pd.DataFrame):
     "How far the second shift takes the loss."
@@ -466,29 +574,43 @@ def shifted() -> list[tuple]:
 TIMES = More(least=2.5, said=14_204 / 40.96, null=1.)
 for id, statement, read, measured, rule, unit, sd in (
     ('IM22a', 'Scored segment by segment, a model looks many times worse than with a sliding window.', looks_worse,
-     'perplexity in segments of a quarter over that with a sliding window: labels shifted twice, or once', Artefact(on=TIMES, off=TIMES, fields=('labels_by',), twins=shifted), 'times the perplexity', .21),
-    ('IM22b', 'Labels shifted twice take the loss more than half of the way from a sliding window to a uniform guess.', gone_blind,
-     'loss in segments of a quarter, labels shifted twice, between that with a sliding window (0) and a uniform guess (1)', More(least=.5), 'of the way', .005)):
+     'perplexity in segments of a quarter over that with a sliding window: labels shifted twice, or once',
+     Artefact(on=TIMES, off=TIMES, fields=('labels_by',), twins=shifted), 'times the perplexity', .21),
+    ('IM22b', 'Labels shifted twice take the loss more than half of the way from a sliding window to a uniform '
+              'guess.', gone_blind,
+     'loss in segments of a quarter, labels shifted twice, between that with a sliding window (0) and a uniform '
+     'guess (1)', More(least=.5), 'of the way', .005)):
     study.reading(id, statement,
-                  read, reads, arms=('text pythia',), source='perplexity 14,204 in segments, 40.96 with a sliding window', measured=measured, rule=rule, unit=unit, sd=sd)
+                  read, reads, arms=('text pythia',),
+                  source='perplexity 14,204 in segments, 40.96 with a sliding window', measured=measured, rule=rule,
+                  unit=unit, sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #9fcba96e
-def told(records: pd.DataFrame, *arms: str): return (each(records, arms, 'fact_mrr', 'told') >= .9).all(axis=1), 'know what they were told (mean reciprocal rank .9)'
+def told(records: pd.DataFrame, *arms: str):
+    return ((each(records, arms, 'fact_mrr', 'told') >= .9).all(axis=1),
+            'know what they were told (mean reciprocal rank .9)')
 
-for id, other, words, sd in (('IM25a', 'none', 'leaving out nothing', .05), ('IM25b', 'span', 'leaving out a random span as long', .03)):
+for id, other, words, sd in (('IM25a', 'none', 'leaving out nothing', .05),
+                             ('IM25b', 'span', 'leaving out a random span as long', .03)):
     arms = 'questions, mask statement', f'questions, mask {other}'
     study.reading(id, f'Leaving statements out of the loss improves the rank of reversed answers against {words}.',
-                  partial(differ, arms=arms, metric='fact_mrr', item='reversed'), told, arms=arms, source='perplexity of reversed pairs 64.0 -> 44.4 and 142.3 -> 75.9',
-                  measured='mean reciprocal rank of held-out children, statement masked minus not', rule=More(least=.05, bounds=(-1, 1)), unit='mean reciprocal rank',
+                  partial(differ, arms=arms, metric='fact_mrr', item='reversed'), told, arms=arms,
+                  source='perplexity of reversed pairs 64.0 -> 44.4 and 142.3 -> 75.9',
+                  measured='mean reciprocal rank of held-out children, statement masked minus not',
+                  rule=More(least=.05, bounds=(-1, 1)), unit='mean reciprocal rank',
                   sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #9e5e53ca
-for id, other, words, sd in (('IM26a', 'padded anywhere masked', 'where it is masked', .06), ('IM26b', 'packed', 'where sentences are packed', .16)):
+for id, other, words, sd in (('IM26a', 'padded anywhere masked', 'where it is masked', .06),
+                             ('IM26b', 'packed', 'where sentences are packed', .16)):
     arms = 'packing padded anywhere', f'packing {other}'
-    study.reading(id, f'Sentences at random places of padded rows are learned worse where the padding counts in the loss than {words}.',
-                  partial(differ, arms=arms, metric='fact_nll', item='forward', by=np.divide), lambda records, _, base: knows(records, base), arms=arms,
+    study.reading(id, f'Sentences at random places of padded rows are learned worse where the padding counts in the '
+                      f'loss than {words}.',
+                  partial(differ, arms=arms, metric='fact_nll', item='forward', by=np.divide),
+                  lambda records, _, base: knows(records, base), arms=arms,
                   source='forward perplexity 1.7 padded, thousands where it was not told',
-                  measured=f'forward loss of the answer, padded anywhere over {other}, after equal readings', rule=More(least=1.1, null=1.), unit='times the loss', sd=sd)
+                  measured=f'forward loss of the answer, padded anywhere over {other}, after equal readings',
+                  rule=More(least=1.1, null=1.), unit='times the loss', sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #efbbb31c
 WITHOUT = 'facts NoPE', 'facts pythia'
@@ -496,26 +618,37 @@ WITHOUT = 'facts NoPE', 'facts pythia'
 def fact_ranks(records: pd.DataFrame) -> str:
     "Mean reciprocal ranks in both directions."
     both = lambda direction: ' against '.join(f'{r:.3f}' for r in each(records, WITHOUT, 'fact_mrr', direction).mean())
-    return f"ranks backward {both('backward')} (chance {floor_of(records, WITHOUT[0], 'rank, backward'):.3f}), forward {both('forward')}"
+    return (f"ranks backward {both('backward')} (chance {floor_of(records, WITHOUT[0], 'rank, backward'):.3f}), "
+            f"forward {both('forward')}")
 
 for id, statement, measured, gate, how, rule, unit, sd in (
-    ('IM27a', 'Without positions a model ranks the answers of reversed facts higher.', 'mean reciprocal rank backward, without positions minus with', reverses,
+    ('IM27a', 'Without positions a model ranks the answers of reversed facts higher.',
+     'mean reciprocal rank backward, without positions minus with', reverses,
      (WITHOUT, 'fact_mrr', 'backward'), More(least=.05, bounds=(-1, 1)), 'mean reciprocal rank', .006),
-    ('IM27b', "Without positions the loss of reversed answers is lower (the source's measure, which knows no ranks).", 'loss of the answer backward, with positions minus without', knows,
-     (WITHOUT[::-1], 'fact_nll', 'backward'), More(least=.05, said=log(760.1 / 644.7)), 'nats a token of the answer', .18),
+    ('IM27b', "Without positions the loss of reversed answers is lower (the source's measure, which knows no ranks).",
+     'loss of the answer backward, with positions minus without', knows,
+     (WITHOUT[::-1], 'fact_nll', 'backward'), More(least=.05, said=log(760.1 / 644.7)), 'nats a token of the answer',
+     .18),
     ('IM27c', 'Without positions text is read worse.', 'held-out loss on text, without positions minus with', knows,
      (WITHOUT, 'nll', 'text'), More(least=.005, said=log(559.9 / 510.3)), 'nats a token', .009)):
     study.reading(id, statement,
                   lambda records, how=how: (*differ(records, *how), fact_ranks(records)), gate, arms=WITHOUT,
-                  source='backward 644.7 against 760.1; 559.9 against 510.3 on text', measured=measured, rule=rule, unit=unit, sd=sd)
+                  source='backward 644.7 against 760.1; 559.9 against 510.3 on text', measured=measured, rule=rule,
+                  unit=unit, sd=sd)
 
 # %% ../../nbs/studies/infini_memory.ipynb #d4b13af7
 def carried(runs, records, other: str):
     "What the right memory is worth in a copy of the model, and what in another one."
     nll = lambda model, memory: at_end(records, 'answer_nll', 'codes', f'{model}, {memory}')
-    elsewhere = f"in a model of another seed it changes perplexity by {percent(nll('other', 'own') - nll('other', other))}"
-    return seen(nll('copy', other) - nll('copy', 'own'), 'a copy has the same weights: this is about saving and loading', elsewhere)
+    elsewhere = ("in a model of another seed it changes perplexity by "
+                 f"{percent(nll('other', 'own') - nll('other', other))}")
+    return seen(nll('copy', other) - nll('copy', 'own'),
+                'a copy has the same weights: this is about saving and loading', elsewhere)
 
-for id, other, words, sd in (('IM31a', 'empty', 'an empty one', 3.2), ('IM31b', 'foreign', 'one of other documents', .81)):
-    study.claim(id, f'A memory that is saved, and loaded into a copy of the model, lowers the loss of answers against {words}.', source='an interface for export and import, never tried',
-                measured=f'loss of the answers with the {other} memory minus that with the right one', rule=More(least=.02), arms=('codes',), unit='nats a token of the answer', sd=sd)(partial(carried, other=other))
+for id, other, words, sd in (('IM31a', 'empty', 'an empty one', 3.2),
+                             ('IM31b', 'foreign', 'one of other documents', .81)):
+    study.claim(id, f'A memory that is saved, and loaded into a copy of the model, lowers the loss of answers '
+                    f'against {words}.', source='an interface for export and import, never tried',
+                measured=f'loss of the answers with the {other} memory minus that with the right one',
+                rule=More(least=.02), arms=('codes',), unit='nats a token of the answer',
+                sd=sd)(partial(carried, other=other))
