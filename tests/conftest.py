@@ -2,12 +2,12 @@
 import shutil
 from pathlib import Path
 
-import jaxtyping
 import pytest
+import shapes
 import torch
 
 SHAPED = ["memlab.data.tokens", "memlab.data.recall", "memlab.data.samples", "memlab.data.digits", "memlab.data.ordered", "memlab.data.facts", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
-jaxtyping.install_import_hook(SHAPED, "shapes.checked")  # before any test imports memlab
+shapes.install(SHAPED)  # before any test imports memlab
 torch.set_num_threads(1)
 
 

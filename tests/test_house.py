@@ -118,6 +118,8 @@ def test_shapes_are_checked_while_pytest_runs():
     from memlab.data.tokens import shift
     with pytest.raises(jaxtyping.TypeCheckError, match="b s"): shift(torch.zeros(2, 3, 4, dtype=torch.long))
     with pytest.raises(jaxtyping.TypeCheckError, match="b s"): shift(torch.zeros(2, 3))
+    for _ in range(2): shift(torch.zeros(2, 3, dtype=torch.long))                           # the second is known, and others are not known by it
+    with pytest.raises(jaxtyping.TypeCheckError, match="b s"): shift(torch.zeros(2, 3))
 
 
 # -- notebooks and modules --------------------------------------------------------------------------------------------
