@@ -32,10 +32,13 @@ class Several:
 
     def __post_init__(self):
         if len(self.tasks) < 2: raise ValueError(f'{len(self.tasks)} task: here there are two or more, use the task itself')
-        if len(sizes := {t.vocab_size for t in self.tasks}) > 1: raise ValueError(f'tasks of {" and ".join(map(str, sorted(sizes)))} classes: one model has as many for all, give them the same')
 
     @property
-    def vocab_size(self) -> int: return self.tasks[0].vocab_size
+    def vocab_size(self) -> int:
+        "Classes or tokens, as many for all tasks."
+        size, *others = sorted({t.vocab_size for t in self.tasks})
+        if others: raise ValueError(f'tasks of {" and ".join(map(str, [size, *others]))} classes: one model has as many for all, give them the same')
+        return size
 
 # %% ../../nbs/data/turns.ipynb #01edacee
 @dataclass(frozen=True, kw_only=True)
