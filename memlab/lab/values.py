@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Missing', 'require', 'in_common', 'rows_of', 'by_seed', 'last_step', 'per_layer', 'slopes', 'straightness', 'paired',
-           'at_end', 'steps_to', 'each', 'carried_on', 'floor_of', 'learned', 'rests', 'stretch']
+           'at_end', 'steps_to', 'each', 'last_values', 'carried_on', 'floor_of', 'learned', 'rests', 'stretch']
 
 # %% ../../nbs/lab/values.ipynb #ada3adaf
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -166,6 +166,18 @@ def each(
 ) -> pd.DataFrame:
     "The last value of each run; one row a seed, one column an arm."
     return pd.DataFrame({a: rows_of(records, metric, a, item=item).sort_values('step').groupby('seed').value.agg(which) for a in arms})
+
+# %% ../../nbs/lab/values.ipynb #b4e21d33
+def last_values(
+    records: pd.DataFrame,
+    metric: str,
+    named: Mapping[str, Mapping],   # arm -> what it is called, by column
+    item: str | None = None,
+) -> pd.DataFrame:   # these columns, seed and value; one row a run
+    "The last value of every run of some arms, beside what each arm is called; arms without any are left out."
+    had = set(records.arm[(records.metric == metric) & (records.item.isna() if item is None else records.item == item)])
+    rows = [{**words, 'seed': seed, 'value': value} for arm, words in named.items() if arm in had for seed, value in at_end(records, metric, arm, item).items()]
+    return pd.DataFrame(rows, columns=[*next(iter(named.values()), {}), 'seed', 'value'])
 
 # %% ../../nbs/lab/values.ipynb #e12ff9a0
 def carried_on(
