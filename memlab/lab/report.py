@@ -135,7 +135,7 @@ def dots(
     split = 'hue_order' in how
     sns.swarmplot(table, x=x, y=y, size=3.5, alpha=.6, legend=False, dodge=split, ax=ax, **how)
     sns.pointplot(table, x=x, y=y, estimator='median', errorbar=None, markers='|' if x == 'value' else '_', markersize=14, linestyle='none', dodge=.6 if split else False, ax=ax, **how)
-    ax.set(**{'ylabel' if x == 'value' else 'xlabel': ''})
+    ax.set(**{f'{axis}label': '' for axis, column in (('x', x), ('y', y)) if column == 'name'})   # which explains itself
 
 # %% ../../nbs/lab/report.ipynb #ea9d8898
 def _end(ax, line):
