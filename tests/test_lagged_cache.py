@@ -45,7 +45,7 @@ def pair(ours, theirs, gap): return {ours: Ran(loss=1. + gap), theirs: Ran(loss=
 def split(low, high): return [low, high] * 3
 def far(best): return Ran(also={('decoded', None, str(j)): .9 if j == best else .2 for j in range(12)})
 def cosines(cell, item, value): return {f'{t} {cell} token by token': has('gradient_cosine', item, value) for t in study.TASKS}
-def perplexities(full, emitted=None): return Ran(also={('perplexity', 'all tokens'): full} | ({} if emitted is None else {('perplexity', 'emitted'): emitted}))
+def perplexities(full, emitted=None): return Ran(also={('perplexity', 'all tokens'): full} | ({} if emitted is None else {('perplexity', 'emitted'): emitted, ('coverage', None): .1}))
 
 
 SCENES = {   # claim -> arms for which it is supported; then what refutes it, and what leaves it open
@@ -60,6 +60,7 @@ SCENES = {   # claim -> arms for which it is supported; then what refutes it, an
     'LC18b': (pair(*study.SPREAD, 0.), {study.SPREAD[0]: Ran(loss=1.2)}, {study.SPREAD[0]: Ran(loss=split(.9, 1.2))}),
     'LC20': ({n: has('fact_nll', 'forward', x) for n, x in (('twice the blocks', 2.), ('two passes', 1.5))}, {'two passes': has('fact_nll', 'forward', 2.)}, {'two passes': has('fact_nll', 'forward', split(1.5, 2.3))}),
     'LC21a': ({'gate ungated': perplexities(10.), 'gate hard': perplexities(12., 2.)}, {'gate hard': perplexities(12., 9.)}, {'gate hard': perplexities(12., split(2., 9.))}),
+    'LC21c': ({'gate ungated': perplexities(10.), 'gate soft': has('perplexity', 'weighted', 2.)}, {'gate soft': has('perplexity', 'weighted', 9.)}, {'gate soft': has('perplexity', 'weighted', split(1., 9.))}),
     'LC21b': ({'gate hard': perplexities(12., 2.), 'gate ungated': perplexities(10.)}, {'gate hard': perplexities(8., 2.)}, {'gate hard': perplexities(split(8., 12.), 2.)}),
 }
 for cell, ends, nears, one, four, long in (('gru', 'LC14a', 'LC14c', 'LN1a', 'LN1c', 'LN3a'), ('context', 'LC14b', 'LC14d', 'LN1b', 'LN1d', 'LN3b')):
@@ -101,6 +102,26 @@ def test_the_horizon_recedes_or_not(verdict, pace):
             for j in range(12): yield dict(step=32 * epoch, metric='decoded', position=str(j), item=None, value=.9 if j == pace[seed % 2] * epoch else .1)
     found = judge(CLAIMS['LC16a'], *invented.tables({'horizon, states alone': Ran()}, told), 'cpu')
     assert found.verdict == verdict and (verdict != 'supported' or found.effect == pytest.approx(1))
+
+
+def fading(readable):
+    "LC16a where the token of an epoch ago is known until some epoch; later, or never, chance makes token 0 the best."
+    def told(ran, seed):
+        for epoch in range(1, 9):
+            for j in range(12): yield dict(step=32 * epoch, metric='decoded', position=str(j), item=None, value=.9 if j == epoch <= readable else .16 if j == 0 else .15)
+    return judge(CLAIMS['LC16a'], *invented.tables({'horizon, states alone': Ran()}, told), 'cpu')
+
+
+def test_the_horizon_ends_where_nothing_can_be_read():
+    found = fading(5)
+    assert found.verdict == 'supported' and found.effect == pytest.approx(1) and 'readable for 5 of 8 epochs' in found.note
+    assert fading(1).verdict == fading(0).verdict == 'inconclusive'   # one point has no slope
+
+
+def test_a_gate_that_emits_nothing_is_said():
+    silent = Ran(also={('perplexity', 'all tokens'): 100., ('coverage', None): 0.})
+    found = decide('LC21a', scene('LC21a') | {'gate hard': silent})
+    assert found.verdict == 'inconclusive' and '0 of 6 emit any token' in found.note
 
 
 @pytest.mark.parametrize('claim', GATED)
