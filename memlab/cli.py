@@ -176,7 +176,8 @@ def _preset(context, parameter, name):
 @click.option('--preset', default='cpu', show_default=True, callback=_preset, help='Whose tables.')
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(min=1), help='Rehearsals at a time.')
 @click.option('--whole', default=0, show_default=True, type=click.IntRange(min=0), help='Whole runs to compute again, at least, chosen by their hash.')
-def renew(study, preset, jobs, whole):
+@click.option('--since', default='', metavar='REVISION', help='Compare with what the code of a revision gives on this machine, where its hash stands in the rows: for another processor than the one that made them.')
+def renew(study, preset, jobs, whole, since):
     """Try today's code on what is committed.
 
     Each arm of STUDY, or of every study, whose code has changed is run for a few steps; where every number stays, its rows are stamped. Exit code 1: some are stale.
@@ -185,13 +186,14 @@ def renew(study, preset, jobs, whole):
     Example:
       memlab renew --jobs 2
       memlab renew mqar --whole 4
+      memlab renew mqar --since 48fdfc1
     """
     from memlab.lab.renew import renew as look, told
     from memlab.lab.study import find_study, study_names
     stale = 0
     for each in [study] if study else map(find_study, study_names()):
         with _in_words():
-            for finding in look(each, preset, jobs, whole): click.echo(f'{each.name}: {told(finding)}')
+            for finding in look(each, preset, jobs, whole, since): click.echo(f'{each.name}: {told(finding)}')
             left, of = len(each.stale(preset)), len(each.load(preset)[0])
         stale += left
         click.echo(f'{each.name}, preset {preset}: {of} runs, {left} stale')

@@ -1,13 +1,17 @@
 "Code that changes is tried before evidence is believed: what renewal stamps, what it leaves, and that the committed rows are what the code gives."
+import subprocess
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import toy
 
+from memlab.core.files import home
 from memlab.core.identity import digest
 from memlab.core.record import record
-from memlab.lab.records import made_by
-from memlab.lab.renew import compare, environment, planted_findings, read_rehearsals, rehearse, renew, stale_arms
+from memlab.lab.records import made_by, read_table, write_table
+from memlab.lab.renew import (REHEARSALS, compare, environment, past_rehearsals, planted_findings, read_rehearsals, rehearsals_file, rehearse, renew, stale_arms,
+                              vouched)
 from memlab.lab.study import find_study, study_names
 
 COMMITTED = [(name, preset) for name in study_names() for preset in find_study(name).presets
@@ -117,6 +121,50 @@ def test_rehearsals_change_only_with_the_runs(study, monkeypatch):
     assert file.read_bytes() == before
     study.run('cpu', fresh=True, progress=False)
     assert {str(c) for rows in read_rehearsals(study, 'cpu').values() for c in rows.code} == {'new.judge'}
+
+
+def past(study, monkeypatch, hash_, moved=0.):
+    "A revision of one hash whose rehearsals are those that are committed now, moved by some."
+    told = {a: rows.assign(code=hash_, value=rows.value + moved) for a, rows in read_rehearsals(study, 'cpu').items()}
+    monkeypatch.setattr('memlab.lab.renew.past_rehearsals', lambda name, preset, revision, arms, jobs: {a: told[a] for a in arms})
+
+
+def spoil(study):
+    "Commit rehearsals that no code gives on this machine."
+    t = read_table(rehearsals_file(study, 'cpu'), REHEARSALS)
+    value = pa.array([v if a.startswith('planted') else v + 1 for a, v in zip(t['arm'].to_pylist(), t['value'].to_pylist())], t.schema.field('value').type)
+    write_table(t.set_column(t.schema.get_field_index('value'), t.schema.field('value'), value), rehearsals_file(study, 'cpu'))
+
+
+def test_on_another_processor_old_code_is_compared_with_new_code(study, monkeypatch):
+    made = made_by(study.load('cpu')[0].iloc[0])
+    code(monkeypatch, 'new.' + made.partition('.')[2])
+    past(study, monkeypatch, made)
+    spoil(study)
+    assert all(f.differs for f in renew(study, 'cpu')) and study.stale('cpu')
+    assert not any(f.differs for f in renew(study, 'cpu', since='v1')) and study.stale('cpu') == []
+
+
+def test_only_the_code_that_rows_carry_vouches_for_them(study, monkeypatch):
+    made = made_by(study.load('cpu')[0].iloc[0])
+    code(monkeypatch, 'new.' + made.partition('.')[2])
+    past(study, monkeypatch, 'another')
+    assert vouched(study, 'cpu', 'v1', ['slow', 'fast']) == ({}, {})
+    past(study, monkeypatch, made, moved=5e-5)
+    study.rewrite('cpu', lambda r: r | dict(renewed_by=made, deviation=3e-5))
+    assert not any(f.differs for f in renew(study, 'cpu', since='v1'))
+    assert study.load('cpu')[0].deviation.to_numpy() == pytest.approx(8e-5, rel=1e-2)   # small movements add up in sight
+
+
+def test_the_code_of_a_revision_is_asked_as_it_was():
+    "Of the last commit: today's numbers, by the hash of today."
+    if subprocess.run(['git', 'rev-parse', '--verify', 'HEAD'], cwd=home(), capture_output=True).returncode: pytest.skip('no history here')
+    study = find_study('lagged_cache')
+    arm = next(r.arm for r in study.runs('cpu') if r.arm.name == 'horizon, states alone')
+    told = past_rehearsals(study.name, 'cpu', 'HEAD', [arm.name, 'unheard of'])
+    assert set(told) == {arm.name} and told[arm.name].code.nunique() == 1
+    assert compare(told[arm.name], rehearse(study.execute, arm)) == (0., '')
+    with pytest.raises(ValueError, match='no revision'): past_rehearsals(study.name, 'cpu', 'never-made', [arm.name])
 
 
 def test_only_the_stale_are_computed_again(study, monkeypatch):
