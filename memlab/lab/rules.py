@@ -105,8 +105,9 @@ def size_of_effect(
     null: float,            # no effect
 ) -> str:
     "The effect beside the one that was said; nothing where the interval leaves that open."
+    if least < null: return dict(supported='as said', refuted='larger').get(verdict, '')   # "no worse than": what is allowed, or more
     if verdict == 'supported': return 'smaller' if said is not None and high < said else 'as said'
-    if verdict != 'refuted' or least < null: return ''
+    if verdict != 'refuted': return ''
     if 2 * null - least <= low and high <= least: return 'negligible'
     return 'reversed' if high < null else ''
 
