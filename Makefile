@@ -51,7 +51,7 @@ reproduce: setup ## compute what is missing, execute the notebooks, print the ve
 test: export OMP_NUM_THREADS = 1
 test: check ## check, then the tests of the library notebooks, then pytest
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^studies$$' --skip_file_re '^[_.]|^index'
-	$(BIN)/python -m pytest -q tests -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -q tests -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 check: setup ## do the notebooks, the package and README.md agree?
 	$(BIN)/python tools/check.py
