@@ -1,5 +1,6 @@
 "What every test gets: one torch thread, checked shapes in memlab, the text of this Python, and the optional data folder beside the tree."
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from groups import pytest_collection_modifyitems, pytest_xdist_make_scheduler  #
 SHAPED = ["memlab.data.tokens", "memlab.data.recall", "memlab.data.samples", "memlab.data.digits", "memlab.data.ordered", "memlab.data.facts", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
 shapes.install(SHAPED)  # before any test imports memlab
 torch.set_num_threads(1)
+sys.modules.setdefault("rfc3987_syntax", None)  # a grammar of web addresses that jsonschema would build for nbformat, for two seconds, and never ask
 
 
 def pytest_configure(config):
