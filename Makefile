@@ -49,9 +49,10 @@ reproduce: setup ## compute what is missing, execute the notebooks, print the ve
 
 # pytest comes last, so that its closing line is the last word.
 test: export OMP_NUM_THREADS = 1
+test: export PYTHONDONTWRITEBYTECODE =
 test: check ## check, then the tests of the library notebooks, then pytest
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^[_.]|^studies$$' --skip_file_re '^[_.]|^index'
-	$(BIN)/python -m pytest -q tests -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -q tests -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 check: setup ## do the notebooks, the package and README.md agree?
 	$(BIN)/python tools/check.py

@@ -1,27 +1,17 @@
 "What every test gets: one torch thread, checked shapes in memlab, the text of this Python, and the optional data folder beside the tree."
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import shapes
 import torch
+from groups import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401
 
 SHAPED = ["memlab.data.tokens", "memlab.data.recall", "memlab.data.samples", "memlab.data.digits", "memlab.data.ordered", "memlab.data.facts", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
 shapes.install(SHAPED)  # before any test imports memlab
 torch.set_num_threads(1)
-
-
-# which groups of tests begin: pages, one a worker at a time, then the files that take longest
-LONGEST = ["test_reproduce", "test_infini", "test_infini_memory", "test_site", "test_mqar", "test_renew", "test_residual_growth", "test_resume", "test_compiled", "test_reversal", "test_wheel"]
-
-
-@pytest.hookimpl(tryfirst=True)   # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    "A file is a group, whole on one worker (a fixture trains once), unless its tests name groups of their own; the longest first, so that two workers end together."
-    for item in items:
-        if not item.get_closest_marker("xdist_group"): item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    place = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+sys.modules.setdefault("rfc3987_syntax", None)  # a grammar of web addresses that jsonschema would build for nbformat, for two seconds, and never ask
 
 
 def pytest_configure(config):

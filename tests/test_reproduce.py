@@ -59,8 +59,7 @@ def drawn_again(home, study):
     return subprocess.run([sys.executable, '-c', DRAW], input='\0'.join(drawing), env=env, cwd=home/'nbs/studies', capture_output=True, text=True)
 
 
-# each in a group of its own: two workers share them
-@pytest.mark.parametrize('study', [pytest.param(name, marks=pytest.mark.xdist_group(f'reproduce {name}')) for name in study_names()])
+@pytest.mark.parametrize('study', study_names())
 def test_from_data_to_verdicts(tree, study):
     done = run(tree, study)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -73,8 +72,8 @@ def test_from_data_to_verdicts(tree, study):
     assert not (tree/'data').exists() and not (tree/'figures').exists()           # quick writes under build/ only
 
 
-@pytest.mark.xdist_group('reproduce mqar')
-def test_figures_are_drawn_again_to_the_byte(tree, study='mqar'):
+@pytest.mark.parametrize('study', ['mqar'])   # executed by the test before it, on the same worker
+def test_figures_are_drawn_again_to_the_byte(tree, study):
     "One page stands for all: it has every kind of figure, and they are saved in one place."
     before = figures(tree, study)
     done = drawn_again(tree, study)

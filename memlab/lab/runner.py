@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import logging
 import os
+import sys
 import sysconfig
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
@@ -51,10 +52,19 @@ def time_limit(
     if key not in ini.defaults(): raise ValueError(f'{home()/"settings.ini"} has no {key}: add it, in seconds')
     return ini['DEFAULT'].getint(key)
 
+# %% ../../nbs/lab/runner.ipynb #d66c19e6
+def _light(name):
+    "A module that handles notebooks, imported without the grammar of web addresses that one of its checks would build, for two seconds, and never ask."
+    grammar = 'rfc3987_syntax'
+    absent = sys.modules.setdefault(grammar, None) is None
+    try: return importlib.import_module(name)
+    finally:
+        if absent: del sys.modules[grammar]
+
 # %% ../../nbs/lab/runner.ipynb #e4c1e6cb
 def _cells(file):
     "The sources of a notebook's cells, without outputs."
-    import nbformat
+    nbformat = _light('nbformat')
     return [[c.cell_type, c.source] for c in nbformat.read(file, 4).cells]
 
 def sources(
@@ -99,7 +109,7 @@ def check_exported(
 # %% ../../nbs/lab/runner.ipynb #1912c29f
 def _check_parameters(file, parameters):
     "Every parameter must be in the notebook's parameters cell."
-    import papermill as pm
+    pm = _light('papermill')
     known = pm.inspect_notebook(str(file))
     if lost := sorted(set(parameters) - set(known)):
         raise ValueError(f'{file.name} has no parameter {", ".join(lost)}: its cell tagged "parameters" has {", ".join(known) or "none"}')
@@ -130,7 +140,7 @@ def _own_kernel():
 # %% ../../nbs/lab/runner.ipynb #921462b9
 def _papermill(file, output, parameters, limit):
     "Execute `file` quietly into `output`."
-    import papermill as pm
+    pm = _light('papermill')
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     with _own_kernel(), _environment(MEMLAB_HOME=str(home()), TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1')):
         pm.execute_notebook(file, output, dict(parameters), kernel_name='python3', cwd=file.parent, progress_bar=False, start_timeout=120,
@@ -142,13 +152,13 @@ class NotebookFailed(RuntimeError):
 
 def _late(file, limit):
     "The first cell that took all the time it had, if there is one."
-    import nbformat
+    nbformat = _light('nbformat')
     cells = nbformat.read(file, 4).cells
     return next((c for c in cells if (c.metadata.get('papermill', {}).get('duration') or 0) >= limit), None)
 
 def _failing(file):
     "The cell that failed; where none is marked, the last one begun."
-    import nbformat
+    nbformat = _light('nbformat')
     notes = [(c, c.metadata.get('papermill', {})) for c in nbformat.read(file, 4).cells if c.cell_type == 'code']
     bad = [c for c, n in notes if n.get('status') == 'failed'] or [c for c, n in notes if n.get('start_time')][-1:]
     return bad[0] if bad else None
@@ -221,7 +231,7 @@ def store(
     preset: str,  # which execution
 ) -> Path:        # the notebook in the repository
     "Copy outputs of the executed notebook into the study's notebook."
-    import nbformat
+    nbformat = _light('nbformat')
     file, done = notebook_file(study), executed_file(study, preset)
     if not done.exists(): raise ValueError(f'{done} does not exist: execute it first with `memlab run {study} --preset {preset}`')
     notebook, ran = nbformat.read(file, 4), {c.id: c for c in nbformat.read(done, 4).cells}
