@@ -91,7 +91,8 @@ class Sizes:
     batch: int = 32               # rows of relays and topics
     chunks: int = 448
     each: int = 16
-    held_out: int = 64
+    held_out: int = 64            # documents
+    longest: int = 64             # segments of one
     told: tuple[int, int] = (240, 24)           # facts, and how many a step
     pairs: tuple[int, int, int] = (200, 50, 15) # pattern pairs, held-out pairs, lines a step
     lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
@@ -141,7 +142,7 @@ def protocols(segment: int) -> dict[str, Perplexity]:
 def reader(z: Sizes, name: str, model: SegmentStack, protocols: tuple = (), silent: bool = False,
            more: tuple = ()) -> Arm:
     "A model that reads documents."
-    asked = Loudness(pieces=z.held_out), DocumentScores(documents=z.held_out, protocols=protocols)
+    asked = Loudness(pieces=z.held_out), DocumentScores(documents=z.held_out, longest=z.longest, protocols=protocols)
     return Arm(name=name, task=Documents(rows=z.rows, segment=z.segment, **dict(z.text_of)), model=model,
                train=z.training(z.text, StreamLoss(silent=silent)), measures=asked + more)
 
@@ -226,7 +227,7 @@ def quick() -> Preset:
     "Toys, to see that everything runs."
     read = (('corpus', 'stdlib-docs'), ('tokenizer', 'bytes'))
     z = Sizes(text=2, split=2, relay=2, banks=2, topics=2, facts=2, packing=2, questions=2, codes=2, width=16,
-              segment=128, rows=1, batch=2, chunks=16, each=4, held_out=2, told=(12, 3), pairs=(4, 2, 2),
+              segment=128, rows=1, batch=2, chunks=16, each=4, held_out=2, longest=16, told=(12, 3), pairs=(4, 2, 2),
               lengths=(16, 32), widths=(16, 32), floats=2 ** 12, probe_rows=4, text_of=read, chunks_of=read)
     return everything(z, (0,), (0,))
 
