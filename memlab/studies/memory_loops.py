@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'ORDERS', 'TAILS', 'TAUGHT_AT', 'KEEPING', 'OLD', 'STARTS', 'READINGS', 'RATES', 'SIZES', 'PYTHIA', 'WIKI',
-           'study', 'LOCKED', 'growth', 'longer', 'FIT', 'KEPT', 'kept_more', 'tail', 'SLOTS', 'start', 'KNOWN', 'NEW',
-           'Sizes', 'arm', 'documents', 'losses', 'orders', 'pair', 'several', 'sizes', 'linear', 'tails', 'loops',
-           'taught', 'steered', 'new_loops', 'lasting', 'everything', 'quick', 'cpu', 'gpu', 'by_run', 'matrices',
-           'scores', 'excess', 'beyond_null', 'fits', 'claim', 'fitted_last', 'by_size', 'of_sizes', 'grows_with_size',
-           'before_again', 'explained', 'rise', 'margins', 'own_first', 'planned', 'at_start', 'crosses', 'locked_to',
-           'held', 'sooner', 'lasts', 'alike', 'first_known', 'keeps', 'level', 'corrected', 'retained', 'left_over',
-           'harm', 'harms']
+           'study', 'LOCKED', 'growth', 'longer', 'FIT', 'KEPT', 'kept_more', 'tail', 'SLOTS', 'start', 'OURS', 'KNOWN',
+           'NEW', 'Sizes', 'arm', 'documents', 'losses', 'orders', 'pair', 'several', 'sizes', 'linear', 'tails',
+           'loops', 'taught', 'steered', 'new_loops', 'lasting', 'everything', 'quick', 'cpu', 'gpu', 'by_run',
+           'matrices', 'scores', 'excess', 'beyond_null', 'fits', 'claim', 'fitted_last', 'by_size', 'of_sizes',
+           'grows_with_size', 'before_again', 'explained', 'rise', 'margins', 'own_first', 'planned', 'at_start',
+           'crosses', 'locked_to', 'held', 'sooner', 'lasts', 'alike', 'first_known', 'keeps', 'level', 'corrected',
+           'retained', 'left_over', 'harm', 'harms']
 
 # %% ../../nbs/studies/memory_loops.ipynb #250654d0
 import math
@@ -382,14 +382,14 @@ for letter, m in zip('ab', (1, 6)):
 claim('ML9c', 'Where it does not depend on the order of texts, it is no memory of a place: with texts drawn anew the lock is the same.', lambda records: locked_to(records, 'lock, M = 1, fixed') - locked_to(records, 'lock, M = 1, permuted'), 'lock, M = 1, fixed', 'lock, M = 1, permuted',
       source='sequential-memory claim 9', measured='phase lock, fixed minus drawn texts', rule=Equal(margin=.05), sd=.04)
 
-# %% ../../nbs/studies/memory_loops.ipynb #1fb571c6
+# %% ../../nbs/studies/memory_loops.ipynb #1d933c04
 def held(records: pd.DataFrame, arm: str) -> pd.DataFrame:
-    "Margin of taught answers when teaching stops, its half-life in visits, and the last half-life that could be had; one row a seed."
+    "Margin of taught answers when teaching stops, its half-life in visits, the last half-life that could be had, and the share that is left in the last repeat; one row a seed."
     task = planned(records, arm)
     def read(rows):
         left = torch.tensor(margins(rows)[task.stop:].mean(1))
-        return left[0].item(), fit_decay(left).half_life, 10. * len(left)
-    return pd.DataFrame(by_run(records, arm, read, 'margin').tolist(), by_run(records, arm, len, 'margin').index, ['start', 'half_life', 'end'])
+        return left[0].item(), fit_decay(left).half_life, 10. * len(left), (left[-task.period:].mean() / left[0]).item()
+    return pd.DataFrame(by_run(records, arm, read, 'margin').to_dict(), ['start', 'half_life', 'end', 'left']).T
 
 def sooner(id: str, statement: str, read: Callable, ours: str, theirs: str, gate: Callable | None = None, **plan) -> None:
     "A claim about steps or half-lives: of one arm, of another, and where counting ends."
@@ -407,9 +407,10 @@ def alike(read: Callable, least: float, ratio: float) -> Callable:
         return (a > least) & (b > least) & (a < ratio * b) & (b < ratio * a), 'know the facts about equally well'
     return gate
 
-for letter, ours, theirs, words in (('a', 'loops, SGD', 'lock, M = 1, fixed', 'Adam holds the answers longer than SGD does, where both know them equally well.'), ('b', 'loops, Adam reset', 'lock, M = 1, fixed', "A loop's own Adam state holds them longer than one that is reset."),
-                                    ('c', 'loops, Adam shared', 'lock, M = 1, fixed', "A loop's own Adam state holds them longer than one that is shared.")):
-    sooner(f'ML10{letter}', words, held, ours, theirs, alike(held, .3, 2.), source='sequential-memory claim 10, F8: "stronger with Adam"', measured='half-life of the margin after the stop, the second arm over the first', rule=Sooner(least=1.25, said=2.), sd=.5)
+OURS = 'lock, M = 1, fixed'
+for letter, theirs, words in (('a', 'loops, SGD', "A loop's own Adam holds more of the answers than SGD does, where both know them equally well."), ('b', 'loops, Adam reset', "A loop's own Adam state holds more of them than one that is reset."), ('c', 'loops, Adam shared', "A loop's own Adam state holds more of them than one that is shared.")):
+    study.reading(f'ML10{letter}', words, lambda records, theirs=theirs: (held(records, OURS).left - held(records, theirs).left, 'half-lives: ' + lasts(held(records, theirs), held(records, OURS))[1], f'exact sign-flip p = {sign_flip(held(records, OURS).left - held(records, theirs).left, .1):.2g}'),
+                  alike(held, .3, 2.), arms=(OURS, theirs), source='sequential-memory claim 10, F8: "stronger with Adam"', measured='share of the margin that is left in the eighth repeat after the stop, own Adam minus the other', rule=More(least=.1), unit='of the margin', seeds=20, sd=.15)
 
 # %% ../../nbs/studies/memory_loops.ipynb #f300c53c
 KNOWN = .3   # nats: a loop is known
@@ -438,7 +439,7 @@ for letter, name in zip('abcd', [n for n in KEEPING if n != 'not steered']):
     claim(f'ML15{letter}', f'Of two loops the one before is kept better where steps are {name.replace("conflicts removed", "rid of conflicts")}, and the last one is learned as well.', lambda records, ours=f'loops, {name}': keeps(records, ours), f'loops, {name}', 'loops, not steered', gate=level,
           source='sequential-memory claim 15', measured='loss of the first loop after the last turn of the second, not steered minus steered', rule=More(least=.1), sd=.1)
 
-# %% ../../nbs/studies/memory_loops.ipynb #aae0d2a9
+# %% ../../nbs/studies/memory_loops.ipynb #c50d25d6
 def corrected(rows: list[dict]) -> torch.Tensor:
     "Drift-corrected margins by checkpoint and fact."
     return drift_corrected(series(rows, 'margin', 'fact'), series(rows, 'margin', 'control'))
@@ -448,7 +449,7 @@ def retained(records: pd.DataFrame, arm: str) -> pd.DataFrame:
     def read(rows):
         left, every = corrected(rows).mean(1), 4
         return left[1].item(), every * fit_decay(left[1:]).half_life, 10. * every * (len(left) - 1)
-    return pd.DataFrame(by_run(records, arm, read, 'margin').tolist(), by_run(records, arm, len, 'margin').index, ['start', 'half_life', 'end'])
+    return pd.DataFrame(by_run(records, arm, read, 'margin').to_dict(), ['start', 'half_life', 'end']).T
 
 sooner('ML21', 'Facts last longer in a wider model (128 against 32), where both know them equally well.', retained, 'retention, width 32', 'retention, width 128', alike(retained, .3, 1.5), source='sequential-memory claim 21, F7', measured='half-life under text, width 128 over 32', rule=Sooner(least=1.25, said=2.), sd=.4)
 
