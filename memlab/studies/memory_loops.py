@@ -441,7 +441,7 @@ for letter, name in zip('abcd', [n for n in KEEPING if n != 'not steered']):
     claim(f'ML15{letter}', f'Of two loops the one before is kept better where steps are {name.replace("conflicts removed", "rid of conflicts")}, and the last one is learned as well.', lambda records, ours=f'loops, {name}': keeps(records, ours), f'loops, {name}', 'loops, not steered', gate=level,
           source='sequential-memory claim 15', measured='loss of the first loop after the last turn of the second, not steered minus steered', rule=More(least=.1), sd=.1)
 
-# %% ../../nbs/studies/memory_loops.ipynb #de0babe7
+# %% ../../nbs/studies/memory_loops.ipynb #bd71b012
 def corrected(rows: list[dict]) -> torch.Tensor:
     "Drift-corrected margins by checkpoint and fact, beyond what they were before anything was read."
     found = drift_corrected(series(rows, 'margin', 'fact'), series(rows, 'margin', 'control'))
@@ -463,7 +463,8 @@ for letter, name in zip('abc', [n for n in READINGS if n != 'massed']):
 
 def harm(rows: list[dict], task: Episodes) -> float:
     "What reading a fact does to the margins of the others."
-    change = interference(corrected(rows), [task.read(rows[0]['seed'], i) for i in range(task.quiz.facts)])
+    plan = task.plan(rows[0]['seed'])
+    change = interference(corrected(rows), [[v for v, visit in enumerate(plan) if i in visit.items] for i in range(task.quiz.facts)])
     return change[~torch.eye(len(change), dtype=torch.bool)].mean().item()
 
 def harms(records: pd.DataFrame) -> pd.Series:
