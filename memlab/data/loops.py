@@ -20,6 +20,7 @@ from .visits import Visit, Visits, document_lines
 # %% ../../nbs/data/loops.ipynb #24e0c2e0
 FILLER = ('fixed', 'permuted', 'permuted after')   # the order of a loop's texts: always one, anew every time, or anew once teaching has stopped
 
+# %% ../../nbs/data/loops.ipynb #dc9ce22f
 @dataclass(frozen=True, kw_only=True)
 class MemoryLoops(Visits):
     "Loops of texts, each with questions taught at one place."
