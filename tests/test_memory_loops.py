@@ -76,12 +76,12 @@ def of_pairs(step, own, toward):
     return [row(step, 'margin', 1 + own / 2 * (1 if j == toward else -1), f'question {q}, answer {j}') for q in range(2) for j in range(2)]
 
 
-def turning(arm, start, own=.4):
-    "While loops teach: the margin of a loop's answer over the other is `start`, and `own` once it has been taught."
+def turning(arm, start, own=.4, late=2):
+    "While loops teach: the margin of a loop's answer over the other is `start`, and `own` some visits after the slot."
     task = arm.task
     for t in range(task.stop + 1):
         turn, place = divmod(t, task.texts + 2)
-        yield from of_pairs(t, own if place >= task.slot + 2 else start, turn % 2)
+        yield from of_pairs(t, own if place >= task.slot + late else start, turn % 2)
 
 
 def locked(arm, lock):
@@ -210,6 +210,10 @@ def test_what_is_known_unequally_well_is_not_compared():
 
 def test_a_loop_kept_at_the_cost_of_the_other_is_not_kept():
     assert '0 of 6 lose as little on the last loop' in decide('ML15a', scene('ML15a') | {'loops, conflicts removed': ran(two, .5, .8)}).note
+
+
+def test_an_answer_that_leads_long_after_it_was_taught_is_no_carry_over():
+    assert decide('ML8c', {a: ran(turning, -.4, .4, 3) for a in study.SLOTS['fixed']}).verdict == 'refuted'
 
 
 def test_steps_that_were_never_reached_count_as_never():
