@@ -6,15 +6,18 @@
 __all__ = ['readings', 'Massed', 'Mixed', 'Injected', 'Episodes']
 
 # %% ../../nbs/data/episodes.ipynb #d046245c
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from ..core.draw import generator_of
 from ..core.numbers import check_numbers, integer
 from .facts import Line
 from .questions import Quiz
+from .recall import IGNORE
 from .visits import Visit, Visits
 
 # %% ../../nbs/data/episodes.ipynb #4eefb79a
@@ -66,6 +69,7 @@ class Episodes(Visits):
     before: int = 0     # batches of text
     after: int = 60
     rows: int = 16      # of a batch of text, and of a mixed one
+    blank: bool = False # a control: text after the facts does not count, so its steps have no gradient
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,3 +80,11 @@ class Episodes(Visits):
     def plan(self, seed: int) -> Sequence[Visit]:
         text = lambda n, phase: [Visit((), text=self.rows, loop=phase)] * n
         return text(self.before, 0) + self.reading.visits(self.quiz.facts, self.rows, seed) + text(self.after, 2)
+
+    def batches(self, seed: int) -> Callable[[int], tuple[Int64[Tensor, 'b t'], Int64[Tensor, 'b t']]]:
+        batch = super().batches(seed)
+        if not self.blank: return batch
+        def without_labels(step):
+            ids, labels = batch(step)
+            return ids, torch.full_like(labels, IGNORE) if self.at(seed, step).loop == 2 else labels
+        return without_labels
