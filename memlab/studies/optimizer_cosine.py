@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SWEPT', 'SURE', 'KEEPING', 'study', 'SIGNS', 'WITHIN', 'COSTS', 'Sizes', 'arm', 'turns', 'orders', 'table',
-           'sweep', 'halves', 'corpora', 'everything', 'quick', 'cpu', 'gpu', 'aligned', 'closer', 'worse', 'learn',
+           'sweep', 'pairs', 'corpora', 'everything', 'quick', 'cpu', 'gpu', 'aligned', 'closer', 'worse', 'learn',
            'gaps', 'price', 'level']
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #01fa0ebd
@@ -96,11 +96,13 @@ def sweep(z: Sizes, kind: str, targets: tuple[float, ...], end: str = '', **size
 # %% ../../nbs/studies/optimizer_cosine.ipynb #313e626e
 KEEPING = {'alternation': (), 'steered to 0': (Target(cosine=0., of='displacement'),), 'conflicts removed': (Orthogonal(of='displacement', conflicts_only=True),)}
 
-def halves(z: Sizes) -> list[Arm]:
-    "Two halves of the digits, each with its optimizer."
-    one, two = (Digits(images=z.images, samples=z.even // 2, rows=z.rows // 2, classes=c) for c in ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)))
+def pairs(z: Sizes) -> list[Arm]:
+    "Two halves of the digits, or all of them and all with their pixels permuted, each task with its optimizer."
+    digits = lambda **kw: Digits(images=z.images, samples=z.even // 2, rows=z.rows // 2, **kw)
+    tasks = dict(halves=(digits(classes=(0, 1, 2, 3, 4)), digits(classes=(5, 6, 7, 8, 9))), permuted=(digits(), digits(permuted=1)))
     way = lambda s: turns(*s, each=z.turn, both=True, beta=.9)
-    return [arm(z, f'{rule} halves, {name}', InTurn(tasks=(one, two), each=z.turn), rule, way(s), StepRelations(), Classified(at='log'), steps=10 * z.turn, question='halves', keeping=name) for rule in z.rules for name, s in KEEPING.items()]
+    return [arm(z, f'{rule} {kind}, {name}', InTurn(tasks=two, each=z.turn), rule, way(s), StepRelations(), Classified(at='log'), steps=10 * z.turn, question=kind, keeping=name)
+            for kind, two in tasks.items() for rule in z.rules for name, s in KEEPING.items()]
 
 def corpora(z: Sizes) -> list[Arm]:
     "Documentation and code, each with its optimizer."
@@ -112,7 +114,7 @@ def corpora(z: Sizes) -> list[Arm]:
 # %% ../../nbs/studies/optimizer_cosine.ipynb #8f5b5bf6
 def everything(z: Sizes) -> Preset:
     "All arms of this study."
-    many = table(z) + halves(z) + corpora(z) + [a for kind in SURE for a in sweep(z, kind, z.targets)]
+    many = table(z) + pairs(z) + corpora(z) + [a for kind in SURE for a in sweep(z, kind, z.targets)]
     few = sweep(z, 'SGD, tensor by tensor', z.targets) + [a for kind in ('SGD', 'Adam') for a in sweep(z, kind, z.near, ', longer', steps=z.longer)]
     return Preset(tuple((a, z.seeds) for a in many) + tuple((a, z.few) for a in few))
 
@@ -184,7 +186,8 @@ def level(records: pd.DataFrame, *arms: str, by: float = .05) -> tuple[pd.Series
     new = each(records, arms, 'val_loss', 'task 2')
     return new[arms[0]] - new[arms[1]] < by, 'lose as little on the new task'
 
-for id, of, words in (('OC14c', 'SGD halves', 'SGD, two halves of the digits'), ('OC14e', 'Adam halves', 'Adam, two halves of the digits'), ('OC14f', 'corpora', 'Adam, documentation and code')):
+for id, of, words in (('OC14c', 'SGD halves', 'SGD, two halves of the digits'), ('OC14e', 'Adam halves', 'Adam, two halves of the digits'), ('OC14f', 'corpora', 'Adam, documentation and code'),
+                      ('OC14g', 'SGD permuted', 'SGD, digits and the same with their pixels permuted'), ('OC14h', 'Adam permuted', 'Adam, digits and the same with their pixels permuted')):
     pair = f'{of}, steered to 0', f'{of}, alternation'
     study.reading(id, f'Between two tasks, steering to right angles forgets the first less than plain alternation does, where it learns the second as well ({words}).', lambda records, pair=pair: at_end(records, 'val_loss', pair[1], 'task 1') - at_end(records, 'val_loss', pair[0], 'task 1'), level, source='ours',
                   measured='held-out loss of the first task after the last turn of the second: alternation minus steered', rule=More(least=.05), arms=pair, unit='nats', seeds=12, sd=.1)
