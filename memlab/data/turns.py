@@ -79,7 +79,7 @@ class Together(Several):
         own = [t.batches(seed) for t in self.tasks]
         return lambda step: tuple(x for batch in own for x in batch(step))
 
-# %% ../../nbs/data/turns.ipynb #cf7e4789
+# %% ../../nbs/data/turns.ipynb #1327cf5d
 @dataclass(frozen=True, kw_only=True)
 class Replayed(InTurn):
     "Tasks in turn, with some rows of what other tasks have shown before in the place of rows of a batch."
@@ -102,6 +102,7 @@ class Replayed(InTurn):
             if not others or not (n := self.old_rows(step, len(new[0]))): return new
             t, place = others[int(torch.randint(len(others), (1,), generator=g))], int(torch.randint(self.each, (1,), generator=g))
             old = own[t % len(own)](t // len(own) * self.each + place)
-            some = torch.randperm(len(old[0]), generator=g)[:n]
+            shown = len(old[0]) - (self.old_rows(t * self.each + place, len(old[0])) if t else 0)   # the rest was replaced itself
+            some = torch.randperm(shown, generator=g)[:n]
             return tuple(torch.cat([x[:len(x) - n], y[some]]) for x, y in zip(new, old))
         return batch

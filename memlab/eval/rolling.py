@@ -59,7 +59,7 @@ def centred_mean(
     first, last = (at - half).clamp(min=0), (at + half + 1).clamp(max=len(x))
     return (sums[last] - sums[first]) / (last - first)
 
-# %% ../../nbs/eval/rolling.ipynb #9305920a
+# %% ../../nbs/eval/rolling.ipynb #8ebcf288
 def retrained(
     model: TransformerLM,
     ids: Int64[Tensor, 'n t'],
@@ -69,7 +69,7 @@ def retrained(
 ) -> TransformerLM:
     "A copy of a model after some passes over some windows, one a step."
     copy, n = deepcopy(model), len(ids)
-    config = FitConfig(steps=passes * n, optimizer=optimizer, schedule=Constant(warmup=0), log_every=passes * n)
+    config = FitConfig(steps=passes * n, optimizer=optimizer, schedule=Constant(warmup=0), clip=None, log_every=passes * n)
     batch = lambda step: (ids[step % n][None], labels[step % n][None])
     fit_model(copy, batch, lambda m, x, y: token_loss(m, m.features(x)[0], y), config)
     return copy

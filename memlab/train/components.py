@@ -6,18 +6,17 @@
 __all__ = ['Kept', 'Now', 'Guard', 'Guarded', 'named', 'stand_still', 'exchange', 'Apart', 'Frozen', 'fisher', 'pull', 'EWC',
            'SI']
 
-# %% ../../nbs/train/components.ipynb #0b0721f9
+# %% ../../nbs/train/components.ipynb #42547825
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..core.numbers import BELOW_ONE, DECAY, POSITIVE, check_numbers, integer
+from ..core.numbers import DECAY, POSITIVE, SHARE, check_numbers, integer
 from ..data.turns import turn_of
 from .learner import Learner
 from .loop import FitConfig, Step, gradients
@@ -45,12 +44,13 @@ class Kept:
         "Keep copies under a kind."
         self.tensors |= {f'{kind}/{n}': x.detach().clone() for n, x in tensors.items()}
 
-# %% ../../nbs/train/components.ipynb #0d98c8e6
+# %% ../../nbs/train/components.ipynb #b20b4ece
 class Now(NamedTuple):
     "A step as a guard sees it."
     learner: Learner
     turn: int                          # 0 is the first
     task: int                          # whose turn it is
+    place: int                         # steps of the turn before this one
     left: int                          # steps of the turn behind this one
     rows: tuple[Tensor, ...]           # the batch
     loss: Callable[..., Summed]        # of some rows
@@ -78,7 +78,7 @@ class Guard:
         "Parameters that are learned beside those of the model."
         return 0
 
-# %% ../../nbs/train/components.ipynb #eaea851d
+# %% ../../nbs/train/components.ipynb #bbfeb639
 @dataclass(frozen=True, kw_only=True)
 class Guarded(Objective):
     "Tasks in turn on one model under a guard; the loss is one without a step and a carry of its own."
@@ -99,7 +99,7 @@ class Guarded(Objective):
         def take(learner, batch, i):
             model, task = learner.model, turn_of(i, self.tasks, self.each)
             loss = lambda *rows: self(learner, *rows)
-            now = Now(learner, i // self.each, task, self.each - 1 - i % self.each, batch, loss)
+            now = Now(learner, i // self.each, task, i % self.each, self.each - 1 - i % self.each, batch, loss)
             if i % self.each == 0: self.guard.begin(now)
             self.guard.look(now)
             reported = gradients(model, batch, lambda _, *rows: loss(*rows), config)
@@ -128,15 +128,16 @@ def exchange(params: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None
     "Give parameters some values."
     for n, p in params.items(): p.copy_(values[n])
 
-# %% ../../nbs/train/components.ipynb #d3603af6
+# %% ../../nbs/train/components.ipynb #5834ab73
 @dataclass(frozen=True, kw_only=True)
 class Apart(Guard):
     "Some parameters are each task's own."
     own: tuple[str, ...]         # what their names hold
     alone: bool = False          # the others stand still after `together` turns
     together: int = 2            # turns in which all learn
+    first: int = 0               # steps of a turn in which the own part learns by itself, and after which only the others do; 0: both at once
 
-    def __post_init__(self): check_numbers(vars(self), together=integer(0))
+    def __post_init__(self): check_numbers(vars(self), together=integer(0), first=integer(0))
 
     def begin(self, now: Now) -> None:
         kept, mine = now.kept, named(now.mine, self.own)
@@ -150,7 +151,10 @@ class Apart(Guard):
             else: now.learner.optimizer.state.pop(p, None)
 
     def bend(self, now: Now) -> None:
-        if self.alone and now.turn >= self.together: stand_still({n: p for n, p in now.mine.items() if n not in named(now.mine, self.own)})
+        own = named(now.mine, self.own)
+        others = {n: p for n, p in now.mine.items() if n not in own}
+        if self.alone and now.turn >= self.together or now.place < self.first: stand_still(others)
+        if self.first and now.place >= self.first: stand_still(own)
 
     def end(self, now: Now) -> None:
         mine = named(now.mine, self.own)
@@ -203,7 +207,7 @@ def pull(params: dict[str, nn.Parameter], stiffness: dict[str, Tensor], anchor: 
     away = torch._foreach_sub([params[n] for n in moving], [anchor[n] for n in moving])
     torch._foreach_addcmul_([params[n].grad for n in moving], [stiffness[n] for n in moving], away, value=strength)
 
-# %% ../../nbs/train/components.ipynb #34ebb8fe
+# %% ../../nbs/train/components.ipynb #88f4d70a
 @dataclass(frozen=True, kw_only=True)
 class EWC(Guard):
     "Weights are held where the Fisher information says so (Kirkpatrick et al. 2017)."
@@ -211,7 +215,7 @@ class EWC(Guard):
     fade: float = 0.         # share of earlier information that is lost at the end of a turn
     batches: int = 1         # the last of a turn, whose rows say what matters
 
-    def __post_init__(self): check_numbers(vars(self), strength=DECAY, fade=('a number from 0 to 1', lambda x: 0 <= x <= 1), batches=integer(1))
+    def __post_init__(self): check_numbers(vars(self), strength=DECAY, fade=SHARE, batches=integer(1))
 
     def look(self, now: Now) -> None:
         if now.left >= self.batches: return
