@@ -151,30 +151,28 @@ def rate_groups():
         yield report(f'{layers}x{width}, T {length}, batch {batch}, V {vocab}, five learning rates by element: step/plain step (optimizer alone {d / c:.2f})', b / a, 1.25, 'at most')
 
 
-def guarded_run(task, model, loss, guard, steps):
-    "Some turns of two tasks under a guard."
+def guarded_steps(task, model, loss, guard):
+    "Five steps in the middle of a second turn under a guard, data and all; and the last step of that turn."
     objective = Guarded(loss=loss, guard=guard, each=task.each)
-    arm = Arm(name='guarded', task=task, model=model, train=FitConfig(steps=steps, objective=objective, schedule=Constant(warmup=0), log_every=steps))
-    batches = [task.batches(0)(i) for i in range(steps)]
-    def run():
-        learner, step = learner_of(arm, 0), objective.step(arm.train)
-        for i, rows in enumerate(batches): step(learner, rows, i)
-    return run
+    arm = Arm(name='guarded', task=task, model=model, train=FitConfig(steps=2 * task.each, objective=objective, schedule=Constant(warmup=0)))
+    learner, step, batch = learner_of(arm, 0), objective.step(arm.train), task.batches(0)
+    def take(*steps):
+        for i in steps: step(learner, batch(i), i)
+    take(0, task.each - 1, task.each)
+    return lambda: take(*range(task.each + 50, task.each + 55)), lambda: take(2 * task.each - 1)
 
 
 def guards():
-    "What protecting earlier tasks costs of a step, beside plain alternation: four turns of ten steps."
+    "What protecting earlier tasks costs of a step, beside plain alternation, in the middle of a turn; and what the end of a turn costs, in steps."
     digits = tuple(Digits(samples=600, rows=20, classes=c) for c in ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)))
-    texts = tuple(Windows(corpus=c, length=64, rows=16) for c in ('stdlib-docs', 'stdlib-code'))
+    texts = tuple(Windows(corpus=c, length=64, rows=20) for c in ('stdlib-docs', 'stdlib-code'))
     nano = ResidualLMConfig(block=vanilla(n_layers=2, d_model=64, n_heads=2), max_len=64)
-    for what, tasks, model, loss, own in (('digits, 64-128-128-10, batch 20', digits, DeepMLPConfig(), ClassLoss(), 'between.'), ('text, 2x64, T 64, batch 16', texts, nano, TokenLoss(), 'layers.1.')):
-        each, steps = 10, 40
-        plain = InTurn(tasks=tasks, each=each)
-        runs = dict(alternation=guarded_run(plain, model, loss, Guard(), steps), EWC=guarded_run(plain, model, loss, EWC(), steps), SI=guarded_run(plain, model, loss, SI(), steps), apart=guarded_run(plain, model, loss, Apart(own=(own,)), steps),
-                    **{f'replay {share:.0%}': guarded_run(Replayed(tasks=tasks, each=each, share=share), model, loss, Guard(), steps) for share in (.01, .05)})
-        seconds = dict(zip(runs, interleaved(*runs.values())))
-        first = seconds['alternation']
-        print(f'     {what}: {1e3 * first / steps:.2f} ms a step; beside plain alternation ' + ', '.join(f'{name} {s / first:.2f}' for name, s in seconds.items() if name != 'alternation'), flush=True)
+    for what, tasks, model, loss, own in (('digits, 64-128-128-10, batch 20', digits, DeepMLPConfig(), ClassLoss(), 'between.'), ('text, 2x64, T 64, batch 20', texts, nano, TokenLoss(), 'layers.1.')):
+        kinds = dict(alternation=(Guard(), {}), EWC=(EWC(), {}), SI=(SI(), {}), apart=(Apart(own=(own,)), {}), **{f'replay {share:.0%}': (Guard(), dict(share=share)) for share in (.01, .05)})
+        found = [guarded_steps((Replayed if more else InTurn)(tasks=tasks, each=100, **more), model, loss, guard) for guard, more in kinds.values()]
+        middle, ends = interleaved(*(f for f, _ in found)), interleaved(*(f for _, f in found))
+        print(f'     {what}: plain alternation {1e3 * middle[0] / 5:.2f} ms a step; beside it ' + ', '.join(f'{name} {s / middle[0]:.2f}' for name, s in zip(kinds, middle)), flush=True)
+        print(f'     {what}: the end of a turn, in steps: ' + ', '.join(f'{name} {5 * s / middle[0] - 1:.1f}' for name, s in zip(kinds, ends)), flush=True)
     yield True
 
 
