@@ -41,7 +41,7 @@ class Words:
 
 FORMS = tuple(form.split() for form in ('possessives adjectives nouns', 'possessives adjectives nouns verbs', 'possessives adjectives nouns verbs adverbs', 'possessives nouns verbs'))
 
-# %% ../../nbs/data/sentences.ipynb #b73f2568
+# %% ../../nbs/data/sentences.ipynb #d39d6de0
 _split = lambda text: tuple(text.split())
 
 WORDS = Words(
@@ -76,6 +76,7 @@ WORDS = Words(
     vainly warmly weakly wildly willingly yearly
     already also always back before directly first instead last once only otherwise there'''))
 
+# %% ../../nbs/data/sentences.ipynb #9b00182b
 def wordnet(
     folder: str | Path,   # with index.adj, index.noun, index.verb and index.adv, as nltk_data/corpora/wordnet
 ) -> Words:
@@ -86,7 +87,7 @@ def wordnet(
         return tuple(line.split(' ', 1)[0] for line in path.read_text(encoding='utf-8').splitlines() if not line.startswith(' '))   # the licence is indented
     return Words(*map(lemmas, ('adj', 'noun', 'verb', 'adv')))
 
-# %% ../../nbs/data/sentences.ipynb #bf4d8b1c
+# %% ../../nbs/data/sentences.ipynb #d9b083c9
 FEW = 2 ** 20   # below it a form's numbers are permuted, above it drawn until they are new
 
 def distinct(size: int, generator: torch.Generator) -> Iterator[int]:
@@ -97,6 +98,7 @@ def distinct(size: int, generator: torch.Generator) -> Iterator[int]:
         for i in torch.randint(size, (256,), generator=generator).tolist():
             if i not in seen: seen.add(i); yield i
 
+# %% ../../nbs/data/sentences.ipynb #a18ae1c1
 def spelt(number: int, choices: Sequence[Sequence[str]]) -> str:
     "The sentence of a number below the product of all choices."
     words = []
@@ -105,11 +107,12 @@ def spelt(number: int, choices: Sequence[Sequence[str]]) -> str:
         words.append(some[i])
     return ' '.join(reversed(words))
 
+# %% ../../nbs/data/sentences.ipynb #a755949b
 def supply(choices: Sequence[Sequence[str]], generator: torch.Generator) -> Iterator[str]:
     "All sentences of a form, each once, in a random order."
     return (spelt(i, choices) for i in distinct(prod(map(len, choices)), generator))
 
-# %% ../../nbs/data/sentences.ipynb #6a2ea5e6
+# %% ../../nbs/data/sentences.ipynb #d4591e84
 def sentences(
     n: int,          # how many
     seed: int,
@@ -125,6 +128,7 @@ def sentences(
         made[new] = k
     return list(made)
 
+# %% ../../nbs/data/sentences.ipynb #dc447c12
 def cut(sentence: str) -> tuple[str, str]:
     "What stands before the last word, and that word with its space."
     before, word = sentence.rsplit(' ', 1)

@@ -25,7 +25,7 @@ from ..train.losses import token_loss
 from ..train.optim import AdamWConfig, SGDConfig
 from ..train.schedule import Constant
 
-# %% ../../nbs/eval/rolling.ipynb #5e825962
+# %% ../../nbs/eval/rolling.ipynb #01e358c6
 def sides(
     change: Float64[Tensor, 'n'],   # of the loss of each window, nats
     block: Block,
@@ -37,6 +37,7 @@ def sides(
     if first < 0 or last > len(change): raise ValueError(f'block {tuple(block)} with {apart} + {reach} windows on each side reaches from {first} to {last}, the text has {len(change)} windows; draw the block elsewhere')
     return torch.stack([change[first:first + reach].flip(0), change[last - reach:last]])
 
+# %% ../../nbs/eval/rolling.ipynb #0847fa21
 def forward_minus_backward(
     change: Float64[Tensor, 'n'],
     block: Block,

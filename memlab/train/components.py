@@ -44,7 +44,7 @@ class Kept:
         "Keep copies under a kind."
         self.tensors |= {f'{kind}/{n}': x.detach().clone() for n, x in tensors.items()}
 
-# %% ../../nbs/train/components.ipynb #b20b4ece
+# %% ../../nbs/train/components.ipynb #339b3240
 class Now(NamedTuple):
     "A step as a guard sees it."
     learner: Learner
@@ -61,6 +61,7 @@ class Now(NamedTuple):
     @property
     def kept(self) -> Kept: return self.learner.carry
 
+# %% ../../nbs/train/components.ipynb #0423ba29
 @dataclass(frozen=True, kw_only=True)
 class Guard:
     "Base, and plain alternation: nothing is kept of earlier tasks."
@@ -112,17 +113,19 @@ class Guarded(Objective):
             return reported.where(norm.isfinite(), math.nan)
         return take
 
-# %% ../../nbs/train/components.ipynb #c3cea7d8
+# %% ../../nbs/train/components.ipynb #6c797e2f
 def named(mine: dict[str, nn.Parameter], parts: tuple[str, ...]) -> dict[str, nn.Parameter]:
     "The parameters whose names hold a part; ValueError for a part that none has."
     for part in parts:
         if not any(part in n for n in mine): raise ValueError(f'no parameter has {part!r} in its name; there are {", ".join(list(mine)[:4])} and {max(0, len(mine) - 4)} more')
     return {n: p for n, p in mine.items() if any(part in n for part in parts)}
 
+# %% ../../nbs/train/components.ipynb #ac45d694
 def stand_still(params: dict[str, nn.Parameter]) -> None:
     "No gradient, so that an optimizer passes them by."
     for p in params.values(): p.grad = None
 
+# %% ../../nbs/train/components.ipynb #9b28911b
 @torch.no_grad()
 def exchange(params: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     "Give parameters some values."
@@ -184,7 +187,7 @@ class Frozen(Guard):
         frozen = named(now.mine, self.parts)
         if now.turn >= self.together: stand_still(frozen)
 
-# %% ../../nbs/train/components.ipynb #3740d7e3
+# %% ../../nbs/train/components.ipynb #d4df074c
 def fisher(
     model: nn.Module,
     rows: tuple[Tensor, ...],        # of a batch
@@ -200,6 +203,7 @@ def fisher(
             if g is not None: total[n].addcmul_(g, g, value=1 / len(rows[0]))
     return total
 
+# %% ../../nbs/train/components.ipynb #cf942c0f
 @torch.no_grad()
 def pull(params: dict[str, nn.Parameter], stiffness: dict[str, Tensor], anchor: dict[str, Tensor], strength: float) -> None:
     "Add the gradient of strength/2 Σ stiffness (θ - anchor)² to that of parameters."
