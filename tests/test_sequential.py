@@ -278,6 +278,8 @@ def test_one_who_copies_passes_the_probe_and_no_other():
     task = CoupledFacts(quiz=Quiz(facts=4, controls=0), rows=4)
     copied = lambda back: next(CopyProbe(n=12).records(Trial(task, None, 0, Learner(m := Copies(back), torch.optim.SGD(m.parameters(), lr=.1))), 0))['value']
     assert copied(11) == 1. and copied(10) < .2 and copied(0) < .2                           # the letter after that of 12 places ago
+    m = Copies(11)
+    assert next(CopyProbe(n=12).records(Trial(task, None, 0, Learner(m, torch.optim.SGD(m.parameters(), lr=.1))), 0))['of'] == 64 * 11    # the first letter of the repetition cannot be known
 
 
 def test_recall_as_trained_is_between_both(tmp_path):
