@@ -20,7 +20,10 @@ from torch import nn
 
 from memlab.core import files
 from memlab.core.files import home, save_tensors
+from memlab.data.digits import Digits
 from memlab.data.recall import RecallConfig, recall_batch
+from memlab.data.text import Windows
+from memlab.data.turns import InTurn, Replayed
 from memlab.data.visits import Revisits
 from memlab.eval.revisits import DocumentLosses, row_losses
 from memlab.lab import records
@@ -29,6 +32,7 @@ from memlab.lab.records import RECORDS, RUNS, read_table, write_table
 from memlab.lab.renew import REHEARSALS
 from memlab.nn.cells import GRU, ContextCell, Feedback
 from memlab.nn.checks import error_ratio
+from memlab.nn.components import DeepMLPConfig
 from memlab.nn.continuous import ContinuousConfig
 from memlab.nn.delta import DeltaNetConfig, delta_chunked, delta_recurrent
 from memlab.nn.infini import InfiniConfig
@@ -44,14 +48,15 @@ from memlab.nn.recurrence import previous, sequential
 from memlab.nn.recurrence import stacked as stack_of
 from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
+from memlab.train.components import EWC, SI, Apart, Guard, Guarded
 from memlab.train.directions import Recorder, update_cosine
 from memlab.train.lagged import LaggedCache, lagged
 from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, FitResult, resume_run, save_run, train_step
 from memlab.train.losses import lm_loss, recall_loss
 from memlab.train.newton import newton, scan, scan_loop
-from memlab.train.objectives import TokenLoss
-from memlab.train.optim import SGDConfig
+from memlab.train.objectives import ClassLoss, TokenLoss
+from memlab.train.optim import AdamWConfig, GroupedAdamWConfig, SGDConfig
 from memlab.train.recurrent import LaggedLoss
 from memlab.train.schedule import Constant
 from peers import nanogpt, plain_recall, plain_recurrence
@@ -122,6 +127,53 @@ def update_cosines():
     plain, recorded = in_turn(False), in_turn(True)
     a, b = interleaved(lambda: plain(ids), lambda: recorded(ids))
     yield report(f'4x256, T 256, batch 16, V 4096, two optimizers in turn: step with update cosine/step ({1e3 * (b - a):.0f} ms of {1e3 * a:.0f})', b / a, 1.05, 'at most')
+
+
+def rated_step(layers, width, length, vocab, optimizer):
+    "A training step of a model under an optimizer, and that optimizer's step alone."
+    config = FitConfig(steps=1, optimizer=optimizer)
+    model = residual_lm(vanilla(n_layers=layers, d_model=width, n_heads=2), vocab, length)
+    built = config.optimizer.build(model)
+    def loss(model, ids): return lm_loss(model, ids[:, :-1], ids[:, 1:])
+    def alone():
+        for p in model.parameters(): p.grad = p.detach() if p.grad is None else p.grad
+        built.step()
+    return lambda ids: train_step(model, built, ids, loss, config), alone
+
+
+def rate_groups():
+    "A training step with five learning rates, mixed element by element, against plain AdamW."
+    for layers, width, length, batch, vocab in ((4, 256, 256, 16, 4096), (4, 128, 64, 16, 256), (2, 64, 64, 1, 256)):
+        ids = torch.randint(vocab, (batch, length + 1), generator=torch.Generator().manual_seed(0))
+        (plain, step), (grouped, grouped_step) = (rated_step(layers, width, length, vocab, o) for o in (AdamWConfig(), GroupedAdamWConfig(by='element')))
+        a, b = interleaved(lambda: plain(ids), lambda: grouped(ids), inner=10 if layers * width < 1000 else 1)
+        c, d = interleaved(step, grouped_step, inner=20)
+        yield report(f'{layers}x{width}, T {length}, batch {batch}, V {vocab}, five learning rates by element: step/plain step (optimizer alone {d / c:.2f})', b / a, 1.25, 'at most')
+
+
+def guarded_steps(task, model, loss, guard):
+    "Five steps in the middle of a second turn under a guard, data and all; and the last step of that turn."
+    objective = Guarded(loss=loss, guard=guard, each=task.each)
+    arm = Arm(name='guarded', task=task, model=model, train=FitConfig(steps=2 * task.each, objective=objective, schedule=Constant(warmup=0)))
+    learner, step, batch = learner_of(arm, 0), objective.step(arm.train), task.batches(0)
+    def take(*steps):
+        for i in steps: step(learner, batch(i), i)
+    take(0, task.each - 1, task.each)
+    return lambda: take(*range(task.each + 50, task.each + 55)), lambda: take(2 * task.each - 1)
+
+
+def guards():
+    "What protecting earlier tasks costs of a step, beside plain alternation, in the middle of a turn; and what the end of a turn costs, in steps."
+    digits = tuple(Digits(samples=600, rows=20, classes=c) for c in ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)))
+    texts = tuple(Windows(corpus=c, length=64, rows=20) for c in ('stdlib-docs', 'stdlib-code'))
+    nano = ResidualLMConfig(block=vanilla(n_layers=2, d_model=64, n_heads=2), max_len=64)
+    for what, tasks, model, loss, own in (('digits, 64-128-128-10, batch 20', digits, DeepMLPConfig(), ClassLoss(), 'between.'), ('text, 2x64, T 64, batch 20', texts, nano, TokenLoss(), 'layers.1.')):
+        kinds = dict(alternation=(Guard(), {}), EWC=(EWC(), {}), SI=(SI(), {}), apart=(Apart(own=(own,)), {}), **{f'replay {share:.0%}': (Guard(), dict(share=share)) for share in (.01, .05)})
+        found = [guarded_steps((Replayed if more else InTurn)(tasks=tasks, each=100, **more), model, loss, guard) for guard, more in kinds.values()]
+        middle, ends = interleaved(*(f for f, _ in found)), interleaved(*(f for _, f in found))
+        print(f'     {what}: plain alternation {1e3 * middle[0] / 5:.2f} ms a step; beside it ' + ', '.join(f'{name} {s / middle[0]:.2f}' for name, s in zip(kinds, middle)), flush=True)
+        print(f'     {what}: the end of a turn, in steps: ' + ', '.join(f'{name} {5 * s / middle[0] - 1:.1f}' for name, s in zip(kinds, ends)), flush=True)
+    yield True
 
 
 def all_layers():
@@ -477,7 +529,7 @@ def visiting():
     yield report('gradients of eight seeds stacked / of one', eight / one, 4., 'at most')
 
 
-BENCHES = dict(steps=steps, update_cosines=update_cosines, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
+BENCHES = dict(steps=steps, update_cosines=update_cosines, rate_groups=rate_groups, guards=guards, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
                infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load, tables=tables, checkpoints=checkpoints, recurrences=recurrences, sequential_loop=sequential_loop, linear_scan=linear_scan,
                cache_overhead=cache_overhead, large_cache=large_cache, visiting=visiting)
 BY_NAME = dict(all_recurrences=all_recurrences)  # take longer
