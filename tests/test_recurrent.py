@@ -484,7 +484,7 @@ def test_the_switch_comes_with_the_share():
             new = learner.carry.read(torch.arange(12))
             seen.append(settled_share(new, old, .02))
             old = new
-        assert torch.allclose(learner.carry.shares[:len(seen)].double(), torch.tensor(seen)) and learner.carry.begins == 3 * len(seen) == 3 * learner.carry.sweeps
+        assert torch.allclose(learner.carry.shares[:len(seen)], torch.tensor(seen)) and learner.carry.begins == 3 * len(seen) == 3 * learner.carry.sweeps
         return seen
     whole = shares(1., 12)
     assert len(set(whole)) > 4 and len(whole) <= 12

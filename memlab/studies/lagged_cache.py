@@ -99,7 +99,7 @@ def variations(z: Sizes) -> list[tuple[Arm, str]]:
     arms = [(z.arm(f'text gru lagged, {k}', task, z.cell('gru', text), LaggedLoss(), asked(z), question='keys', key=k), 'text gru lagged') for k, task in keyed.items()]
     return arms + [(z.arm(f'text context lagged, dispersion {w:g}', text, z.cell('context', text), LaggedLoss(dispersion=w), asked(z), Parity(), question='dispersion', weight=w), 'text context lagged') for w in DISPERSIONS]
 
-# %% ../../nbs/studies/lagged_cache.ipynb #61b7897c
+# %% ../../nbs/studies/lagged_cache.ipynb #32813fdc
 STOPS = (.8, .9, .95, .99)
 
 def stops(z: Sizes) -> list[tuple[Arm, str]]:
@@ -107,7 +107,7 @@ def stops(z: Sizes) -> list[tuple[Arm, str]]:
     text = z.tasks()['text']
     n = text.steps_per_epoch
     def settled(share):
-        objective = SettledLoss(settle=share, most=z.swept, noise=.01, rate=3e-3 / n)
+        objective = SettledLoss(settle=share, most=z.swept, noise=0., rate=1e-3 / n)
         how = FitConfig(steps=(z.swept + z.read) * n, optimizer=AdamWConfig(lr=1e-2, weight_decay=0.), schedule=Constant(warmup=0), objective=objective, solved=Solved(metric='epochs_since', bar=z.read, times=1), log_every=n)
         return Arm(name=f'settled {share:g}', task=text, model=z.cell('context', text), train=how, measures=(asked(z, at='end'), Settling(), CountingFloors()), factors=factors(question='stop', settle=share))
     return [(settled(share), 'text context lagged') for share in STOPS]

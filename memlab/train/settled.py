@@ -108,7 +108,7 @@ class SettledLoss(CachedLoss):
         "Lagged states of some samples, stored and counted."
         model, carry = learner.model, learner.carry
         old = self.last(learner, ids, u, sample, step)
-        h = lagged(model.cell, u, old + self.noise * noise_on(old, sample, carry.seed, step), model.hidden.start, stack=model.stack)
+        h = lagged(model.cell, u, old + (self.noise and self.noise * noise_on(old, sample, carry.seed, step)), model.hidden.start, stack=model.stack)
         carry.write(sample, h, step)
         carry.count((h.detach() - old).square().mean(-1) < self.tolerance, self.settle, step)
         return h
