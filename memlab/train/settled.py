@@ -59,6 +59,7 @@ def makers(model: ContinuousLM) -> nn.ModuleList:
     "Everything before the states: embedding, norm, cell, first state, layers between them."
     return nn.ModuleList([m for m in (model.embed, model.normed, model.cell, model.hidden, model.inside) if m is not None])
 
+# %% ../../nbs/train/settled.ipynb #95569ff8
 def readers(model: ContinuousLM) -> nn.ParameterList:
     "The parameters after the states."
     made = {id(p) for p in makers(model).parameters()}
