@@ -45,6 +45,7 @@ def pair(ours, theirs, gap): return {ours: Ran(loss=1. + gap), theirs: Ran(loss=
 def split(low, high): return [low, high] * 3
 def far(best): return Ran(also={('decoded', None, str(j)): .9 if j == best else .2 for j in range(12)})
 def cosines(cell, item, value): return {f'{t} {cell} token by token': has('gradient_cosine', item, value) for t in study.TASKS}
+def swept(loss, share, sweeps=60): return Ran(loss=loss, also={('settled', None): share, ('sweeps', None): sweeps})
 def perplexities(full, emitted=None): return Ran(also={('perplexity', 'all tokens'): full} | ({} if emitted is None else {('perplexity', 'emitted'): emitted, ('coverage', None): .1}))
 
 
@@ -58,6 +59,8 @@ SCENES = {   # claim -> arms for which it is supported; then what refutes it, an
     'LC17b': (pair('states alone', 'discrete', 1.2), {'states alone': Ran(loss=1.2)}, {'states alone': Ran(loss=split(1.2, 2.5))}),
     'LC18a': ({n: has('state_error', 'stored', x) for n, x in zip(study.SPREAD, (.05, .1))}, {study.SPREAD[0]: has('state_error', 'stored', .1)}, {study.SPREAD[0]: has('state_error', 'stored', split(.04, .1))}),
     'LC18b': (pair(*study.SPREAD, 0.), {study.SPREAD[0]: Ran(loss=1.2)}, {study.SPREAD[0]: Ran(loss=split(.9, 1.2))}),
+    'LC19a': ({n: swept(1., .995) for n in study.STOPPED}, {'settled 0.8': swept(.9, .81)}, {'settled 0.95': swept(split(.7, 1.2), .95)}),
+    'LC19b': ({'settled 0.99': swept(1.2, .97, 100), 'settled 0.9': swept(1., .91)}, {'settled 0.99': swept(1., .995)}, {'settled 0.99': swept(split(.9, 1.3), .995)}),
     'LC20': ({n: has('fact_nll', 'forward', x) for n, x in (('twice the blocks', 2.), ('two passes', 1.5))}, {'two passes': has('fact_nll', 'forward', 2.)}, {'two passes': has('fact_nll', 'forward', split(1.5, 2.3))}),
     'LC21a': ({'gate ungated': perplexities(10.), 'gate hard': perplexities(12., 2.)}, {'gate hard': perplexities(12., 9.)}, {'gate hard': perplexities(12., split(2., 9.))}),
     'LC21c': ({'gate ungated': perplexities(10.), 'gate soft': has('perplexity', 'weighted', 2.)}, {'gate soft': has('perplexity', 'weighted', 9.)}, {'gate soft': has('perplexity', 'weighted', split(1., 9.))}),
@@ -116,6 +119,21 @@ def test_the_horizon_ends_where_nothing_can_be_read():
     found = fading(5)
     assert found.verdict == 'supported' and found.effect == pytest.approx(1) and 'readable for 5 of 8 epochs' in found.note
     assert fading(1).verdict == fading(0).verdict == 'inconclusive'   # one point has no slope
+
+
+def test_a_stop_is_set_beside_the_best_of_the_others():
+    "The best on average, whichever it is on a seed; and it is said how long each was swept and whether its share was reached."
+    arms = {n: swept(1., .995) for n in study.STOPPED} | {'settled 0.95': swept([.9, 1.1] * 3, .95, 70), 'settled 0.99': swept(.98, .97, 100)}
+    found = decide('LC19a', arms)
+    assert found.verdict == 'supported' and found.effect == pytest.approx(.02) and 'best of the others is settled 0.99' in found.note
+    assert 'settled 0.95: 70 sweeps, reached on 6 of 6 seeds' in found.note and 'settled 0.99: 100 sweeps, reached on 0 of 6 seeds' in found.note
+    assert decide('LC19b', arms).verdict == 'refuted'
+
+
+@pytest.mark.parametrize('claim', ['LC19a', 'LC19b'])
+def test_where_a_readout_learns_nothing_no_stop_is_judged(claim):
+    found = decide(claim, scene(claim) | {'settled 0.9': swept(2.95, .91)})
+    assert found.verdict == 'inconclusive' and '0 of 6 read more than single bytes' in found.note
 
 
 def test_a_gate_that_emits_nothing_is_said():
@@ -179,6 +197,27 @@ def test_ways_differ_in_where_states_come_from_and_in_nothing_else():
             for other in others:
                 a, b = (replace(arm, name='', factors=(), train=replace(arm.train, objective=first.train.objective, optimizer=first.train.optimizer)) for arm in (first, other))
                 assert not departures(full(a), full(b))
+
+
+def test_stops_differ_in_their_share_and_in_nothing_else():
+    "And a run ends itself as many epochs after its last sweep as the readout is to learn."
+    first, *others = (plan('cpu')[f'settled {share:g}'][0] for share in study.STOPS)
+    for other in others:
+        a, b = (replace(arm, name='', factors=(), train=replace(arm.train, objective=replace(arm.train.objective, settle=.5))) for arm in (first, other))
+        assert not departures(full(a), full(b)) and other.train.objective.settle > first.train.objective.settle
+    c = first.train
+    assert c.solved.metric == 'epochs_since' and c.steps == (c.objective.most + c.solved.bar) * first.task.steps_per_epoch and c.log_every == first.task.steps_per_epoch
+
+
+def test_a_stop_ends_its_run_when_the_readout_has_had_its_epochs(tmp_path):
+    "After the sweeps that were needed, not all that were allowed; held-out loss is read then, once."
+    arm = plan('quick')['settled 0.9'][0]
+    arm = replace(arm, train=replace(arm.train, objective=replace(arm.train.objective, settle=1e-9, tolerance=1e9)))
+    done = execute(arm, 0, tmp_path, progress=False)
+    last = {r['metric']: (r['step'], r['value']) for r in done.records}
+    n = arm.task.steps_per_epoch
+    assert done.status == 'finished' and last['sweeps'] == (n, 1) and last['epochs_since'] == (2 * n, 1.) and last['val_loss'][0] == 2 * n
+    assert sum(r['metric'] == 'val_loss' for r in done.records) == 1 and last['settled'] == (n, 1.) and last['state_error'][0] == n
 
 
 def test_models_with_and_without_states_have_as_many_parameters():

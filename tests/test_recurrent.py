@@ -10,6 +10,7 @@ from torch import nn
 from memlab.core.files import load_tensors
 from memlab.data.recall import IGNORE, RecallConfig
 from memlab.data.samples import Copy, Pairs, TextSamples
+from memlab.eval.parity import settled_share
 from memlab.lab.arm import Arm, execute
 from memlab.nn.cells import GRU, ContextCell, Feedback
 from memlab.nn.checks import check_causal, check_rows, error_ratio
@@ -17,13 +18,14 @@ from memlab.nn.continuous import MODES, ContinuousConfig
 from memlab.nn.generate import generate
 from memlab.nn.init import init_parameters
 from memlab.nn.memory import load_memory, save_memory
-from memlab.nn.recurrence import sequential, stacked
-from memlab.train.lagged import LaggedCache, lagged
+from memlab.nn.recurrence import previous, sequential, stacked
+from memlab.train.lagged import LaggedCache, centroid_dispersion, lagged
 from memlab.train.learner import Learner
 from memlab.train.loop import CHECKPOINT, FitConfig, fit
 from memlab.train.newton import adjoint, fastest, newton, scan, scan_chunks, scan_doubling, scan_loop, scan_products, solve
 from memlab.train.optim import AdamWConfig, SGDConfig
 from memlab.train.recurrent import LaggedLoss, NewtonLoss, SequentialLoss
+from memlab.train.settled import SettledLoss, makers, noise_on, readers
 
 
 def random(*shape, seed=0):
@@ -403,6 +405,130 @@ def test_a_first_visit_begins_with_the_loop():
     assert error_ratio(found['sequential'], true) < 1e-6
     for first, before in dict(zeros=torch.zeros_like(true), tokens=model.look_up(ids)).items():
         assert error_ratio(found[first], torch.cat([true[:, :1], model.cell(before[:, :-1], u[:, 1:])], 1)) < 1e-6 and error_ratio(found[first], true) > .1
+
+
+# -- two phases -------------------------------------------------------------------------------------------------------
+
+def two_phases(objective, fields=ALONE['context'], c=FitConfig(steps=9, optimizer=AdamWConfig(lr=.03, weight_decay=.5)), double=True):
+    "A learner of 12 samples, three batches an epoch, and its batches."
+    model, (ids, labels) = small(double, **fields), text(12)
+    def batch(step):
+        rows = torch.randperm(12, generator=torch.Generator().manual_seed(step // 3)).split(4)[step % 3]
+        return ids[rows], labels[rows], rows
+    return Learner(dict(model=model), objective.optimizers(dict(model=model), c), objective.carry(model, task(12), 0)), batch, c
+
+
+def numbers_of(parts): return torch.cat([p.detach().flatten() for p in parts.parameters()])
+
+
+@pytest.mark.parametrize('fields', [ALONE['context'], ALONE['gru'], INSIDE['gru']], ids=['context', 'gru', 'attention inside'])
+def test_in_each_phase_what_learns_in_the_other_stays(fields):
+    "To the bit, weight decay or not; and no parameter is of both, or of none."
+    objective = SettledLoss(most=2, noise=2., settle=1.)
+    learner, batch, c = two_phases(objective, fields)
+    made, read = makers(learner.model), readers(learner.model)
+    assert sorted(p.numel() for m in (made, read) for p in m.parameters()) == sorted(p.numel() for p in learner.model.parameters())
+    for step in range(9):
+        before = numbers_of(made), numbers_of(read)
+        objective.step(c)(learner, batch(step), step)
+        after = numbers_of(made), numbers_of(read)
+        assert [torch.equal(a, b) for a, b in zip(before, after)] == ([False, True] if step < 6 else [True, False]), step
+    assert learner.carry.begins == 6
+
+
+def test_a_sweep_by_hand():
+    "All tokens at once from the last visit, noise on what was stored alone; the dispersion of those states and nothing else has gradients."
+    objective = SettledLoss(noise=.3, dispersion=2., dtype='float32')
+    learner, batch, c = two_phases(objective)
+    model, (ids, labels, rows), old = learner.model, batch(4), random(12, LENGTH, 8).float()
+    learner.carry.write(torch.arange(12), old, 1)
+    u = model.drives(ids)
+    h = model.cell(previous(old[rows] + .3 * noise_on(old[rows], rows, 0, 4), model.hidden.start), u)
+    want = torch.autograd.grad(2 * centroid_dispersion(h.flatten(0, 1)), list(makers(model).parameters()))
+    objective.loss(learner, 4, ids, labels, rows).mean.backward()
+    for p, g in zip(makers(model).parameters(), want, strict=True): assert error_ratio(p.grad, g) < 1e-6
+    assert all(p.grad is None for p in readers(model))
+    assert error_ratio(learner.carry.read(rows), h.detach().float()) < 1e-6
+
+
+def test_a_readout_by_hand():
+    "Its loss and gradients are those on the recurrence, at the first visit and from the store; nothing else has any."
+    objective = SettledLoss(dtype='float32')
+    learner, batch, c = two_phases(objective)
+    model, (ids, labels, rows) = learner.model, batch(4)
+    learner.carry.write(torch.arange(12), random(12, LENGTH, 8), 2)
+    learner.carry.begins.fill_(3)
+    want = all_gradients_of(model, ids, labels)
+    for step in (4, 7):
+        model.zero_grad()
+        objective.loss(learner, step, ids, labels, rows).mean.backward()
+        for p, g in zip(readers(model), want, strict=True): assert error_ratio(p.grad, g) < 1e-5
+        assert all(p.grad is None for p in makers(model).parameters()) and learner.carry.step[rows].eq(4).all()
+
+
+def all_gradients_of(model, ids, labels):
+    "Of what reads the states, by cross-entropy as it is defined."
+    h = sequential(model.cell, model.drives(ids), model.hidden.start).detach()
+    loss = nn.functional.cross_entropy((model.read(h) @ model.readout.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    return torch.autograd.grad(loss, list(readers(model)))
+
+
+def test_the_switch_comes_with_the_share():
+    "At the first sweep at which as many have settled as `settle` says, counted here from what is stored; else after `most`."
+    def shares(settle, most):
+        objective = SettledLoss(settle=settle, most=most, noise=.05, tolerance=.02, dtype='float32')
+        learner, batch, c = two_phases(objective, double=False)
+        seen, old = [], torch.zeros(12, LENGTH, 8)
+        while learner.carry.begins < 0:
+            for place in range(3): objective.step(c)(learner, batch(3 * len(seen) + place), 3 * len(seen) + place)
+            new = learner.carry.read(torch.arange(12))
+            seen.append(settled_share(new, old, .02))
+            old = new
+        assert torch.allclose(learner.carry.shares[:len(seen)], torch.tensor(seen)) and learner.carry.begins == 3 * len(seen) == 3 * learner.carry.sweeps
+        return seen
+    whole = shares(1., 12)
+    assert len(set(whole)) > 4 and len(whole) <= 12
+    for settle in (whole[2] + 1e-6, .6, .9):
+        first = next((i for i, share in enumerate(whole) if share >= settle), 11)
+        assert shares(settle, 12) == whole[:first + 1]
+    assert shares(1., 2) == whole[:2]
+
+
+@pytest.mark.parametrize('stop', [4, 6, 8])
+def test_a_restart_in_either_phase_changes_no_bit(stop, tmp_path):
+    "In the middle of a sweep, between the phases, and after it."
+    objective = SettledLoss(most=2, noise=.1, settle=1., tolerance=1e-9)
+    parts_of = lambda learner: {n: u for n, u in learner.pack().items() if not n.startswith('generator/')}
+    def run(**options):
+        learner, batch, c = two_phases(objective, double=False)
+        fit(learner, batch, objective.step(c), c, **options)
+        return learner
+    torch.manual_seed(0)
+    whole = parts_of(run())
+    run(folder=tmp_path, stop=stop)
+    torch.manual_seed(1)
+    after = parts_of(run(folder=tmp_path))
+    assert whole['carry/begins'] == 6 and whole.keys() == after.keys()
+    for name, u in whole.items(): assert torch.equal(u, after[name]), name
+
+
+def test_noise_is_of_the_sample_and_the_step():
+    "Standard normal, whatever batch a sample is in, and not from the global generator."
+    like, rows = torch.zeros(4, 500, 8), torch.tensor([7, 1, 2, 5])
+    torch.manual_seed(0)
+    drawn = noise_on(like, rows, 0, 3)
+    torch.manual_seed(1)
+    assert torch.equal(noise_on(like[:2], rows[2:], 0, 3), drawn[2:])
+    assert abs(drawn.mean()) < .03 and abs(drawn.std() - 1) < .03
+    for other in (noise_on(like, rows, 1, 3), noise_on(like, rows, 0, 4), drawn.roll(1, 0)): assert (other != drawn).float().mean() > .99
+
+
+def test_two_phases_refuse_what_they_cannot_do():
+    for bad, said in ((dict(settle=0.), 'settle=0.0: expected a share above 0 and up to 1'), (dict(settle=1.1), 'settle=1.1: expected a share'), (dict(most=0), 'most=0: expected a whole number of at least 1'), (dict(noise=-.1), 'noise=-0.1'),
+                      (dict(rate=0.), 'rate=0.0'), (dict(tolerance=0.), 'tolerance=0.0'), (dict(dispersion=0.), 'the first phase has nothing to minimise')):
+        with pytest.raises(ValueError, match=said): SettledLoss(**bad)
+    with pytest.raises(ValueError, match='build the model with tied=False'): SettledLoss().carry(small(tied=True, **ALONE['gru'] | dict(d_embed=None)), task(), 0)
+    with pytest.raises(ValueError, match='2 models: one is trained in two phases'): SettledLoss().optimizers(dict(a=small(**ALONE['gru']), b=small(**ALONE['gru'])), FitConfig(steps=1))
 
 
 # -- a language model around a recurrence -----------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['agreement', 'StateError', 'state_error', 'settled_share', 'recurrent_parameters', 'gradient_of', 'ways', 'Parity',
-           'Guess', 'HeldOutStates', 'decoded', 'Horizon']
+           'Guess', 'HeldOutStates', 'decoded', 'Horizon', 'Settling']
 
 # %% ../../nbs/eval/parity.ipynb #e4e9d32a
 from collections.abc import Iterable, Sequence
@@ -182,3 +182,25 @@ class Horizon(Measure):
         for j in range(self.reach):
             share, of = decoded(h, ids, j, trial.task.vocab_size)
             yield record(step, 'decoded', share, position=str(j), of=of)
+
+# %% ../../nbs/eval/parity.ipynb #c798c7d3
+@dataclass(frozen=True, kw_only=True)
+class Settling(Measure):
+    "The share of tokens that settled at the last sweep and the error of stored states, while there are sweeps; then how many there were, and the epochs since."
+    at: str = 'later'
+    rows: int = 64   # samples, the first by number
+
+    def records(self, trial: Trial, step: int) -> Iterable[Record]:
+        carry, since = trial.learner.carry, step - int(trial.learner.carry.begins)
+        if carry.begins >= 0: yield record(step, 'epochs_since', since / trial.task.steps_per_epoch)
+        if not carry.sweeps or carry.begins >= 0 and since: return
+        yield record(step, 'settled', carry.shares[carry.sweeps - 1].item())
+        yield record(step, 'state_error', self.error(trial), item='stored')
+        if carry.begins >= 0: yield record(step, 'sweeps', carry.sweeps)
+
+    @torch.no_grad()
+    def error(self, trial: Trial) -> float:
+        "Distance of stored states from the recurrence, relative to their size."
+        model, some = trial.model, torch.arange(min(self.rows, trial.task.samples))
+        u = model.drives(trial.task.training(trial.seed)[0][some].to(trial.device))
+        return state_error(model.cell, u, trial.learner.carry.read(some, torch.float32, trial.device), model.hidden.start, (0,), model.stack)[0].error
