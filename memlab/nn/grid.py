@@ -32,7 +32,7 @@ def rotate_grid(
     a, b = x.chunk(2, -1)
     return torch.cat([rotate(a, cells[..., 0]), rotate(b, cells[..., 1])], -1)
 
-# %% ../../nbs/nn/grid.ipynb #e0db4642
+# %% ../../nbs/nn/grid.ipynb #041d216d
 CLASS_SLOT = ('identity', 'zero')
 
 class GridAttention(CausalAttention):
@@ -60,10 +60,10 @@ class GridAttention(CausalAttention):
                 ) -> tuple[Tensor, Tensor, Tensor]: # b t h d each
         "Queries, keys and values, queries and keys turned."
         assert source is x
-        q, k, v = rearrange(self.qkv(x), 'b t (n h d) -> n b t h d', n=3, h=self.n_heads)
+        qk, v = rearrange(self.qkv(x), 'b t (h d) -> b t h d', h=3 * self.n_heads).split((2 * self.n_heads, self.n_heads), 2)
         try: cells = self.slots[at]
         except IndexError: raise ValueError(f'slot {int(at.max())}: this grid has {len(self.slots)}, the picture is complete') from None
-        q, k = rotate_grid(q, cells), rotate_grid(k, cells)
+        q, k = rotate_grid(qk, cells).chunk(2, 2)
         if self.silent is None: return q, k, v
         heard = (at != self.silent)[..., None, None].to(q.dtype)
         return q * heard, k * heard, v

@@ -46,7 +46,7 @@ def noise_like(x: Tensor, r: torch.Generator) -> Tensor:
     "Normal noise of the shape of `x`, from a generator of the CPU."
     return torch.randn(x.shape, generator=r, dtype=x.dtype).to(x.device)
 
-# %% ../../nbs/nn/heads.ipynb #23768c70
+# %% ../../nbs/nn/heads.ipynb #93248720
 class MeanHead(nn.Module):
     "Regression: squared error, averaged over the values of a latent; a draw is the mean."
 
@@ -54,13 +54,13 @@ class MeanHead(nn.Module):
         super().__init__()
         self.out = Dense(d_model, width)
 
-    def loss(self, h: Float[Tensor, '*n d'], x: Float[Tensor, '*n c'], r: torch.Generator) -> Float[Tensor, '*n']:
+    def loss(self, h: Float[Tensor, '*n d'], x: Float[Tensor, '*n c'], r: torch.Generator | None) -> Float[Tensor, '*n']:
         return (self.out(h) - x).square().mean(-1)
 
     def draw(self, h: Float[Tensor, 'g *n d'], weights: Float[Tensor, 'g'], r: torch.Generator) -> Float[Tensor, '*n c']:
         return weighted(self.out(h), weights)
 
-# %% ../../nbs/nn/heads.ipynb #b1ca6752
+# %% ../../nbs/nn/heads.ipynb #6aef4970
 class MixtureHead(nn.Module):
     "A mixture of diagonal Gaussians."
 
@@ -75,7 +75,7 @@ class MixtureHead(nn.Module):
         several = lambda u: u.unflatten(-1, (self.components, self.width))
         return w.log_softmax(-1), several(mean), several(scale).clamp(-5, 2)
 
-    def loss(self, h: Float[Tensor, '*n d'], x: Float[Tensor, '*n c'], r: torch.Generator) -> Float[Tensor, '*n']:
+    def loss(self, h: Float[Tensor, '*n d'], x: Float[Tensor, '*n c'], r: torch.Generator | None) -> Float[Tensor, '*n']:
         w, mean, scale = self.parameters_of(h)
         each = -.5 * ((x[..., None, :] - mean) / scale.exp()).square() - scale - .5 * math.log(2 * math.pi)
         return -(w + each.sum(-1)).logsumexp(-1) / self.width
@@ -89,7 +89,7 @@ class MixtureHead(nn.Module):
         mean, scale = pick(mean), pick(scale[0])
         return mean + scale.exp() * noise_like(mean, r)
 
-# %% ../../nbs/nn/heads.ipynb #4117932a
+# %% ../../nbs/nn/heads.ipynb #25961a9b
 def signal(steps: int) -> Float[Tensor, 's']:
     "How much of the latent is left after each step (the bar of alpha): from nearly 1 to nearly 0."
     at = (torch.arange(steps + 1, dtype=torch.float64) / steps + .008) / 1.008 * math.pi / 2
@@ -111,7 +111,7 @@ class DiffusionHead(nn.Module):
         u = F.silu(self.of_x(x) + self.of_h(h) + self.of_t(t))
         return self.out(F.silu(self.middle(u)))
 
-    def loss(self, h: Float[Tensor, '*n d'], x: Float[Tensor, '*n c'], r: torch.Generator) -> Float[Tensor, '*n']:
+    def loss(self, h: Float[Tensor, '*n d'], x: Float[Tensor, '*n c'], r: torch.Generator | None) -> Float[Tensor, '*n']:
         t = torch.randint(self.steps, x.shape[:-1], generator=r).to(x.device)
         e, left = noise_like(x, r), self.left[t].to(x.dtype)[..., None]
         return (self.noise(left.sqrt() * x + (1 - left).sqrt() * e, t, h) - e).square().mean(-1)
