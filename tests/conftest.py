@@ -6,7 +6,7 @@ import pytest
 import shapes
 import torch
 
-SHAPED = ["memlab.data.tokens", "memlab.data.recall", "memlab.data.samples", "memlab.data.digits", "memlab.data.ordered", "memlab.data.facts", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
+SHAPED = ["memlab.data.tokens", "memlab.data.recall", "memlab.data.samples", "memlab.data.digits", "memlab.data.cifar", "memlab.data.patches", "memlab.data.vae", "memlab.data.image_task", "memlab.data.ordered", "memlab.data.facts", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
 shapes.install(SHAPED)  # before any test imports memlab
 torch.set_num_threads(1)
 

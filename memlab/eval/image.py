@@ -8,7 +8,7 @@ __all__ = ['MEMORIES', 'nmse', 'Errors', 'on_its_device', 'forced_latents', 'fre
            'Conflict', 'conflict_of', 'conflict', 'frechet', 'spread', 'diversity', 'variety', 'copy_rate', 'outcome',
            'causal_use', 'memory_for', 'noised_codes', 'latent_range', 'outside']
 
-# %% ../../nbs/eval/image.ipynb #0e319024
+# %% ../../nbs/eval/image.ipynb #4b973897
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..core.draw import generator_of
-from ..data.patches import Encoded, PatchTokenizer
+from ..data.image_task import Encoded, Tokenizer
 from ..nn.heads import Guidance
 from ..nn.image import CodePrior, ImageModel, generate_latents, sample_codes
 from ..nn.init import init_parameters
+from ..nn.mlp import Dense
 
 # %% ../../nbs/eval/image.ipynb #36a3ec0f
 def nmse(x: Float[Tensor, 'n N c'], z: Float[Tensor, 'n N c']) -> Float[Tensor, 'N']:
@@ -73,14 +74,14 @@ def errors(
     m = some.m if m is None else m
     return Errors(nmse(forced_latents(model, some.z, m, some.labels, seed), some.z), nmse(free_latents(model, m, some.labels, seed=seed), some.z))
 
-# %% ../../nbs/eval/image.ipynb #2556e0f0
+# %% ../../nbs/eval/image.ipynb #6df9313c
 def swapped(n: int, seed: int = 0) -> Int64[Tensor, 'n']:
     "For every picture another one, each once."
     if n < 2: raise ValueError(f'{n} picture: to swap memories there must be at least two')
     order = torch.randperm(n, generator=generator_of(seed, 'swapped memories'))
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
-def agreement(tokenizer: PatchTokenizer, x: Float[Tensor, 'n N c'], ids: Int64[Tensor, 'n N']) -> float:
+def agreement(tokenizer: Tokenizer, x: Float[Tensor, 'n N c'], ids: Int64[Tensor, 'n N']) -> float:
     "Share of latents that have these codes."
     return float((tokenizer.quantise(x) == ids).float().mean())
 
@@ -98,9 +99,9 @@ class Agreement:
     @property
     def gain(self) -> float: return gain(self.swap, self.base)
 
-# %% ../../nbs/eval/image.ipynb #969d7d9a
+# %% ../../nbs/eval/image.ipynb #34166362
 def agreements(
-    tokenizer: PatchTokenizer,
+    tokenizer: Tokenizer,
     own: Float[Tensor, 'n N c'],      # generated from each picture's own memory
     other: Float[Tensor, 'n N c'],    # generated from the memory of picture `swap`
     ids: Int64[Tensor, 'n N'],        # codes of the pictures
@@ -109,7 +110,7 @@ def agreements(
     "How much generated pictures follow the memory."
     return Agreement(agreement(tokenizer, own, ids), agreement(tokenizer, other, ids[swap]), agreement(tokenizer, own, ids[swap]))
 
-def measured_agreement(model: ImageModel, tokenizer: PatchTokenizer, some: Encoded, guidance: Guidance = Guidance(), seed: int = 0) -> Agreement:
+def measured_agreement(model: ImageModel, tokenizer: Tokenizer, some: Encoded, guidance: Guidance = Guidance(), seed: int = 0) -> Agreement:
     "The same of a model."
     swap, how = swapped(len(some), seed), dict(guidance=guidance, seed=seed)
     make = lambda m: free_latents(model, m, some.labels, **how)
@@ -128,15 +129,15 @@ class LogisticProbe(nn.Module):
     def features(self, pixels: Float[Tensor, 'n h w k']) -> Float[Tensor, 'n p']: return pixels.flatten(1) @ self.weight.T + self.bias
     def classify(self, pixels: Float[Tensor, 'n h w k']) -> Int64[Tensor, 'n']: return self.features(pixels).argmax(-1)
 
-# %% ../../nbs/eval/image.ipynb #5894d8e8
+# %% ../../nbs/eval/image.ipynb #3146b958
 class ConvProbe(nn.Module):
     "Three strided convolutions and a linear readout, trained for some epochs; the same whatever the seed of a run."
 
     def __init__(self, pixels: Float[Tensor, 'n h w k'], labels: Int64[Tensor, 'n'], epochs: int = 10, width: int = 32):
         super().__init__()
         sizes, r = [pixels.shape[3], width, 2 * width, 2 * width], generator_of('order of a probe')
-        layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(8, b), nn.GELU())]
-        self.net = init_parameters(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8 * width, int(labels.max()) + 1)), 0, .1)
+        layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.GroupNorm(8, b), nn.GELU())]
+        self.net = init_parameters(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), Dense(8 * width, int(labels.max()) + 1)), 0, .1)
         optimizer = torch.optim.AdamW(self.parameters(), 5e-3)
         for rows in (rows for _ in range(epochs) for rows in torch.randperm(len(labels), generator=r).split(128)):
             optimizer.zero_grad()
@@ -147,7 +148,7 @@ class ConvProbe(nn.Module):
     def features(self, pixels: Float[Tensor, 'n h w k']) -> Float[Tensor, 'n p']: return torch.cat([self.net(part.movedim(3, 1)) for part in pixels.split(512)])
     def classify(self, pixels: Float[Tensor, 'n h w k']) -> Int64[Tensor, 'n']: return self.features(pixels).argmax(-1)
 
-# %% ../../nbs/eval/image.ipynb #d4e8bedb
+# %% ../../nbs/eval/image.ipynb #9b539316
 def other_class(labels: Int64[Tensor, 'n'], seed: int = 0) -> Int64[Tensor, 'n']:
     "For every picture one of another class, each once."
     most, n = int(labels.bincount().max()), len(labels)
@@ -170,7 +171,7 @@ def conflict_of(shown: Int64[Tensor, 'n'], labels: Int64[Tensor, 'n'], partner: 
     share = lambda y: float((shown == y).float().mean())
     return Conflict(share(labels[partner]), share(labels))
 
-def conflict(model: ImageModel, tokenizer: PatchTokenizer, probe, some: Encoded, guidance: Guidance = Guidance(), seed: int = 0) -> Conflict:
+def conflict(model: ImageModel, tokenizer: Tokenizer, probe, some: Encoded, guidance: Guidance = Guidance(), seed: int = 0) -> Conflict:
     "The same of a model."
     partner = other_class(some.labels, seed)
     x = free_latents(model, some.m[partner], some.labels, guidance=guidance, seed=seed)
@@ -233,13 +234,13 @@ def causal_use(model: ImageModel, some: Encoded, seed: int = 0) -> list[float]:
     change = lambda a, b: float((a - b).square().mean().sqrt())
     return [change(m, p) / c if (c := change(x, p)) else float('inf') for p, m, x in zip(plain, memory, context)]
 
-# %% ../../nbs/eval/image.ipynb #96f1d94a
+# %% ../../nbs/eval/image.ipynb #2eba4dba
 MEMORIES = ('true', 'noised', 'sampled', 'zero', 'shuffled')
 
 def memory_for(
     kind: str,                          # one of `MEMORIES`
     some: Encoded,
-    tokenizer: PatchTokenizer,
+    tokenizer: Tokenizer,
     prior: CodePrior | None = None,     # for sampled codes
     noise: float = .2,                  # share of wrong codes in a noised memory
     seed: int = 0,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageMeasure', 'probe_of', 'ImageErrors', 'ImageControl', 'ImageSamples', 'CausalUse', 'ImageSizes']
 
-# %% ../../nbs/eval/image_measures.ipynb #56cbdd36
+# %% ../../nbs/eval/image_measures.ipynb #8f2278fc
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,13 +16,13 @@ from torch import nn
 
 from ..core.numbers import check_numbers, integer
 from ..core.record import Record, record
-from ..data.patches import Encoded, ImageTask, PatchTokenizer
+from ..data.image_task import Encoded, ImageTask, Tokenizer
 from .image import (ConvProbe, causal_use, conflict, copy_rate, diversity, errors, frechet, free_latents, latent_range, measured_agreement, memory_for, outside, variety)
 from .measure import Measure, Trial
 from ..nn.heads import Guidance
 from ..nn.image import ImageModel, count_parameters, under
 
-# %% ../../nbs/eval/image_measures.ipynb #4a684104
+# %% ../../nbs/eval/image_measures.ipynb #e5a40b57
 @dataclass(frozen=True, kw_only=True)
 class ImageMeasure(Measure):
     "Base of measures of generated pictures."
@@ -39,7 +39,7 @@ class ImageMeasure(Measure):
     def record(self, step: int, metric: str, value: float, **where) -> Record: return record(step, metric, value, item=self.item, **where)
 
 @lru_cache(maxsize=4)
-def _probe(tokenizer: PatchTokenizer, train: Encoded) -> nn.Module: return ConvProbe(tokenizer.decode(train.z), train.labels)
+def _probe(tokenizer: Tokenizer, train: Encoded) -> nn.Module: return ConvProbe(tokenizer.decode(train.z), train.labels)
 
 def probe_of(task: ImageTask) -> nn.Module:
     "The probe of a task, kept for as long as its pictures are."

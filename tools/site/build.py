@@ -33,9 +33,9 @@ SECTIONS = {"Studies": "studies", "Core": "core", "Data": "data", "Layers and mo
             "Laboratory": "lab", "Command line": "."}
 READING = {  # the order of pages, where it is not that of the alphabet; pages not named come last
     "core": "files record draw identity",
-    "data": "corpus tokens ordered recall facts text documents recall_task relay samples digits turns lessons orders visits questions loops episodes",
-    "nn": "state init packing finite attention blocks variants lm mixer checks softmax linear delta titans ttt baseconv mixer_lm infini segment pythia generate memory selective cells recurrence continuous models mlp shared_bias",
-    "train": "losses schedule optim learner loop objectives directions steering conflicts moments alternate selective lagged newton recurrent",
+    "data": "corpus tokens ordered recall facts text documents recall_task relay samples digits turns lessons orders visits questions loops episodes cifar patches vae image_task",
+    "nn": "state init packing finite attention blocks variants lm mixer checks softmax linear delta titans ttt baseconv mixer_lm infini segment pythia generate memory selective cells recurrence continuous models mlp shared_bias grid sketch heads image",
+    "train": "losses schedule optim learner loop objectives directions steering conflicts moments alternate selective lagged newton recurrent image",
     "lab": "arm code records runs work renew cost study tuning values rules claims report board known explore runner",
 }
 syms = __import__("memlab._modidx", fromlist=["d"]).d["syms"]
