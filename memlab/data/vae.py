@@ -43,10 +43,10 @@ class Adapter(nn.Module):
         u = self.conv1(F.silu(self.norm1(z)))
         return self.skip(z) + self.conv2(F.silu(self.norm2(u)))
 
-# %% ../../nbs/data/vae.ipynb #b68be8f5
+# %% ../../nbs/data/vae.ipynb #866ea45f
 def grid_of(z: Float[Tensor, 'n N c'], column: bool = False) -> Float[Tensor, 'n c h w']:
-    "Positions laid out as a grid, or as a column."
-    return rearrange(z, 'n (i j) c -> n c i j', j=1 if column else round(z.shape[1] ** .5))
+    "Positions laid out as a grid, or as a column; contiguous, since the backward pass of a group norm crashes where channels are last."
+    return rearrange(z, 'n (i j) c -> n c i j', j=1 if column else round(z.shape[1] ** .5)).contiguous()
 
 def row_of(u: Float[Tensor, 'n c h w']) -> Float[Tensor, 'n N c']: return rearrange(u, 'n c i j -> n (i j) c')
 
