@@ -25,7 +25,6 @@ from memlab.train.optim import AdamWConfig
 
 N, WIDTH, CODE = 9, 3, 2
 SMALL = ImageConfig(grid=3, width=WIDTH, sketch_width=CODE, n_layers=2, d_model=32, n_heads=2)
-CAUSAL = ("residual", "normed", "linear", "linear_normed", "input", "concat", "prenorm", "cross", "last_cross")
 KINDS = [(word, full) for word in INJECTIONS for full in (False, *([True] if "cross" in word else []))]
 
 
@@ -56,8 +55,7 @@ def test_what_may_reach_what(word, full):
     assert plain.shape == (3, N, 32) and model.head.out(plain).shape == x.shape
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("word, full", KINDS)
+@pytest.mark.parametrize("word, full, rows", [(*kind, 3) for kind in KINDS] + [("residual", False, 1), ("prefix", False, 1)])
 def test_cached_generation_is_uncached_generation(word, full, rows):
     x, m, y = problem(rows)
     told = dict(memory_drop=.2) if word != "none" else {}
@@ -251,7 +249,7 @@ def test_an_arm_runs_stops_and_goes_on_to_the_bit(tmp_path):
 
 
 def test_noise_on_the_context_narrows_the_gap():
-    "A hundred steps on digits of which neighbours are alike: with noise, free-running errors are nearer to taught ones."
+    "Sixty steps on digits of which neighbours are alike: with noise, free-running errors are nearer to taught ones."
     task, config = ImageTask(upsample=2, codes=2, rows=16), FitConfig(steps=60, optimizer=AdamWConfig(lr=6e-3))
     gaps = []
     for noise in (0., .7):
@@ -259,4 +257,4 @@ def test_noise_on_the_context_narrows_the_gap():
         learner = Learner(dict(model=model), objective.optimizers(dict(model=model), config), objective.carry(model, task, 0))
         assert fit(learner, task.batches(0), objective.step(config), config).status == "finished"
         gaps.append(errors(model, task.part("test")[:100]).gap)
-    assert gaps[0] > 1.5 * gaps[1], gaps
+    assert gaps[0] - 1 > 2 * (gaps[1] - 1) > 0, gaps
