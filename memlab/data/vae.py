@@ -19,7 +19,7 @@ from ..core.draw import generator_of
 from .cifar import Pictures
 from .patches import check_codes, enlarged
 
-# %% ../../nbs/data/vae.ipynb #d4e4ca64
+# %% ../../nbs/data/vae.ipynb #81c6f119
 def conv(a: int, b: int, side: int, seed: str, stride: int = 1) -> nn.Conv2d:
     "A convolution whose weights belong to its name."
     layer = nn.Conv2d(a, b, side, stride, (side - stride + 1) // 2)
@@ -31,6 +31,7 @@ def decoder(width: int, hidden: int, channels: int, patch: int, seed: str) -> nn
     "A grid of vectors to a picture, a patch for each."
     return nn.Sequential(conv(width, hidden, 3, seed + '1'), nn.SiLU(), conv(hidden, hidden, 3, seed + '2'), nn.SiLU(), conv(hidden, channels * patch ** 2, 1, seed + '3'), nn.PixelShuffle(patch))
 
+# %% ../../nbs/data/vae.ipynb #07ce4058
 class Adapter(nn.Module):
     "One residual block with norms over the whole grid: latents to what is quantised."
 
@@ -43,13 +44,14 @@ class Adapter(nn.Module):
         u = self.conv1(F.silu(self.norm1(z)))
         return self.skip(z) + self.conv2(F.silu(self.norm2(u)))
 
-# %% ../../nbs/data/vae.ipynb #866ea45f
+# %% ../../nbs/data/vae.ipynb #7b4123da
 def grid_of(z: Float[Tensor, 'n N c'], column: bool = False) -> Float[Tensor, 'n c h w']:
     "Positions laid out as a grid, or as a column; contiguous, since the backward pass of a group norm crashes where channels are last."
     return rearrange(z, 'n (i j) c -> n c i j', j=1 if column else round(z.shape[1] ** .5)).contiguous()
 
 def row_of(u: Float[Tensor, 'n c h w']) -> Float[Tensor, 'n N c']: return rearrange(u, 'n c i j -> n (i j) c')
 
+# %% ../../nbs/data/vae.ipynb #b5952f58
 @dataclass(frozen=True, eq=False)
 class VAETokenizer:
     "Pictures to learned latents and codes, and back; the same methods as `PatchTokenizer`."
@@ -95,7 +97,7 @@ class VAETokenizer:
         "Pictures of codes."
         return self.sketcher(grid_of(m)).movedim(1, 3)
 
-# %% ../../nbs/data/vae.ipynb #dd25280d
+# %% ../../nbs/data/vae.ipynb #60d3b305
 def trained(modules: list[nn.Module], loss, n: int, steps: int, name: str, rows: int = 128) -> None:
     "Minimise a loss of some rows, then freeze."
     parameters = [p for m in modules for p in m.parameters()]
@@ -106,6 +108,7 @@ def trained(modules: list[nn.Module], loss, n: int, steps: int, name: str, rows:
         optimizer.step()
     for p in parameters: p.requires_grad_(False)
 
+# %% ../../nbs/data/vae.ipynb #ef2b281c
 def fit_vae(
     pictures: Pictures,     # of the training part
     patch: int = 2,         # pixels a position stands for

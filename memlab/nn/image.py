@@ -64,12 +64,13 @@ class ImageConfig:
         "The model, with its initial weights drawn."
         return init_parameters(ImageModel(self), seed).eval()
 
-# %% ../../nbs/nn/image.ipynb #23a24444
+# %% ../../nbs/nn/image.ipynb #29d6143c
 def check_truth(config, *names: str) -> None:
     "Refuse words where True or False is wanted."
     for name in names:
         if not isinstance(x := getattr(config, name), bool): raise ValueError(f'{name}={x!r}: expected True or False (a text counts as true, whatever it says)')
 
+# %% ../../nbs/nn/image.ipynb #90c8901e
 def check_image(c: ImageConfig) -> None:
     "Refuse what makes no model, and what changes nothing."
     check_words(c, dict(injection=INJECTIONS, head=HEADS, class_slot=CLASS_SLOT))
@@ -82,7 +83,7 @@ def check_image(c: ImageConfig) -> None:
     if c.head != 'gmm': check_idle(c, dict(components=['head']))
     if c.head != 'diffusion': check_idle(c, dict(steps=['head']))
 
-# %% ../../nbs/nn/image.ipynb #afc1427f
+# %% ../../nbs/nn/image.ipynb #923a9c72
 def grid_blocks(
     n: int,
     d_model: int,
@@ -96,6 +97,7 @@ def grid_blocks(
     c = BlockConfig(n_layers=n, d_model=d_model, n_heads=n_heads, norm='rms', bias=False, positions='none')
     return [GuidedBlock(c, GridAttention(d_model, n_heads, grid, **attention), way(), dropout) for _ in range(n)]
 
+# %% ../../nbs/nn/image.ipynb #e2052b10
 def image_layers(c: ImageConfig) -> list[nn.Module]:
     "The blocks, and what stands before or behind them."
     way = lambda: sketch_way(c.injection, c.d_model, c.positions, c.n_heads, c.full)
@@ -104,9 +106,10 @@ def image_layers(c: ImageConfig) -> list[nn.Module]:
                          prefix=c.injection == 'prefix', class_slot=c.class_slot, kernel=c.kernel)
     return once + blocks if c.injection == 'input' else blocks + once
 
-# %% ../../nbs/nn/image.ipynb #4ee06cb0
+# %% ../../nbs/nn/image.ipynb #4598a24b
 States = Sequence[State | None]
 
+# %% ../../nbs/nn/image.ipynb #5bb3801f
 class ImageModel(nn.Module):
     "Latents from a class, a sketch, and the latents so far."
 
@@ -177,7 +180,7 @@ def check_given(
         if c.injection != 'none' and not c.memory_drop: raise ValueError('no memory, and this model never did without one (memory_drop=0): give one, or train with memory_drop above 0')
     elif m.shape != (want := (len(labels), c.positions, c.sketch_width)): raise ValueError(f'a memory of shape {tuple(m.shape)}, this model reads {want}: it is of another grid or codebook')
 
-# %% ../../nbs/nn/image.ipynb #2ba22def
+# %% ../../nbs/nn/image.ipynb #e17ecaf3
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:   # part -> trained, frozen
     "Parameters of each part of a model."
     found = {}
@@ -186,6 +189,7 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:   # part -
         found[part] = (trained + p.numel() * p.requires_grad, frozen + p.numel() * (not p.requires_grad))
     return found
 
+# %% ../../nbs/nn/image.ipynb #419e399b
 def under(
     model: ImageModel,
     **fields,           # of its config, to be different
@@ -204,7 +208,7 @@ def check_guidance(c: ImageConfig, guidance: Guidance) -> None:
         if not with_class and not c.class_drop: raise ValueError(f's_y={guidance.s_y} asks without a class, which this model never learned (class_drop=0): train with class_drop above 0, or leave s_y=1')
         if not with_memory and not c.memory_drop: raise ValueError(f's_m={guidance.s_m}, s_y={guidance.s_y} ask without a memory, which this model never learned (memory_drop=0): train with memory_drop above 0, or leave s_m out')
 
-# %% ../../nbs/nn/image.ipynb #3bdba780
+# %% ../../nbs/nn/image.ipynb #003c6aff
 @torch.no_grad()
 def generate_latents(
     model: ImageModel,
@@ -235,11 +239,12 @@ def generate_latents(
         if i >= first: x[:, i] = kept_within(model.head.draw(h[:, -1].unflatten(0, (g, b)), weights, generator_of(seed, 'latent', i)), clip)
     return x
 
+# %% ../../nbs/nn/image.ipynb #6652a28d
 def kept_within(x: Tensor, clip: tuple[Tensor, Tensor] | None) -> Tensor:
     "Values between the lowest and the highest."
     return x if clip is None else x.clamp(*clip)
 
-# %% ../../nbs/nn/image.ipynb #761037c3
+# %% ../../nbs/nn/image.ipynb #c7ce537c
 @dataclass(frozen=True, kw_only=True)
 class CodePriorConfig:
     "A model that draws the codes of a sketch from a class (the source's GPT-B)."
@@ -261,6 +266,7 @@ class CodePriorConfig:
         if vocab_size not in (None, self.codes): raise ValueError(f'the task has {vocab_size} codes, the prior {self.codes}: make them the same')
         return init_parameters(CodePrior(self), seed).eval()
 
+# %% ../../nbs/nn/image.ipynb #ff123c3b
 class CodePrior(TransformerLM):
     "Codes from a class, one by one."
 

@@ -27,7 +27,7 @@ from .state import State, check_state
 INJECTIONS = dict(none='N', residual='R1', normed='R2', linear='R3', linear_normed='R4', prefix='R5', input='R6', last='R7', last_cross='R8', cross='R9', concat='R10', prenorm='R11')
 IN_BLOCKS = ('residual', 'normed', 'linear', 'linear_normed', 'cross', 'concat', 'prenorm')   # in every block
 
-# %% ../../nbs/nn/sketch.ipynb #905f861e
+# %% ../../nbs/nn/sketch.ipynb #3300c963
 @dataclass(frozen=True)
 class GuideState(State):
     "What the sketch says to a layer, and how many slots each row has seen."
@@ -44,6 +44,7 @@ class GuidedState(KVState):
         "Shorter memories padded on the left."
         return [replace(x, k=s.k, v=s.v) for x, s in zip(states, KVState.aligned([KVState(x.k, x.v, x.seen) for x in states]))]
 
+# %% ../../nbs/nn/sketch.ipynb #63cdea0f
 def slots_from(seen: Int[Tensor, 'b'], t: int) -> Int[Tensor, 'b t']:
     "The next slots of every row."
     return seen[:, None] + torch.arange(t, device=seen.device)
@@ -53,7 +54,7 @@ def window(guide: Float[Tensor, 'b N w'], seen: Int[Tensor, 'b'], t: int) -> Flo
     if t == guide.shape[1]: return guide
     return guide.gather(1, slots_from(seen, t)[..., None].expand(-1, -1, guide.shape[2]))
 
-# %% ../../nbs/nn/sketch.ipynb #987bfb0b
+# %% ../../nbs/nn/sketch.ipynb #24002ddd
 def rms(x: Tensor) -> Tensor:
     "Each vector at root mean square 1, without a gain."
     return F.rms_norm(x, (x.shape[-1],), eps=1e-5)
@@ -70,6 +71,7 @@ class Sketch(nn.Module):
     def writes(self, a: Float[Tensor, 'b t c'], x: Float[Tensor, 'b t c'], state: State) -> Float[Tensor, 'b t c']:
         return a + window(state.guide, state.seen, a.shape[1])
 
+# %% ../../nbs/nn/sketch.ipynb #a45e3728
 class MappedSketch(Sketch):
     "R2 to R4: a norm, a matrix, or both, before it is added."
 

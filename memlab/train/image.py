@@ -25,13 +25,14 @@ from .loop import FitConfig, Step, train_step, world
 from .losses import Summed, token_loss
 from .objectives import Objective
 
-# %% ../../nbs/train/image.ipynb #bbdeafea
+# %% ../../nbs/train/image.ipynb #c0fab338
 class Seeded:
     "The seed of a run, as what a learner carries; there is nothing to save in it."
     def __init__(self, seed: int): self.seed = seed
     def pack(self) -> dict[str, Tensor]: return {}
     def unpack(self, tensors: dict[str, Tensor]) -> None: pass
 
+# %% ../../nbs/train/image.ipynb #05b00a5b
 @contextmanager
 def training(model: nn.Module, r: torch.Generator) -> Iterator[None]:
     "Dropout is on, and drawn from `r`."
@@ -65,12 +66,13 @@ def without_some(labels: Int64[Tensor, 'b'], none: int, p: float, r: torch.Gener
     "Labels, of which some are taken away."
     return torch.where(chance(p, labels, r, len(labels)), torch.full_like(labels, none), labels)
 
-# %% ../../nbs/train/image.ipynb #2f976a62
+# %% ../../nbs/train/image.ipynb #58fa3ec3
 def wrong_codes(m: Float[Tensor, 'b N e'], q: float, r: torch.Generator) -> Float[Tensor, 'b N e']:
     "A memory with a share `q` of its codes drawn from the batch."
     other = m.flatten(0, 1)[torch.randint(m.shape[0] * m.shape[1], m.shape[:2], generator=r).to(m.device)]
     return torch.where(chance(q, m, r, *m.shape[:2])[..., None], other, m)
 
+# %% ../../nbs/train/image.ipynb #7041ada5
 @dataclass(frozen=True, kw_only=True)
 class ImageLoss(SeededObjective):
     "What the head loses at every position; the context is true but for what the settings say."
@@ -99,7 +101,7 @@ class ImageLoss(SeededObjective):
         if self.noise: x = x + self.noise * noise_like(z, r)
         return x.masked_fill(chance(self.context_drop, z, r, *z.shape[:2])[..., None], 0.) if self.context_drop else x
 
-# %% ../../nbs/train/image.ipynb #62692c88
+# %% ../../nbs/train/image.ipynb #8cac2803
 @dataclass(frozen=True, kw_only=True)
 class CodeLoss(SeededObjective):
     "Mean cross-entropy of the codes."
@@ -108,6 +110,7 @@ class CodeLoss(SeededObjective):
         labels = without_some(labels, model.config.classes, model.config.class_drop, r)
         with training(model, r): return token_loss(model, model.features(model.words(labels, ids[:, :-1]))[0], ids)
 
+# %% ../../nbs/train/image.ipynb #89c25f84
 @dataclass(frozen=True, kw_only=True)
 class WithPrior(ImageLoss):
     "The same, and a prior that learns the codes."
@@ -118,6 +121,7 @@ class WithPrior(ImageLoss):
             return torch.where(codes.isfinite(), said, torch.nan)
         return take
 
+# %% ../../nbs/train/image.ipynb #338f16ad
 @dataclass(frozen=True, kw_only=True)
 class ImagePair:
     "A model of latents and a prior of codes."
