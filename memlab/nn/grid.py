@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CLASS_SLOT', 'grid_slots', 'rotate_grid', 'GridAttention']
 
-# %% ../../nbs/nn/grid.ipynb #4a8c84b9
+# %% ../../nbs/nn/grid.ipynb #7068fcb9
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from .attention import CausalAttention, check_heads, rotate
+from .attention import CausalAttention, check_heads, turns
 
 # %% ../../nbs/nn/grid.ipynb #c69d1f9b
 def grid_slots(
@@ -23,14 +23,16 @@ def grid_slots(
     cells = torch.stack([at // grid, at % grid], 1)
     return torch.cat([*([cells] if prefix else []), cells.new_zeros(1, 2), cells[:-1]])
 
-# %% ../../nbs/nn/grid.ipynb #6765bf61
+# %% ../../nbs/nn/grid.ipynb #9887a936
 def rotate_grid(
     x: Float[Tensor, 'b t h d'],      # queries or keys
     cells: Int[Tensor, '_ t 2'],      # row and column of each, (1 or b) t 2
 ) -> Float[Tensor, 'b t h d']:
-    "Turn half of the channels by the row, half by the column."
+    "Turn half of the channel pairs (i, i + d/2) by the row, half by the column, all in one pass."
+    table = turns(x.shape[-1] // 2, 10_000., torch.promote_types(x.dtype, torch.float32), x.device)
+    cos, sin = (u[0][cells].flatten(2)[:, :, None].to(x.dtype) for u in table)
     a, b = x.chunk(2, -1)
-    return torch.cat([rotate(a, cells[..., 0]), rotate(b, cells[..., 1])], -1)
+    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(a * sin, b, cos)], -1)
 
 # %% ../../nbs/nn/grid.ipynb #041d216d
 CLASS_SLOT = ('identity', 'zero')
