@@ -7,7 +7,7 @@ __all__ = ['States', 'ImageConfig', 'check_truth', 'check_image', 'grid_blocks',
            'count_parameters', 'under', 'check_guidance', 'generate_latents', 'kept_within', 'CodePriorConfig',
            'CodePrior', 'sample_codes']
 
-# %% ../../nbs/nn/image.ipynb #d3ee0bea
+# %% ../../nbs/nn/image.ipynb #97903130
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,7 @@ from .heads import HEADS, Guidance, make_head, weighted
 from .init import init_parameters
 from .lm import Memory, TransformerLM
 from .mlp import Dense
-from .sketch import IN_BLOCKS, INJECTIONS, GuidedBlock, Sketch, SketchLayer, sketch_way
+from .sketch import IN_BLOCKS, INJECTIONS, Dropout, GuidedBlock, Sketch, SketchLayer, sketch_way
 from .state import State
 
 # %% ../../nbs/nn/image.ipynb #e9cd05d1
@@ -109,7 +109,7 @@ def image_layers(c: ImageConfig) -> list[nn.Module]:
 # %% ../../nbs/nn/image.ipynb #4598a24b
 States = Sequence[State | None]
 
-# %% ../../nbs/nn/image.ipynb #5bb3801f
+# %% ../../nbs/nn/image.ipynb #7c3a2d44
 class ImageModel(nn.Module):
     "Latents from a class, a sketch, and the latents so far."
 
@@ -117,7 +117,7 @@ class ImageModel(nn.Module):
         super().__init__()
         c = self.config = config
         self.core = TransformerLM(image_layers(c), vocab_size=c.classes + 1, d_model=c.d_model, norm=nn.RMSNorm(c.d_model, eps=1e-5))
-        self.into, self.drop = Dense(c.width, c.d_model), nn.Dropout(c.dropout)
+        self.into, self.drop = Dense(c.width, c.d_model), Dropout(c.dropout)
         self.sketch = None if c.injection == 'none' else Dense(c.sketch_width, c.d_model)
         self.null = None if c.injection == 'none' else nn.Parameter(torch.zeros(c.d_model))   # the sketch of rows that have none
         self.head = make_head(c.head, c.d_model, c.width, c.components, c.steps)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INJECTIONS', 'IN_BLOCKS', 'GuideState', 'GuidedState', 'slots_from', 'window', 'rms', 'Sketch', 'MappedSketch',
-           'ConcatSketch', 'PrenormSketch', 'CrossSketch', 'sketch_way', 'GuidedBlock', 'SketchLayer']
+           'ConcatSketch', 'PrenormSketch', 'CrossSketch', 'sketch_way', 'Dropout', 'GuidedBlock', 'SketchLayer']
 
 # %% ../../nbs/nn/sketch.ipynb #ece118e5
 from collections.abc import Sequence
@@ -140,7 +140,20 @@ def sketch_way(
     if injection == 'prenorm': return PrenormSketch(d_model, positions)
     return MappedSketch(d_model, positions, 'normed' in injection, 'linear' in injection)
 
-# %% ../../nbs/nn/sketch.ipynb #04974a27
+# %% ../../nbs/nn/sketch.ipynb #e9168a21
+class Dropout(nn.Module):
+    "Zero a share of the values, in steps of 1/256; one draw of 64 bits decides about eight of them."
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.least = round(256 * p)
+
+    def forward(self, x: Float[Tensor, '*n']) -> Float[Tensor, '*n']:
+        if not (self.training and self.least): return x
+        draws = torch.empty(-(-x.numel() // 8), dtype=torch.long, device=x.device).random_(-2 ** 63, None).view(torch.uint8)
+        return x * (draws[:x.numel()].view(x.shape) >= self.least).to(x.dtype).mul_(256 / (256 - self.least))
+
+# %% ../../nbs/nn/sketch.ipynb #95bd935d
 class GuidedBlock(ResidualBlock):
     "A residual block that knows a sketch; without a way it is a block like any other."
 
@@ -151,8 +164,8 @@ class GuidedBlock(ResidualBlock):
                  dropout: float = 0.,   # behind attention and MLP
                  ):
         super().__init__(config)
-        self.attn, self.way, self.drop = attention, way, nn.Dropout(dropout)
-        self.mlp.append(nn.Dropout(dropout))
+        self.attn, self.way, self.drop = attention, way, Dropout(dropout)
+        self.mlp.append(Dropout(dropout))
 
     def attend(self, e: SimpleNamespace, state: KVState | None, starts: Bool[Tensor, 'b t'] | None) -> KVState:
         "Attention, and what the sketch adds to it."
