@@ -21,6 +21,7 @@ from torch import nn
 from memlab.core import files
 from memlab.core.files import home, save_tensors
 from memlab.data.digits import Digits
+from memlab.data.image_task import ImageTask
 from memlab.data.recall import RecallConfig, recall_batch
 from memlab.data.text import Windows
 from memlab.data.turns import InTurn, Replayed
@@ -35,6 +36,7 @@ from memlab.nn.checks import error_ratio
 from memlab.nn.components import DeepMLPConfig
 from memlab.nn.continuous import ContinuousConfig
 from memlab.nn.delta import DeltaNetConfig, delta_chunked, delta_recurrent
+from memlab.nn.image import ImageConfig, generate_latents
 from memlab.nn.infini import InfiniConfig
 from memlab.nn.init import init_parameters
 from memlab.nn.linear import linear_chunked, linear_recurrent
@@ -50,6 +52,7 @@ from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
 from memlab.train.components import EWC, SI, Apart, Guard, Guarded
 from memlab.train.directions import Recorder, update_cosine
+from memlab.train.image import ImageLoss
 from memlab.train.lagged import LaggedCache, lagged
 from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, FitResult, resume_run, save_run, train_step
@@ -529,9 +532,27 @@ def visiting():
     yield report('gradients of eight seeds stacked / of one', eight / one, 4., 'at most')
 
 
+def cached_images():
+    "100 images of 64 positions, each slot read once, against all slots read anew for each."
+    model = ImageConfig(grid=8, width=4, sketch_width=4).build(0)
+    m, labels = torch.randn(100, 64, 4), torch.arange(100) % 10
+    make = lambda cached: lambda: generate_latents(model, m, labels, cached=cached)
+    anew, once = interleaved(make(False), make(True))
+    yield report('images: all read anew / each slot once', anew / once, 5.)
+
+
+def digits_arm():
+    "Seconds of 1,500 steps of an image model of four layers on digits of 16 positions, told from 20."
+    task, model, objective, config = ImageTask(), ImageConfig(grid=4, width=4, sketch_width=4).build(0), ImageLoss(), FitConfig(steps=1500)
+    learner = Learner(dict(model=model), objective.optimizers(dict(model=model), config), objective.carry(model, task, 0))
+    step, batch = objective.step(config), task.batches(0)
+    (seconds,) = interleaved(lambda: step(learner, batch(0), 0), inner=20)
+    yield report('an image arm on digits, seconds', 1500 * seconds, 60., 'at most')
+
+
 BENCHES = dict(steps=steps, update_cosines=update_cosines, rate_groups=rate_groups, guards=guards, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
                infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load, tables=tables, checkpoints=checkpoints, recurrences=recurrences, sequential_loop=sequential_loop, linear_scan=linear_scan,
-               cache_overhead=cache_overhead, large_cache=large_cache, visiting=visiting)
+               cache_overhead=cache_overhead, large_cache=large_cache, visiting=visiting, cached_images=cached_images, digits_arm=digits_arm)
 BY_NAME = dict(all_recurrences=all_recurrences)  # take longer
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ import shapes
 import torch
 from groups import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401
 
-SHAPED = ["memlab.data.tokens", "memlab.data.recall", "memlab.data.samples", "memlab.data.digits", "memlab.data.ordered", "memlab.data.facts", "memlab.data.rolling", "memlab.data.previous", "memlab.data.sentences", "memlab.data.coupling", "memlab.data.strings", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
+SHAPED = ["memlab.data.tokens", "memlab.data.recall", "memlab.data.samples", "memlab.data.digits", "memlab.data.cifar", "memlab.data.patches", "memlab.data.vae", "memlab.data.image_task", "memlab.data.ordered", "memlab.data.facts", "memlab.data.rolling", "memlab.data.previous", "memlab.data.sentences", "memlab.data.coupling", "memlab.data.strings", "memlab.nn", "memlab.train", "memlab.eval"]  # where shapes stand in signatures
 shapes.install(SHAPED)  # before any test imports memlab
 torch.set_num_threads(1)
 sys.modules.setdefault("rfc3987_syntax", None)  # a grammar of web addresses that jsonschema would build for nbformat, for two seconds, and never ask
