@@ -21,6 +21,7 @@ from memlab.data.recall import IGNORE, RecallConfig, recall_batch
 from memlab.data.samples import Copy, Pairs, TextSamples, kept
 from memlab.data.text import Windows
 from memlab.data.tokens import ByteTokenizer, TokenStore, byte_tokenizer, held_out_windows, load_tokenizer, streams, windows
+from memlab.data.turns import InTurn
 from memlab.lab.arm import Arm, text_of
 from memlab.train.lagged import LaggedCache
 from memlab.train.losses import check_labels
@@ -237,6 +238,8 @@ def test_a_fixed_set_is_the_task_of_an_arm():
     arm = lambda task: Arm(name="one", task=task, train=FitConfig(steps=6, objective=TokenLoss()))
     copy, _, pairs, text = SETS
     assert [text_of(arm(task)) for task in (copy, pairs, text)] == ["generated", "generated", load_corpus("stdlib-docs").fingerprint]
+    both = InTurn(tasks=(text, Windows(corpus="stdlib-code", length=8, rows=2), text))   # each text once
+    assert text_of(arm(both)) == f'{load_corpus("stdlib-docs").fingerprint}+{load_corpus("stdlib-code").fingerprint}'
     assert [arm(task).tokens for task in (copy, pairs, text)] == [6 * 4 * n for n in (15, 24, 32)]
     assert len({str(full(arm(task))) for task in (*SETS, replace(copy, keyed_by="batch"), replace(copy, shuffled=False))}) == 6
     assert all(map(torch.equal, text.held_out(64), Windows(length=32, rows=4).held_out(64)))

@@ -62,8 +62,9 @@ class Arm:
 
 # %% ../../nbs/lab/arm.ipynb #d53c0704
 def text_of(arm: Arm) -> str:
-    "Fingerprint of the text an arm reads."
-    return corpus_fingerprint(arm.corpus) if arm.corpus else 'generated'
+    "Fingerprint of the text an arm reads; of all texts, where tasks take turns."
+    texts = dict.fromkeys(getattr(task, 'corpus', '') for task in getattr(arm.task, 'tasks', (arm.task,)))
+    return '+'.join(corpus_fingerprint(name) for name in texts if name) or 'generated'
 
 # %% ../../nbs/lab/arm.ipynb #55f2a8f5
 def factors(**words) -> tuple[tuple[str, Any], ...]:
