@@ -121,6 +121,7 @@ class Digits:
     rows: int                                 # of a batch
     shuffled: bool = True                     # another order in every epoch; False: that of the source
     classes: tuple[int, ...] | None = None    # which are shown; None: all
+    by_place: bool = False                    # labels are places in `classes`, so that tasks of other classes share them
     permuted: int | None = None               # draws a permutation of the pixels; None: they stay
     normalised: bool = False                  # pixels of mean 0 and variance 1 over all images trained on
 
@@ -128,6 +129,7 @@ class Digits:
         check_numbers(vars(self), samples=integer(1), rows=integer(1))
         if self.samples % self.rows: raise ValueError(f'samples={self.samples}, rows={self.rows}: batches must be equal and hold every image once an epoch; choose a number of rows that divides {self.samples}')
         if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)): raise ValueError(f'classes={self.classes!r}: expected some classes, each once, or None for all')
+        if self.by_place and self.classes is None: raise ValueError('by_place=True numbers the classes that are shown: name some `classes`')
 
     @property
     def tokens(self) -> int:
@@ -150,12 +152,13 @@ class Digits:
     def shown(self, some: Images) -> Images:
         "Those of the classes that are shown, as this task shows them."
         if self.classes is not None: some = some[torch.isin(some.labels, torch.tensor(self.classes))]
+        y = (some.labels[:, None] == torch.tensor(self.classes)).int().argmax(1) if self.by_place else some.labels
         x = some.pixels
         if self.normalised:
             all_ = sides(self.images).learned.pixels.double()
             x = ((x - all_.mean()) / all_.std()).float()
         if self.permuted is not None: x = x[:, torch.randperm(x.shape[1], generator=generator_of(self.permuted, 'permutation of pixels', x.shape[1]))]
-        return Images(x, some.labels)
+        return Images(x, y)
 
     def training(self) -> Images:
         "The images trained on, in the order of the source."

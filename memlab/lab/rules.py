@@ -136,7 +136,7 @@ def size_of_effect(
 ) -> str:
     "The effect beside the one that was said; nothing where the interval leaves that open."
     if least < null: return dict(supported='as said', refuted='larger').get(verdict, '')   # "no worse than": what is allowed, or more
-    if verdict == 'supported': return 'smaller' if said is not None and high < said else 'as said'
+    if verdict == 'supported': return '' if said is None else 'smaller' if high < said else 'larger' if low > said else 'as said'
     if verdict != 'refuted': return ''
     if 2 * null - least <= low and high <= least: return 'negligible'
     return 'reversed' if high < null else ''
