@@ -176,7 +176,7 @@ def _preset(context, parameter, name):
 @click.option('--preset', default='cpu', show_default=True, callback=_preset, help='Whose tables.')
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(min=1), help='Rehearsals at a time.')
 @click.option('--whole', default=0, show_default=True, type=click.IntRange(min=0), help='Whole runs to compute again, at least, chosen by their hash.')
-@click.option('--since', default='', metavar='REVISION', help='Compare with what the code of a revision gives on this machine, where its hash stands in the rows: for another processor than the one that made them.')
+@click.option('--since', default='', metavar='REVISION', help='Compare with what the code of a revision gives on the same processor, where its hash stands in the rows: for another processor than the one that made them.')
 def renew(study, preset, jobs, whole, since):
     """Try today's code on what is committed.
 
@@ -186,7 +186,7 @@ def renew(study, preset, jobs, whole, since):
     Example:
       memlab renew --jobs 2
       memlab renew mqar --whole 4
-      memlab renew mqar --since 48fdfc1
+      memlab renew mqar --since v0.2
     """
     from memlab.lab.renew import renew as look, told
     from memlab.lab.study import find_study, study_names

@@ -135,8 +135,9 @@ def size_of_effect(
     null: float,            # no effect
 ) -> str:
     "The effect beside the one that was said; nothing where the interval leaves that open."
-    if least < null: return dict(supported='as said', refuted='larger').get(verdict, '')   # "no worse than": what is allowed, or more
-    if verdict == 'supported': return '' if said is None else 'smaller' if high < said else 'larger' if low > said else 'as said'
+    if verdict == 'supported' and said is None: return ''
+    if least < null: return dict(supported='as said', refuted='smaller').get(verdict, '')   # "no worse than": within what is allowed, or below it
+    if verdict == 'supported': return 'smaller' if high < said else 'larger' if low > said else 'as said'
     if verdict != 'refuted': return ''
     if 2 * null - least <= low and high <= least: return 'negligible'
     return 'reversed' if high < null else ''
@@ -242,7 +243,7 @@ class Less:
     def judge(self, values: pd.Series) -> Evidence:
         "Decide."
         e = self.mirror.judge(-numbers(values))
-        return replace(e, effect=-e.effect, ci_low=-e.ci_high, ci_high=-e.ci_low)
+        return replace(e, effect=-e.effect, ci_low=-e.ci_high, ci_high=-e.ci_low, size='larger' if e.verdict == 'refuted' and self.most > self.null else e.size)
 
     def verdicts(self, many: np.ndarray) -> np.ndarray:
         "Of many studies, a row each."
