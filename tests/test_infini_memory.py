@@ -292,8 +292,8 @@ def test_verdict(claim, verdict, changes):
 
 
 @pytest.mark.parametrize('claim, changes, size', [
-    ('IM9', {'text hierarchical': reads(around(4.499))}, 'negligible'), ('IM4a', {'text infini': lowers(around(4.7))}, 'reversed'), ('IM11a', {}, 'as said'), ('IM11a', {'text linear NoPE': reads(around(4.6))}, 'smaller'),
-    ('IM12a', {}, 'smaller'), ('IM5a', {'text no attention first': reads(around(4.6))}, 'larger'), ('IM27b', {}, 'as said')])
+    ('IM9', {'text hierarchical': reads(around(4.499))}, 'negligible'), ('IM4a', {'text infini': lowers(around(4.7))}, 'reversed'), ('IM11a', {}, 'larger'), ('IM11a', {'text linear NoPE': reads(around(4.6))}, 'smaller'),
+    ('IM12a', {}, 'smaller'), ('IM5a', {'text no attention first': reads(around(4.6))}, 'larger'), ('IM27b', {}, 'larger')])
 def test_sizes_stand_beside_verdicts(claim, changes, size): assert judge(CLAIMS[claim], *tables(SCENES[claim][0] | changes), 'cpu').size == size
 
 

@@ -237,7 +237,7 @@ def test_four_seeds_decide_nothing(claim):
     assert found.verdict == 'inconclusive' and found.n_seeds == 4 and '4 seeds: a verdict needs at least 5' in found.note
 
 
-@pytest.mark.parametrize('claim, changes, size', [('MQ5b', {}, 'as said'), ('MQ5b', {'additive load 32': Ran(end=.65)}, 'smaller'), ('MQ5b', {'additive load 32': Ran(end=.7)}, 'negligible'), ('MQ5b', {'additive load 32': Ran(end=.9)}, 'reversed'),
+@pytest.mark.parametrize('claim, changes, size', [('MQ5b', {}, 'larger'), ('MQ5b', {'additive load 32': Ran(end=.65)}, 'smaller'), ('MQ5b', {'additive load 32': Ran(end=.7)}, 'negligible'), ('MQ5b', {'additive load 32': Ran(end=.9)}, 'reversed'),
                                                   ('MQ4a', {}, 'as said'), ('MQ12a', {'delta carried': carried(.96)}, 'smaller'), ('MQ5a', {'delta load 16': Ran(end=spread(.9, .75))}, '')])
 def test_a_verdict_says_how_large(claim, changes, size): assert decide(claim, changes).size == size
 
