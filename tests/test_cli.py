@@ -234,5 +234,5 @@ main(['run', 'toy', '--preset', 'cpu', '--no-notebook'])
 '''
     done = python(code)
     assert done.returncode == 0, done.stderr
-    assert 'T1     supported    as said' in done.stdout and 'toy cpu' in done.stderr                  # the verdict, and a bar
+    assert 'T1     supported' in done.stdout and 'toy cpu' in done.stderr                  # the verdict, and a bar
     assert json.loads((home/'data/results/toy/cpu/claims.json').read_text())['content'][0]['verdict'] == 'supported'

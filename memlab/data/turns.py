@@ -36,6 +36,11 @@ class Several:
         if len(self.tasks) < 2: raise ValueError(f'{len(self.tasks)} task: here there are two or more, use the task itself')
 
     @property
+    def corpora(self) -> tuple[str, ...]:
+        "Names of the texts they read, each once."
+        return tuple(dict.fromkeys(c for t in self.tasks if (c := getattr(t, 'corpus', ''))))
+
+    @property
     def vocab_size(self) -> int:
         "Classes or tokens, as many for all tasks."
         size, *others = sorted({t.vocab_size for t in self.tasks})

@@ -63,8 +63,7 @@ class Arm:
 # %% ../../nbs/lab/arm.ipynb #d53c0704
 def text_of(arm: Arm) -> str:
     "Fingerprint of the text an arm reads; of all texts, where tasks take turns."
-    texts = dict.fromkeys(getattr(task, 'corpus', '') for task in getattr(arm.task, 'tasks', (arm.task,)))
-    return '+'.join(corpus_fingerprint(name) for name in texts if name) or 'generated'
+    return '+'.join(map(corpus_fingerprint, getattr(arm.task, 'corpora', (arm.corpus,) * bool(arm.corpus)))) or 'generated'
 
 # %% ../../nbs/lab/arm.ipynb #55f2a8f5
 def factors(**words) -> tuple[tuple[str, Any], ...]:
