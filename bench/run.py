@@ -156,7 +156,7 @@ def rate_groups():
 
 def guarded_steps(task, model, loss, guard):
     "Five steps in the middle of a second turn under a guard, data and all; and the last step of that turn."
-    objective = Guarded(loss=loss, guard=guard, each=task.each)
+    objective = Guarded(loss=loss, guard=guard)
     arm = Arm(name='guarded', task=task, model=model, train=FitConfig(steps=2 * task.each, objective=objective, schedule=Constant(warmup=0)))
     learner, step, batch = learner_of(arm, 0), objective.step(arm.train), task.batches(0)
     def take(*steps):
@@ -175,8 +175,10 @@ def guards():
         found = [guarded_steps((Replayed if more else InTurn)(tasks=tasks, each=100, **more), model, loss, guard) for guard, more in kinds.values()]
         middle, ends = interleaved(*(f for f, _ in found)), interleaved(*(f for _, f in found))
         print(f'     {what}: plain alternation {1e3 * middle[0] / 5:.2f} ms a step; beside it ' + ', '.join(f'{name} {s / middle[0]:.2f}' for name, s in zip(kinds, middle)), flush=True)
-        print(f'     {what}: the end of a turn, in steps: ' + ', '.join(f'{name} {5 * s / middle[0] - 1:.1f}' for name, s in zip(kinds, ends)), flush=True)
-    yield True
+        steps = {name: 5 * s / middle[0] - 1 for name, s in zip(kinds, ends)}
+        print(f'     {what}: the end of a turn, in steps: ' + ', '.join(f'{name} {n:.1f}' for name, n in steps.items()), flush=True)
+        yield report(f'{what}: the dearest guard/plain alternation', max(middle) / middle[0], 1.5, 'at most')
+        yield report(f'{what}: the dearest end of a turn, in steps', max(steps.values()), 20., 'at most')  # EWC looks at 20 rows one by one
 
 
 def all_layers():

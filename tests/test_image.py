@@ -10,15 +10,15 @@ from torch.testing import assert_close
 from memlab.core.draw import generator_of
 from memlab.data.cifar import Pictures, load_pictures, or_digits
 from memlab.data.image_task import Encoded, ImageTask
-from memlab.data.patches import fit_tokenizer
+from memlab.data.patches import enlarged, fit_tokenizer
 from memlab.eval.image import ConvProbe, Errors, agreements, conflict_of, errors, forced_latents, free_latents, memory_for, other_class, swapped
 from memlab.eval.image_measures import ImageControl, ImageErrors, ImageSamples
 from memlab.eval.measure import Trial
 from memlab.lab.arm import Arm, execute
 from memlab.nn.heads import HEADS, Guidance
 from memlab.nn.image import CodePriorConfig, ImageConfig, check_given, check_truth, generate_latents, sample_codes, under
-from memlab.nn.sketch import INJECTIONS
-from memlab.train.image import ImageLoss, ImagePair, WithPrior
+from memlab.nn.sketch import INJECTIONS, Dropout
+from memlab.train.image import ImageLoss, ImagePair, WithPrior, draws_of
 from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, fit
 from memlab.train.optim import AdamWConfig
@@ -127,6 +127,29 @@ def test_the_prior_reads_no_later_code_and_no_row_of_another():
     assert drawn.shape == (2, N) and 0 <= int(drawn.min()) and int(drawn.max()) < 5 and torch.equal(drawn, sample_codes(prior, y, guidance=2., seed=3))
 
 
+def test_a_row_without_its_memory_hears_nothing_of_it():
+    "When it is generated, under guidance too, and as a context of training."
+    x, m, y = problem()
+    told = torch.tensor([True, False, True])
+    for word in ("residual", "prefix", "last_cross"):
+        model = built(injection=word, memory_drop=.2)
+        for guidance in (Guidance(), Guidance(s_y=1.5, s_m=.5)):
+            a, b = (generate_latents(model, u, y, guidance=guidance, told=told) for u in (m, m + 1))
+            assert torch.equal(a[1], b[1]) and not torch.equal(a[0], b[0]) and not torch.equal(a[2], b[2]), word
+            assert_close(a[[0, 2]], generate_latents(model, m, y, guidance=guidance)[[0, 2]], rtol=0, atol=1e-5)
+        a, b = (ImageLoss(taught=.3).context(model, x, u, y, told, draws_of(0)) for u in (m, m + 1))
+        assert torch.equal(a[1], b[1]) and not torch.equal(a[0], b[0])
+
+
+def test_a_forward_pass_looks_at_no_value():
+    "On a device without values: whoever looked at one would stop there, as training would wait on a real one."
+    x, m, y = (u.to("meta") for u in problem())
+    assert built().to("meta")(x, m, y).shape == (3, N, 32)
+    with pytest.raises(ValueError, match="label 11: this model has classes 0 to 9, and 10 for none"): generate_latents(built(), problem()[1], problem()[2] + 10)
+    with pytest.raises(ValueError, match="label 11: this model has classes 0 to 9, and 10 for none"): sample_codes(CodePriorConfig(grid=3, codes=5).build(0), torch.tensor([11]))
+    with pytest.raises(ValueError, match="the task has 10 classes, the model 4: build one with as many"): ImageLoss().carry(built(classes=4), ImageTask(), 0)
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 def test_bad_input_says_what_came_and_what_to_do():
@@ -140,6 +163,20 @@ def test_bad_input_says_what_came_and_what_to_do():
     tokenizer = ImageTask().tokenizer()
     with pytest.raises(ValueError, match="it is of another grid"): tokenizer.lookup(torch.zeros(1, 9, dtype=torch.long))
     with pytest.raises(ValueError, match="code 4 is not in the codebook of 4: the memory is of another codebook"): tokenizer.lookup(torch.full((1, 16), 4))
+
+
+def test_dropout_is_rounded_and_never_everything():
+    with pytest.raises(ValueError, match="a dropout of 0.999 is 256/256 when rounded to 1/256: at least 0 and at most 255/256 can be dropped"): Dropout(.999)
+    most = Dropout(.997)(torch.ones(100_000))
+    assert most.isfinite().all() and set(most.unique().tolist()) == {0., 256.}
+    assert torch.equal(Dropout(.001)(most), most)
+
+
+def test_samples_want_two_draws_and_a_memory_that_there_is():
+    for draws in (0, 1):
+        with pytest.raises(ValueError, match=f"draws={draws}: expected a whole number of at least 2"): ImageSamples(draws=draws)
+    for measure in (ImageSamples, ImageErrors):
+        with pytest.raises(ValueError, match="memory 'past': expected one of .'true', 'noised'"): measure(memory="past")
 
 
 def test_texts_are_no_booleans():
@@ -157,8 +194,7 @@ def test_digits_decode_exactly_and_are_standardised(upsample, positions):
     tokenizer, train = task.tokenizer(), task.part("train")
     z, rows = train.z, load_pictures("digits").train
     assert z.shape == (1197, positions, 4) and task.positions == positions
-    assert_close(tokenizer.encode(tokenizer.decode(z[:50])[:, ::upsample, ::upsample]) if upsample == 1 else z[:50], z[:50], rtol=0, atol=1e-5)
-    if upsample == 1: assert_close(tokenizer.decode(z), rows.pixels, rtol=0, atol=1e-6)
+    assert_close(tokenizer.decode(z), enlarged(rows.pixels, upsample), rtol=0, atol=1e-5)
     assert z.flatten(0, 1).mean(0).abs().max() < .02 and ((z.flatten(0, 1).var(0) - 1).abs() < .05).all()
 
 
@@ -246,6 +282,23 @@ def test_an_arm_runs_stops_and_goes_on_to_the_bit(tmp_path):
     assert whole.status == cut.status == "finished"
     value = lambda o: {(r["metric"], r["item"], r["step"]): r["value"] for r in o.records}
     assert value(whole) == value(cut) and {"nmse_fr", "guidance_gain", "w_mem", "fd_probe"} <= {m for m, _, _ in value(whole)}
+
+
+def test_arms_of_a_seed_share_every_draw_but_their_own():
+    "Whatever else is switched on: the same classes, sketches and latents are dropped, by the same noise; each where a context is true."
+    task, base = ImageTask(), dict(noise=.3, context_drop=.2)
+    model = ImageConfig(grid=4, width=4, sketch_width=4, n_layers=1, d_model=32, n_heads=2, class_drop=.4, memory_drop=.3, dropout=0.).build(0)
+    def read(**more):
+        seen = []
+        with model.register_forward_pre_hook(lambda _, given: seen.append(given)): ImageLoss(**base | more).loss(model, draws_of(0, "step"), *task.batches(0)(0))
+        return seen[-1]
+    x, m, y, told = read()
+    assert 0 < (y == 10).float().mean() < 1 and 0 < told.float().mean() < 1
+    for more in (dict(memory_noise=.5), dict(taught=.5), dict(own=.5)):
+        x2, m2, y2, told2 = read(**more)
+        assert torch.equal(y2, y) and torch.equal(told2, told) and torch.equal((x2 == 0).all(-1), (x == 0).all(-1)), more
+        assert ("memory_noise" in more) == torch.equal(x2, x) != torch.equal(m2, m)
+    assert torch.equal(read(taught=.5)[0][:, :8], x[:, :8])
 
 
 def test_noise_on_the_context_narrows_the_gap():

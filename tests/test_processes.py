@@ -18,9 +18,11 @@ from memlab.core.record import record
 from memlab.data.recall import IGNORE
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
+from memlab.train.components import EWC, Guarded, Kept
 from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, fit, supervised
 from memlab.train.losses import lm_loss
+from memlab.train.objectives import TokenLoss
 from memlab.train.optim import SGDConfig
 from memlab.train.schedule import Constant, Solved
 
@@ -55,6 +57,13 @@ def reached(rank):
     "A run that may end itself, where only the first process sees that it has reached its bar."
     return train(replace(CONFIG, solved=Solved(times=2)), hooks=[lambda learner, step: [record(step, 'accuracy', float(rank == 0))]])
 
+def held():
+    "Weights and the information that holds them, after two turns of two steps."
+    model = residual_lm(BlockConfig(n_layers=2, d_model=16, n_heads=2), 13, 16).double()
+    learner, step = Learner(model, CONFIG.optimizer.build(model), Kept(model, 2, 2)), Guarded(loss=TokenLoss(), guard=EWC(strength=.5)).step(CONFIG)
+    for i in range(4): step(learner, draw(i), i)
+    return [torch.cat([u.detach().flatten() for u in some.values()]) for some in (learner.carry.of('fisher'), dict(model.named_parameters()))]
+
 def fails(how, rank):
     "A batch by which the second process dies, or hangs, at the third step."
     def batch(step):
@@ -66,7 +75,7 @@ if __name__ == '__main__':
     rank, folder, what = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     dist.init_process_group('gloo', init_method=f'file://{folder}/{what}', rank=rank, world_size=2, timeout=timedelta(seconds=120 if what == 'agree' else 4))
     if what != 'agree': train(batch=fails(what, rank))
-    else: torch.save(dict(cut=[train(replace(CONFIG, accumulate=n)) for n in (1, 2, 4)], differing=differing(rank, folder), reached=reached(rank)), folder/f'{rank}.pt')
+    else: torch.save(dict(cut=[train(replace(CONFIG, accumulate=n)) for n in (1, 2, 4)], differing=differing(rank, folder), reached=reached(rank), held=held()), folder/f'{rank}.pt')
 '''
 
 
@@ -95,6 +104,13 @@ def test_uneven_labels_are_the_whole_batch(two):
         for got in said['cut']:
             torch.testing.assert_close(got['weights'], want['weights'], rtol=0, atol=1e-12)
             assert got['end'] == ('finished', 4) and got['losses'] == pytest.approx(want['losses'], rel=0, abs=1e-12)
+
+
+def test_important_weights_are_those_of_the_whole_batch(two):
+    want = two[0]['held']()
+    assert want[0].max() > 0
+    for said in two[1]:
+        for got, whole in zip(said['held'], want): torch.testing.assert_close(got, whole, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('what, words', dict(

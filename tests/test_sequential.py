@@ -17,20 +17,21 @@ from memlab.data.recall import IGNORE
 from memlab.data.rolling import Rolling, blocks
 from memlab.data.sentences import FORMS, WORDS, SentenceStream, Words, cut, sentences
 from memlab.data.strings import RandomStrings
-from memlab.data.turns import InTurn, Replayed
+from memlab.data.turns import InTurn, Replayed, turn_of
 from memlab.eval.capacity import StringBits, bits_held
 from memlab.eval.coupling import CopyProbe, CoupledRecall
 from memlab.eval.forgetting import TaskScores, counterbalanced, scores
 from memlab.eval.measure import Trial
 from memlab.eval.previous import OneStepRetention, RecallOfPrevious
 from memlab.eval.rolling import BlockGains
+from memlab.eval.revisits import row_losses
 from memlab.eval.sentences import SentenceRecall
 from memlab.lab.arm import Arm, execute
 from memlab.nn.components import DeepMLPConfig
 from memlab.nn.lm import ResidualLMConfig, TransformerLM
 from memlab.nn.mlp import MLPConfig
 from memlab.nn.variants import vanilla
-from memlab.train.components import EWC, SI, Apart, Frozen, Guard, Guarded, Kept
+from memlab.train.components import EWC, SI, Apart, Frozen, Guard, Guarded, Kept, now_at
 from memlab.train.directions import Recorder
 from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, fit
@@ -202,6 +203,23 @@ def test_a_stream_is_asked_by_lag(tmp_path):
         assert got['one_token'] <= min(got['single'], got['full']) and got['full'] <= got['last_token']
 
 
+@pytest.mark.parametrize('window, stride, repeats', [(4, 1, 0.), (4, 2, 0.), (4, 4, 0.), (4, 1, .5), (3, 1, .34), (5, 1, .4)])
+def test_lags_of_sentences_are_those_of_the_windows(window, stride, repeats):
+    "Against a search in what the windows say; a sentence that a copy stands for is not read."
+    task = SentenceStream(sentences=11, window=window, stride=stride, repeats=repeats, length=400, tokenizer='bytes')
+    said = [task.tokenizer_.decode(line.ids[1:]).split('\n') for line in task.lines(0)]
+    for steps in range(task.steps + 1):
+        ago = {i: [steps - 1 - t for t in range(steps) if s in said[t]] for i, s in enumerate(task.known(0))}
+        found = SentenceRecall(lags=((0, 0), (1, 2), (3, 99))).groups(task, steps)
+        for name, (a, b) in {'lag 0-0': (0, 0), 'lag 1-2': (1, 2), 'lag 3-99': (3, 99)}.items(): assert sorted(found.get(name, [])) == [i for i, k in ago.items() if k and a <= min(k) <= b]
+        assert found.get('unread', []) == [i for i, k in ago.items() if not k]
+
+
+def test_windows_that_would_leave_sentences_out_are_refused():
+    with pytest.raises(ValueError, match='stride=5: windows of 4 sentences would leave some out'): SentenceStream(window=4, stride=5)
+    with pytest.raises(ValueError, match='repeats=0.5 with stride=2: some sentences would be overwritten in every window, set stride=1'): SentenceStream(window=4, stride=2, repeats=.5)
+
+
 # -- the text before --------------------------------------------------------------------------------------------------
 
 def test_the_loss_of_a_recalled_text_has_its_hand_value():
@@ -229,6 +247,29 @@ def test_no_earlier_text_stands_in_its_context():
     with pytest.raises(ValueError, match='lag 12 reaches beyond the stream of 12 texts'): replace(task, lags=(12,))
 
 
+def test_behind_a_pass_one_more_text_is_new():
+    "After all steps each lag asks for the text trained so many steps ago; in a second pass nothing is asked."
+    task = PreviousTexts(texts=12, cut=8, lags=(1, 3))
+    batch, (texts, unread) = task.batches(0), task.stream(0)
+    trained = [batch(i)[0][0, 1:9].tolist() for i in range(task.steps)]
+    ids, labels = task.rows(0, task.steps)
+    for k, row, label in zip(task.lags, ids.tolist(), labels.tolist()):
+        assert row[1:9] == texts[12] and row[1:9] not in [*trained, *texts[:12], *unread] and row[11:19] == label[10:18] == trained[-k]
+    model = nano(19).build(0, task.vocab_size)
+    trial = Trial(task, config(task.steps), 0, Learner(model, ADAM.build(model)))
+    said = list(RecallOfPrevious(others=2).records(trial, task.steps))
+    got = row_losses(model, *replace(task, reads=False).rows(0, task.steps)).tolist()
+    assert values(said, 'recall_nll') == pytest.approx(got)
+    with pytest.raises(ValueError, match='step 10: a pass has 9, and in a second one no text is new; ask earlier, or for more texts'): list(RecallOfPrevious().records(trial, task.steps + 1))
+
+
+def test_the_text_before_is_the_one_just_trained_in_every_pass():
+    task = TextAndPrevious(texts=5, cut=8)
+    batch = task.batches(0)
+    assert task.steps == 5 and len({tuple(batch(i)[0][0].tolist()) for i in range(5)}) == 5
+    for i in range(11): assert torch.equal(batch(i + 1)[2], batch(i)[0]) and torch.equal(batch(i + 1)[3], batch(i)[1])
+
+
 def test_retention_of_a_step_survives_an_interruption(tmp_path):
     arm = Arm(name='two passes', task=TextAndPrevious(texts=9, cut=12), model=nano(12), train=config(8, TwoPassLoss(), log_every=4), measures=(OneStepRetention(),))
     whole = values(records(arm, tmp_path/'whole'), 'one_step_retention')
@@ -237,10 +278,18 @@ def test_retention_of_a_step_survives_an_interruption(tmp_path):
 
 
 def test_texts_never_read_stand_in_the_same_place(tmp_path):
-    arm = Arm(name='recall', task=PreviousTexts(texts=12, cut=8, lags=(1, 2)), model=nano(19), train=config(10), measures=(RecallOfPrevious(at=(0, 6), others=3),))
-    said = records(arm, tmp_path)
-    for k in (1, 2):
-        for a, b, gain in zip(*(values(said, m, f'lag {k}') for m in ('recall_nll', 'unread_nll', 'recall_gain'))): assert abs(b - a - gain) < 1e-12
+    "A row that is asked for another text differs there and nowhere else, and so do the losses that are compared."
+    task = PreviousTexts(texts=12, cut=8, lags=(1, 2))
+    (texts, unread), (ids, labels) = task.stream(0), task.rows(0, 6)
+    other, told = task.rows(0, 6, [unread[4], unread[7]])
+    assert torch.equal(other[:, :11], ids[:, :11]) and other[:, 11:].tolist() == [unread[4], unread[7]]                # [NOW], eight tokens, separator, [RECALL k]
+    assert torch.equal(told[:, :10], labels[:, :10]) and told[:, 10:].tolist() == [[*unread[i], IGNORE] for i in (4, 7)] and (told[1, :10] == IGNORE).all()
+    assert ids[:, 11:].tolist() == [texts[7], texts[6]] and not any(text in texts for text in unread)
+    said = records(Arm(name='recall', task=task, model=nano(19), train=config(10), measures=(RecallOfPrevious(at=(0, 6), others=3),)), tmp_path)
+    model, plain = nano(19).build(0, task.vocab_size), replace(task, reads=False)
+    want = sum(row_losses(model, *plain.rows(0, 0, [unread[i]] * 2)) for i in range(3)) / 3
+    for k, mean in zip((1, 2), want.tolist()):
+        assert values(said, 'unread_nll', f'lag {k}')[0] == pytest.approx(mean)
         assert abs(values(said, 'recall_gain', f'lag {k}')[0]) < .1                              # an untrained model knows neither
 
 
@@ -308,13 +357,13 @@ class Point(nn.Module):
 A, B = torch.tensor([[1., 0.], [3., 1.]], dtype=torch.float64), torch.tensor([[-1., 2.], [-1., 4.]], dtype=torch.float64)
 
 
-def settled(guard, turns, rate=.1, each=250):
+def settled(guard, turns, rate=.1, each=250, batch=lambda rows: (rows,)):
     "Where a point ends that is drawn to the rows A and B in turn, until it rests; and what its guard keeps."
-    c = config(turns * each, Guarded(loss=Distance(), guard=guard, each=each), SGDConfig(lr=rate))
+    c = config(turns * each, Guarded(loss=Distance(), guard=guard), SGDConfig(lr=rate))
     model = Point()
-    learner = Learner(model, c.optimizer.build(model), Kept(model))
+    learner = Learner(model, c.optimizer.build(model), Kept(model, 2, each))
     take = c.objective.step(c)
-    for i in range(c.steps): take(learner, ((A, B)[i // each % 2],), i)
+    for i in range(c.steps): take(learner, batch((A, B)[i // each % 2]), i)
     return model.w.detach(), learner.carry
 
 
@@ -330,6 +379,28 @@ def test_elastic_weights_rest_where_the_closed_form_says():
         third = (A.mean(0) + strength * both * want) / (1 + strength * both)
         torch.testing.assert_close(settled(EWC(strength=strength), 3)[0], third, rtol=0, atol=1e-6)
     assert (settled(EWC(strength=4., fade=1.), 2)[1].of('fisher')['w'] - (B - settled(EWC(strength=4.), 2)[0]).square().mean(0)).abs().max() < 1e-6
+
+
+def test_guards_see_the_rows_of_a_step_as_its_loss_does():
+    "A batch that is one tensor is its rows, and rows are where the model is."
+    (one, kept), (two, same) = (settled(EWC(strength=.5), 2, each=9, batch=batch) for batch in (lambda rows: (rows,), lambda rows: rows))
+    assert torch.equal(one, two) and torch.equal(kept.of('fisher')['w'], same.of('fisher')['w'])
+    model = Point().to('meta')
+    learner = Learner(model, torch.optim.SGD(model.parameters(), lr=.1), Kept(model, 2, 9))
+    assert [x.device.type for x in now_at(learner, (A, B), 0, learner.model.forward).rows] == ['meta'] * 2
+
+
+def test_a_guard_knows_whose_turn_it_is():
+    "Of three tasks with turns of two steps, by the digits that a batch shows; a task without turns is refused."
+    task, seen = InTurn(tasks=tuple(Digits(samples=100, rows=5, classes=(d,)) for d in (3, 7, 1)), each=2), []
+    class Watch(Guard):
+        def look(self, now): seen.append((now.turn, now.task, now.place, now.left, now.rows[1].unique().tolist()))
+    objective, model = Guarded(loss=ClassLoss(), guard=Watch()), MLPConfig(hidden=4).build(0)
+    c = config(14, objective)
+    learner = Learner(model, c.optimizer.build(model), objective.carry(model, task, 0))
+    fit(learner, task.batches(0), objective.step(c), c)
+    assert seen == [(i // 2, turn_of(i, 3, 2), i % 2, 1 - i % 2, [(3, 7, 1)[i // 2 % 3]]) for i in range(14)]
+    with pytest.raises(ValueError, match='Digits knows no turns: under a guard tasks take turns, give memlab.data.turns.InTurn or Replayed'): objective.carry(model, task.tasks[0], 0)
 
 
 def test_synaptic_intelligence_holds_what_the_path_paid():
@@ -348,7 +419,7 @@ HALVES = tuple(Digits(samples=600, rows=20, classes=c) for c in ((0, 1, 2, 3, 4)
 
 
 def turned(guard, task, steps, folder=None, model=DeepMLPConfig(hidden=8), **kw):
-    arm = Arm(name='turns', task=task, model=model, train=config(steps, Guarded(loss=ClassLoss(), guard=guard, each=task.each)), measures=(TaskScores(),))
+    arm = Arm(name='turns', task=task, model=model, train=config(steps, Guarded(loss=ClassLoss(), guard=guard)), measures=(TaskScores(),))
     return arm, records(arm, folder, **kw)
 
 
@@ -370,7 +441,7 @@ def test_a_guarded_run_goes_on_where_it_stopped(guard, tmp_path):
     turned(guard, task, 15, tmp_path/'cut', stop=8)
     arm, said = turned(guard, task, 15, tmp_path/'cut')
     assert torch.equal(scores(said, 'task_loss'), scores(whole, 'task_loss')) and scores(whole, 'task_loss').shape == (4, 2)
-    assert changed(arm) != changed(replace(arm, train=replace(arm.train, objective=Guarded(loss=ClassLoss(), each=5)))) and full(arm)
+    assert changed(arm) != changed(replace(arm, train=replace(arm.train, objective=Guarded(loss=ClassLoss())))) and full(arm)
 
 
 def test_both_orders_count_alike(tmp_path):
@@ -379,14 +450,16 @@ def test_both_orders_count_alike(tmp_path):
     assert both == counterbalanced(back, forth) and abs(both.bwt - ((forth[2, 0] - forth[1, 0]) + (back[2, 0] - back[1, 0])).item() / 2) < 1e-12
 
 
-@pytest.mark.parametrize('share', [.01, .05])
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    start: int
+    tokens: int = 20
+    vocab_size: int = 10
+    def batches(self, seed): return lambda step: (self.start + self.tokens * step + torch.arange(self.tokens),)
+
+
+@pytest.mark.parametrize('share', [.01, .05, .5])
 def test_replay_has_its_share_and_only_what_was_shown(share):
-    @dataclass(frozen=True, kw_only=True)
-    class Numbers:
-        start: int
-        tokens: int = 20
-        vocab_size: int = 10
-        def batches(self, seed): return lambda step: (self.start + 20 * step + torch.arange(20),)
     task = Replayed(tasks=(Numbers(start=0), Numbers(start=100_000)), each=50, share=share)
     batch, shown, old = task.batches(0), set(), 0
     for i in range(200):
@@ -395,6 +468,20 @@ def test_replay_has_its_share_and_only_what_was_shown(share):
         assert set(again) <= shown and len(rows) == 20
         old, shown = old + len(again), shown | set(rows)
     assert old == round(150 * 20 * share)                                                     # the first turn has nothing to replay
+
+
+def test_replay_leaves_batches_as_large_as_they_are():
+    "Where an earlier batch shows fewer rows than are wanted, each comes again before any comes twice."
+    task = Replayed(tasks=(Numbers(start=0, tokens=3), Numbers(start=100_000, tokens=12)), each=2, share=.5)
+    batch = task.batches(0)
+    for i in range(12):
+        rows = batch(i)[0]
+        assert len(rows) == (3, 12)[i // 2 % 2]
+        old = rows[(rows >= 100_000) != bool(i // 2 % 2)]
+        assert len(old) == (task.old_rows(i, len(rows)) if i > 1 else 0)
+        if len(old): assert old.unique(return_counts=True)[1].max() <= -(-len(old) // len(old.unique()))
+    with pytest.raises(ValueError, match='share=0.6: expected a number from 0 to .5'): replace(task, share=.6)
+    with pytest.raises(ValueError, match='share=0.5 of batches of 1 row: one of them was old altogether'): [Replayed(tasks=(Numbers(start=0, tokens=1), Numbers(start=9, tokens=1)), each=2, share=.5).batches(0)(i) for i in range(40)]
 
 
 # -- bits -------------------------------------------------------------------------------------------------------------

@@ -81,8 +81,9 @@ class CoupledFacts(Text):
 
     def table(self, seed: int, helped: bool, copies: int | None = None, controls: bool = False) -> tuple[Int64[Tensor, 'n t'], Int64[Tensor, 'n t']]:
         "Inputs and labels of all facts, or of the controls, with the answer in the context or masked; ValueError for a row that is longer than the context."
-        lines = [coupled_line(q, self.tokenizer_, helped, self.copies if copies is None else copies) for q in self.quiz.questions(seed, self.tokenizer_)[controls]]
-        if lines and (most := max(map(len, lines))) > self.length: raise ValueError(f'a question with {self.copies} copies before it has {most} tokens, the context holds {self.length}: take fewer copies, or a longer context')
+        copies = self.copies if copies is None else copies
+        lines = [coupled_line(q, self.tokenizer_, helped, copies) for q in self.quiz.questions(seed, self.tokenizer_)[controls]]
+        if lines and (most := max(map(len, lines))) > self.length: raise ValueError(f'a question with {copies} copies before it has {most} tokens, the context holds {self.length}: take fewer copies, or a longer context')
         return table(lines, self.length, self.tokenizer_.separator)
 
     def helped(self, seed: int, step: int) -> Bool[Tensor, 'b']:

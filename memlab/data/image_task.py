@@ -66,7 +66,7 @@ class ImageTask:
     patch: int = 2               # pixels of a patch's side
     upsample: int = 1            # enlargement before the cut
     codes: int = 4               # K
-    width: int | None = None     # of a latent: principal components; None: every pixel of a patch
+    width: int | None = None     # of a latent: principal components; None: every pixel of a patch, or 4 of an autoencoder
     rows: int = 64               # of a batch
     most: int | None = None      # pictures read of each file; None: all
     latents: str = 'patches'     # 'patches', or 'vae': a small autoencoder with learned codes

@@ -73,19 +73,20 @@ class PreviousTexts(Text):
         return self.learned.vocab_size, self.learned.vocab_size + 1 + self.lags.index(k)
 
     def stream(self, seed: int) -> tuple[list[list[int]], list[list[int]]]:
-        "The texts as tokens, and as many of the same kind that no step reads."
-        rows = [line.ids[1:] for line in document_lines(self, 2 * self.texts, self.cut, self.least, seed)]
-        return rows[:self.texts], rows[self.texts:]
+        "The texts as tokens with one more behind them, which is new when all steps are done, and others of the same kind that no step reads."
+        rows = [line.ids[1:] for line in document_lines(self, 2 * self.texts + 1, self.cut, self.least, seed)]
+        return rows[:self.texts + 1], rows[self.texts + 1:]
 
     def rows(self, seed: int, step: int, wanted: list[list[int]] | None = None) -> tuple[Int64[Tensor, 'k t'], Int64[Tensor, 'k t']]:
-        "Inputs and labels of a step, asked for its own earlier texts or for others; a row for each lag."
-        texts, now = self.stream(seed)[0], max(self.lags) + step % self.steps
+        "Inputs and labels of a step of the first pass, or behind its last one, asked for its own earlier texts or for others; a row for each lag."
+        if not 0 <= step <= self.steps: raise ValueError(f'step {step}: a pass has {self.steps}, and in a second one no text is new; ask earlier, or for more texts')
+        texts, now = self.stream(seed)[0], max(self.lags) + step
         wanted = [texts[now - k] for k in self.lags] if wanted is None else wanted
         lines = [recall_line(texts[now], w, self.marker(k), self.learned.separator, self.reads and k == self.lags[0]) for k, w in zip(self.lags, wanted)]
         return table(lines, self.length, self.learned.separator)
 
     def batches(self, seed: int) -> Callable[[int], tuple[Int64[Tensor, 'k t'], Int64[Tensor, 'k t']]]:
-        "Inputs and labels of a step."
+        "Inputs and labels of a step; behind the last one the first follows."
         made = [self.rows(seed, step) for step in range(self.steps)]
         return lambda step: made[step % self.steps]
 
@@ -110,12 +111,12 @@ class TextAndPrevious(Text):
     @property
     def steps(self) -> int:
         "Of one pass."
-        return self.texts - 1
+        return self.texts
 
     def batches(self, seed: int) -> Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]:
         "Inputs and labels of a text, then of the one before it."
         ids, labels = table(document_lines(self, self.texts, self.cut, self.least, seed), self.cut, self.learned.separator)
         def batch(step):
-            now = 1 + step % self.steps
-            return ids[now:now + 1], labels[now:now + 1], ids[now - 1:now], labels[now - 1:now]
+            now, old = (1 + step) % self.texts, step % self.texts
+            return ids[now:now + 1], labels[now:now + 1], ids[old:old + 1], labels[old:old + 1]
         return batch

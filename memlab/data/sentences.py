@@ -149,6 +149,8 @@ class SentenceStream(Text):
 
     def __post_init__(self):
         check_numbers(vars(self), sentences=integer(1), window=integer(1), stride=integer(1), length=integer(1), text_rows=integer(0), repeats=('a number from 0 to .5', lambda x: 0 <= x <= .5))
+        if self.stride > self.window: raise ValueError(f'stride={self.stride}: windows of {self.window} sentences would leave some out, move on by at most as many')
+        if self.repeats and self.stride > 1: raise ValueError(f'repeats={self.repeats} with stride={self.stride}: some sentences would be overwritten in every window, set stride=1')
         if self.window > self.sentences: raise ValueError(f'window={self.window}: the stream has {self.sentences} sentences, make it longer')
 
     @property
@@ -168,18 +170,20 @@ class SentenceStream(Text):
         "The stream."
         return sentences(self.sentences, seed, wordnet(self.wordnet) if self.wordnet else WORDS)
 
-    def last_read(self, i: int) -> int:
-        "The last step that reads sentence `i`; behind the last window: the number of steps."
-        return min(i // self.stride, self.steps - 1) if i < (self.steps - 1) * self.stride + self.window else self.steps
+    def numbers(self, step: int) -> list[int]:
+        "Which sentences a window holds, in order; with `repeats` some of them twice."
+        first, twice = step * self.stride, round(self.repeats * self.window)
+        return [first + i - (i % 2 and i < 2 * twice) for i in range(self.window)]
+
+    def last_read(self, steps: int) -> dict[int, int]:
+        "Of each sentence that the first steps of a pass read, the last one that does."
+        return {i: step for step in range(steps) for i in self.numbers(step)}
 
     def lines(self, seed: int) -> list[Line]:
         "All windows; ValueError where one is longer than the context."
         known, tokenizer, out = self.known(seed), self.tokenizer_, []
         for step in range(self.steps):
-            some = known[step * self.stride:step * self.stride + self.window]
-            twice = round(self.repeats * len(some))
-            some = [some[i - 1] if i % 2 and i < 2 * twice else s for i, s in enumerate(some)]
-            ids = [tokenizer.separator, *map(int, tokenizer.encode(''.join(f'{s}\n' for s in some)))]
+            ids = [tokenizer.separator, *map(int, tokenizer.encode(''.join(f'{known[i]}\n' for i in self.numbers(step))))]
             if len(ids) > self.length + 1: raise ValueError(f'window {step} of {self.window} sentences has {len(ids) - 1} tokens, the context holds {self.length}: take fewer sentences, or a longer context')
             out.append(Line(ids, ids[1:]))
         return out

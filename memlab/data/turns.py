@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.draw import generator_of
-from ..core.numbers import SHARE, check_numbers, integer
+from ..core.numbers import check_numbers, integer
 
 # %% ../../nbs/data/turns.ipynb #ab872cd2
 def turn_of(
@@ -88,11 +88,11 @@ class Together(Several):
 @dataclass(frozen=True, kw_only=True)
 class Replayed(InTurn):
     "Tasks in turn, with some rows of what other tasks have shown before in the place of rows of a batch."
-    share: float = .01   # of rows
+    share: float = .01   # of rows, at most half
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(vars(self), share=SHARE)
+        check_numbers(vars(self), share=('a number from 0 to .5', lambda x: 0 <= x <= .5))
 
     def old_rows(self, step: int, rows: int) -> int:
         "How many rows of a batch are old."
@@ -108,6 +108,7 @@ class Replayed(InTurn):
             t, place = others[int(torch.randint(len(others), (1,), generator=g))], int(torch.randint(self.each, (1,), generator=g))
             old = own[t % len(own)](t // len(own) * self.each + place)
             shown = len(old[0]) - (self.old_rows(t * self.each + place, len(old[0])) if t else 0)   # the rest was replaced itself
-            some = torch.randperm(shown, generator=g)[:n]
+            if not shown: raise ValueError(f'share={self.share} of batches of {len(old[0])} row: one of them was old altogether, and has nothing that can come again; give more rows, or a smaller share')
+            some = torch.cat([torch.randperm(shown, generator=g) for _ in range(-(-n // shown))])[:n]
             return tuple(torch.cat([x[:len(x) - n], y[some]]) for x, y in zip(new, old))
         return batch

@@ -20,16 +20,16 @@ from .cifar import Pictures
 from .patches import check_codes, enlarged
 
 # %% ../../nbs/data/vae.ipynb #81c6f119
-def conv(a: int, b: int, side: int, seed: str, stride: int = 1) -> nn.Conv2d:
+def conv(a: int, b: int, side: int, name: str, stride: int = 1) -> nn.Conv2d:
     "A convolution whose weights belong to its name."
     layer = nn.Conv2d(a, b, side, stride, (side - stride + 1) // 2)
     nn.init.zeros_(layer.bias)
-    layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=generator_of('vae', seed)) * (a * side * side) ** -.5)
+    layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=generator_of('vae', name)) * (a * side * side) ** -.5)
     return layer
 
-def decoder(width: int, hidden: int, channels: int, patch: int, seed: str) -> nn.Module:
+def decoder(width: int, hidden: int, channels: int, patch: int, name: str) -> nn.Module:
     "A grid of vectors to a picture, a patch for each."
-    return nn.Sequential(conv(width, hidden, 3, seed + '1'), nn.SiLU(), conv(hidden, hidden, 3, seed + '2'), nn.SiLU(), conv(hidden, channels * patch ** 2, 1, seed + '3'), nn.PixelShuffle(patch))
+    return nn.Sequential(conv(width, hidden, 3, name + '1'), nn.SiLU(), conv(hidden, hidden, 3, name + '2'), nn.SiLU(), conv(hidden, channels * patch ** 2, 1, name + '3'), nn.PixelShuffle(patch))
 
 # %% ../../nbs/data/vae.ipynb #07ce4058
 class Adapter(nn.Module):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEMORIES', 'nmse', 'Errors', 'on_its_device', 'forced_latents', 'free_latents', 'errors', 'swapped', 'agreement',
-           'gain', 'Agreement', 'agreements', 'measured_agreement', 'LogisticProbe', 'ConvProbe', 'other_class',
-           'Conflict', 'conflict_of', 'conflict', 'frechet', 'spread', 'diversity', 'variety', 'copy_rate', 'outcome',
-           'causal_use', 'memory_for', 'noised_codes', 'latent_range', 'outside']
+           'gain', 'Agreement', 'agreements', 'measured_agreement', 'ConvProbe', 'other_class', 'Conflict',
+           'conflict_of', 'conflict', 'frechet', 'spread', 'diversity', 'variety', 'copy_rate', 'outcome', 'causal_use',
+           'check_memory', 'memory_for', 'noised_codes', 'latent_range', 'outside']
 
 # %% ../../nbs/eval/image.ipynb #4b973897
 from dataclasses import dataclass
@@ -116,19 +116,6 @@ def measured_agreement(model: ImageModel, tokenizer: Tokenizer, some: Encoded, g
     make = lambda m: free_latents(model, m, some.labels, **how)
     return agreements(tokenizer, make(some.m), make(some.m[swap]), some.ids, swap)
 
-# %% ../../nbs/eval/image.ipynb #a3c23071
-class LogisticProbe(nn.Module):
-    "Multinomial logistic regression on pixels."
-
-    def __init__(self, pixels: Float[Tensor, 'n h w k'], labels: Int64[Tensor, 'n']):
-        super().__init__()
-        from sklearn.linear_model import LogisticRegression
-        fitted = LogisticRegression(C=.5, max_iter=2000).fit(pixels.flatten(1).double().numpy(), labels.numpy())
-        self.weight, self.bias = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
-
-    def features(self, pixels: Float[Tensor, 'n h w k']) -> Float[Tensor, 'n p']: return pixels.flatten(1) @ self.weight.T + self.bias
-    def classify(self, pixels: Float[Tensor, 'n h w k']) -> Int64[Tensor, 'n']: return self.features(pixels).argmax(-1)
-
 # %% ../../nbs/eval/image.ipynb #3146b958
 class ConvProbe(nn.Module):
     "Three strided convolutions and a linear readout, trained for some epochs; the same whatever the seed of a run."
@@ -237,6 +224,10 @@ def causal_use(model: ImageModel, some: Encoded, seed: int = 0) -> list[float]:
 # %% ../../nbs/eval/image.ipynb #2eba4dba
 MEMORIES = ('true', 'noised', 'sampled', 'zero', 'shuffled')
 
+def check_memory(kind: str) -> None:
+    "Refuse a kind of memory that there is not."
+    if kind not in MEMORIES: raise ValueError(f'memory {kind!r}: expected one of {MEMORIES}')
+
 def memory_for(
     kind: str,                          # one of `MEMORIES`
     some: Encoded,
@@ -246,7 +237,7 @@ def memory_for(
     seed: int = 0,
 ) -> Float[Tensor, 'n N e']:
     "The memory that is given with the labels of some pictures."
-    if kind not in MEMORIES: raise ValueError(f'memory {kind!r}: expected one of {MEMORIES}')
+    check_memory(kind)
     if kind == 'true': return some.m
     if kind == 'zero': return torch.zeros_like(some.m)
     if kind == 'shuffled': return some.m[swapped(len(some), seed)]

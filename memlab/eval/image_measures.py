@@ -17,7 +17,7 @@ from torch import nn
 from ..core.numbers import check_numbers, integer
 from ..core.record import Record, record
 from ..data.image_task import Encoded, ImageTask, Tokenizer
-from .image import (ConvProbe, causal_use, conflict, copy_rate, diversity, errors, frechet, free_latents, latent_range, measured_agreement, memory_for, outside, variety)
+from .image import (ConvProbe, causal_use, check_memory, conflict, copy_rate, diversity, errors, frechet, free_latents, latent_range, measured_agreement, memory_for, outside, variety)
 from .measure import Measure, Trial
 from ..nn.heads import Guidance
 from ..nn.image import ImageModel, count_parameters, under
@@ -54,6 +54,7 @@ class ImageErrors(ImageMeasure):
 
     def __post_init__(self):
         super().__post_init__()
+        check_memory(self.memory)
         if self.memory == 'sampled': raise ValueError("memory 'sampled' is of no picture in particular, so that there is no error: choose another, or measure ImageSamples")
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
@@ -82,7 +83,12 @@ class ImageSamples(ImageMeasure):
     "Class accuracy, FD-probe with its floor, diversity, copy rate, and the variety of draws for one class and memory."
     memory: str = 'true'           # one of `MEMORIES`
     guidance: Guidance = Guidance()
-    draws: int = 4                 # for one class and memory
+    draws: int = 4                 # for one class and memory, two or more
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(vars(self), draws=integer(2))
+        check_memory(self.memory)
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
         model, some, task = self.model(trial), self.some(trial), trial.task

@@ -71,7 +71,7 @@ def settled_share(
 
 # %% ../../nbs/eval/parity.ipynb #d7837b4e
 def recurrent_parameters(model: ContinuousLM) -> list[nn.Parameter]:
-    "What is learned before the states: embedding, norm, cell, first state."
+    "What is learned before the states: embedding, norm, cell, first state; layers between the cell and the state do not count."
     return [p for m in (model.embed, model.normed, model.cell, model.hidden) if m is not None for p in m.parameters()]
 
 def gradient_of(

@@ -101,10 +101,10 @@ class SentenceRecall(Measure):
     def groups(self, task: SentenceStream, step: int) -> dict[str, list[int]]:
         "Sentences by lag, after some steps of the first pass."
         if not 0 <= step <= task.steps: raise ValueError(f'after {step} steps: the stream has {task.steps} windows, and in a second pass no sentence is still to come; ask earlier')
-        lag = {i: step - 1 - task.last_read(i) for i in range(task.sentences)}
-        read = (step - 1) * task.stride + task.window if step else 0     # sentences that were in a window
-        named = {f'lag {a}-{b}': [i for i in range(read) if a <= max(0, lag[i]) <= b] for a, b in self.lags}
-        return {name: some[:self.most] for name, some in (named | dict(unread=list(range(read, task.sentences)))).items() if some}
+        read = task.last_read(step)
+        named = {f'lag {a}-{b}': [i for i, last in read.items() if a <= step - 1 - last <= b] for a, b in self.lags}
+        unread = [i for i in range(task.sentences) if i not in read]
+        return {name: some[:self.most] for name, some in (named | dict(unread=unread)).items() if some}
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
         task, known = trial.task, trial.task.known(trial.seed)

@@ -56,7 +56,8 @@ def time_limit(
 def _light(name):
     "A module that handles notebooks, imported without the grammar of web addresses that one of its checks would build, for two seconds, and never ask."
     grammar = 'rfc3987_syntax'
-    absent = sys.modules.setdefault(grammar, None) is None
+    absent = grammar not in sys.modules
+    sys.modules.setdefault(grammar, None)
     try: return importlib.import_module(name)
     finally:
         if absent: del sys.modules[grammar]

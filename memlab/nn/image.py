@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['States', 'ImageConfig', 'check_truth', 'check_image', 'grid_blocks', 'image_layers', 'ImageModel', 'check_given',
-           'count_parameters', 'under', 'check_guidance', 'generate_latents', 'kept_within', 'CodePriorConfig',
-           'CodePrior', 'sample_codes']
+           'check_labels', 'count_parameters', 'under', 'check_guidance', 'generate_latents', 'kept_within',
+           'CodePriorConfig', 'CodePrior', 'sample_codes']
 
 # %% ../../nbs/nn/image.ipynb #97903130
 from collections.abc import Sequence
@@ -157,7 +157,7 @@ class ImageModel(nn.Module):
                 told: Bool[Tensor, 'b'] | None = None, # rows that get their memory; None: all
                 ) -> Float[Tensor, 'b N d']:           # for the head
         "What the head sees at every position when all the latents before it are given."
-        check_given(self.config, m, labels, x)
+        check_given(self.config, m, labels, x)   # shapes alone: to look at values a device would have to wait
         return self.read(self.inputs(x[:, :-1], labels), self.begin(m, told, len(x)))[0]
 
     @property
@@ -174,11 +174,17 @@ def check_given(
 ) -> None:
     "Refuse latents or a memory of another grid, and rows without a class."
     if labels is None: raise ValueError(f'no labels: give every row a class from 0 to {c.classes - 1}, or {c.classes} for none')
-    if (bad := labels[(labels < 0) | (labels > c.classes)]).numel(): raise ValueError(f'label {int(bad[0])}: this model has classes 0 to {c.classes - 1}, and {c.classes} for none')
     if x is not None and x.shape != (want := (len(labels), c.positions, c.width)): raise ValueError(f'latents of shape {tuple(x.shape)}, this model generates {want}: {c.grid} × {c.grid} positions of width {c.width}')
     if m is None:
         if c.injection != 'none' and not c.memory_drop: raise ValueError('no memory, and this model never did without one (memory_drop=0): give one, or train with memory_drop above 0')
     elif m.shape != (want := (len(labels), c.positions, c.sketch_width)): raise ValueError(f'a memory of shape {tuple(m.shape)}, this model reads {want}: it is of another grid or codebook')
+
+def check_labels(
+    classes: int,                # of the model
+    labels: Int64[Tensor, 'b'],
+) -> None:
+    "Refuse labels that are no class."
+    if (bad := labels[(labels < 0) | (labels > classes)]).numel(): raise ValueError(f'label {int(bad[0])}: this model has classes 0 to {classes - 1}, and {classes} for none')
 
 # %% ../../nbs/nn/image.ipynb #e17ecaf3
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:   # part -> trained, frozen
@@ -216,6 +222,7 @@ def generate_latents(
     labels: Int64[Tensor, 'b'] | None,     # classes; `model.no_class` for none
     *,
     guidance: Guidance = Guidance(),
+    told: Bool[Tensor, 'b'] | None = None, # rows that get their memory; None: all
     seed: int = 0,                         # of the draws
     given: Float[Tensor, 'b n c'] | None = None,   # the first latents; None: all are generated
     clip: tuple[Tensor, Tensor] | None = None,     # lowest and highest values of a latent
@@ -223,11 +230,12 @@ def generate_latents(
 ) -> Float[Tensor, 'b N c']:
     "Latents of whole pictures."
     c, ways = model.config, guidance.ways()
-    check_given(c, m, labels), check_guidance(c, guidance)
+    check_given(c, m, labels), check_labels(c.classes, labels), check_guidance(c, guidance)
     b, g, first = len(labels), len(ways), 0 if given is None else given.shape[1]
     every = lambda u: u.repeat(g, *[1] * (u.dim() - 1))
     y = torch.cat([labels if way[1] else torch.full_like(labels, model.no_class) for way in ways])
-    told = torch.tensor([way[2] for way in ways], device=y.device).repeat_interleave(b)
+    told = torch.ones_like(labels, dtype=torch.bool) if told is None else told
+    told = torch.cat([told & way[2] for way in ways])
     states = start = model.begin(None if m is None else every(m), told, g * b)
     x = model.into.weight.new_zeros(b, c.positions, c.width)
     weights = x.new_tensor([way[0] for way in ways])
@@ -293,7 +301,7 @@ def sample_codes(
 ) -> Int64[Tensor, 'b N']:
     "Codes of whole sketches."
     c, b = prior.config, len(labels)
-    if ((labels < 0) | (labels > c.classes)).any(): raise ValueError(f'labels are {labels.tolist()[:9]}: this prior has classes 0 to {c.classes - 1}, and {c.classes} for none')
+    check_labels(c.classes, labels)
     if guidance != 1 and not c.class_drop: raise ValueError(f'guidance={guidance} asks without a class, which this prior never learned (class_drop=0): train with class_drop above 0, or leave guidance=1')
     ways, r = Guidance(s_y=guidance).ways(), generator_of(seed, 'codes')
     y = torch.cat([labels if way[1] else torch.full_like(labels, c.classes) for way in ways])

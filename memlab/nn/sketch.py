@@ -142,11 +142,12 @@ def sketch_way(
 
 # %% ../../nbs/nn/sketch.ipynb #e9168a21
 class Dropout(nn.Module):
-    "Zero a share of the values, in steps of 1/256; one draw of 64 bits decides about eight of them."
+    "Zero a share of the values, rounded to 1/256, so that below 1/512 it is none; one draw of 64 bits decides about eight of them."
 
     def __init__(self, p: float):
         super().__init__()
         self.least = round(256 * p)
+        if not 0 <= self.least < 256: raise ValueError(f'a dropout of {p} is {self.least}/256 when rounded to 1/256: at least 0 and at most 255/256 can be dropped')
 
     def forward(self, x: Float[Tensor, '*n']) -> Float[Tensor, '*n']:
         if not (self.training and self.least): return x

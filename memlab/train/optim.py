@@ -161,6 +161,8 @@ class GroupedAdamWConfig(AdamWConfig):
         if len(self.shares) != len(self.rates): raise ValueError(f'{len(self.shares)} shares and {len(self.rates)} rates: give one of each for every group')
         for rate in self.rates: check_numbers(dict(rates=rate), rates=POSITIVE)
         check_shares(self.shares)
+        if self.by not in BY: raise ValueError(f'by={self.by!r}: expected one of {BY}')
+        if self.match not in MATCHES: raise ValueError(f'match={self.match!r}: expected one of {", ".join(MATCHES)}')
 
     def rates_of(self, groups: dict[str, Tensor]) -> Float64[Tensor, 'g']:
         "The matched rate of each group."

@@ -38,6 +38,7 @@ class Pretrained:
 
     def build(self, seed: int, vocab_size: int) -> TransformerLM:
         "The model with its weights at the end of the training before; the next builder gets a copy of its own."
+        if vocab_size != self.task.vocab_size: raise ValueError(f'the task has {vocab_size} tokens, the text that the model read before {self.task.vocab_size}: give both the same tokenizer')
         model = self.model.build(seed, vocab_size)
         model.load_state_dict(trained_weights(self, seed))
         return model
