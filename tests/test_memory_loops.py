@@ -323,6 +323,10 @@ def test_arms_are_what_their_names_and_claims_say(preset):
     for name in ('tail, reset, long', *(f'facts {n}' for n in study.READINGS)): assert arms[name].task.total - read(arms[name]) == 400
 
 
+def test_an_arm_of_linear_tasks_reads_no_text():
+    assert {study.study.corpus(a) for a, _ in plan('cpu').values() if a.name.startswith('linear')} == {'generated'}
+
+
 def test_claims_leave_size_to_their_scale():
     assert not [c.id for c in CLAIMS.values() if 'parameters' in c.statement or 'from nothing' in c.statement]
 

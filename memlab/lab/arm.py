@@ -63,7 +63,8 @@ class Arm:
 # %% ../../nbs/lab/arm.ipynb #d53c0704
 def text_of(arm: Arm) -> str:
     "Fingerprint of the text an arm reads; of all texts, where tasks take turns."
-    texts = dict.fromkeys(getattr(task, 'corpus', '') for task in getattr(arm.task, 'tasks', (arm.task,)))
+    parts = getattr(arm.task, 'tasks', None)   # a number, where tasks are not of text
+    texts = dict.fromkeys(getattr(task, 'corpus', '') for task in (parts if isinstance(parts, tuple) else [arm.task]))
     return '+'.join(corpus_fingerprint(name) for name in texts if name) or 'generated'
 
 # %% ../../nbs/lab/arm.ipynb #55f2a8f5
