@@ -1,19 +1,27 @@
 """The claims of the study of memory loops on invented numbers, and what its arms must share and may differ in."""
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 
 import invented
+import numpy as np
 import pytest
 import torch
 from invented import diverged, of, without
+from memlab.data.loops import LoopsInTurn, MemoryLoops
 from memlab.data.orders import visits
+from memlab.data.visits import Revisits
+from memlab.eval.revisits import LoopLosses
 from memlab.lab.arm import check_factors
 from memlab.lab.claims import judge
 from memlab.lab.rules import error_rates, wrong
+from memlab.lab.values import Missing
 from memlab.studies import memory_loops as study
+from memlab.train.by_loop import forget
+from memlab.train.moments import MOMENTS
 
 CLAIMS, SEEDS = {c.id: c for c in study.study.claims}, 6
-SMALL = study.Sizes(seeds=(0,), many=(0,), documents=10, steps=1, passes=6, focal=(2, 5, 8), sizes=study.SIZES, tail=4, long=30, texts=4, repeats=4, slots=(1, 1, 2, 3), new=2)   # every arm of the cpu preset, shorter
+SMALL = study.Sizes(seeds=(0,), many=(0,), documents=10, steps=1, passes=6, focal=(2, 5, 8), sizes=study.SIZES, tail=4, long=32, texts=4, repeats=4, slots=(1, 1, 2, 3), new=2)   # every arm of the cpu preset, shorter
 
 @pytest.fixture(scope='module', autouse=True)
 def small():
@@ -103,6 +111,13 @@ def known(arm, rounds):
     "Every loop loses .1 nats from a round on."
     task = arm.task
     for loop in range(task.loops): yield from (row((loop * task.repeats + r) * task.texts, 'loop_loss', .1 if r >= rounds else 1., f'loop {loop}') for r in range(1, task.repeats + 1))
+
+
+def some_known(arm, ways):
+    "New loops that are known from a round of their own on, 99 for never, one after the other."
+    task = arm.task
+    for i, loop in enumerate(range(study.OLD, task.loops)):
+        yield from (row((loop * task.repeats + r) * task.texts, 'loop_loss', .1 if r >= ways[i % len(ways)] else 1., f'loop {loop}') for r in range(1, task.repeats + 1))
 
 
 def two(arm, old, new=.5): return [row(arm.task.total, 'loop_loss', x, f'loop {i}') for i, x in enumerate((old, new))]
@@ -221,8 +236,65 @@ def test_steps_that_were_never_reached_count_as_never():
     assert found.verdict == 'supported' and 'a lower bound' in found.note
 
 
+def eight(monkeypatch, ours, theirs):
+    "The verdict on eight new loops, of which each is known from a round of its own on; rounds by seed."
+    monkeypatch.setitem(study.study.presets, 'eight', lambda: study.everything(replace(SMALL, new=8)))
+    arms = {a.name: a for a, _ in study.study.presets['eight']().plan}
+    hold = {n: type('Named', (), dict(arm=arms[n], ways=ways, seeds=SEEDS)) for n, ways in zip(study.NEW, (ours, theirs))}
+    runs, records = invented.tables(hold, lambda h, seed: some_known(h.arm, h.ways[seed % len(h.ways)]))
+    return judge(CLAIMS['ML11a'], runs, records, 'cpu'), study.first_known(records, study.NEW[0]).time.tolist()
+
+
+def test_new_loops_that_are_never_known_count_as_never(monkeypatch):
+    never = lambda n, rounds: (rounds,) * (8 - n) + (99,) * n
+    found, times = eight(monkeypatch, [never(3, 6)], [never(0, 12)])
+    assert found.verdict == 'supported' and times == [24.] * 6     # more than half are known: those that never are move no middle
+    found, times = eight(monkeypatch, [never(0, 10)] * 5 + [never(4, 10)], [never(0, 16)])
+    assert times == [40.] * 5 + [math.inf] and found.verdict == 'inconclusive' and found.ci_low > 1.1   # were it not for the seed that never did
+    assert '6 of 6 never did: a lower bound' in eight(monkeypatch, [never(0, 6)], [never(4, 6)])[0].note
+
+
+@pytest.mark.parametrize('claim, seeds, said', [('ML1a', 6, True), ('ML1a', 21, False), ('ML1b', 6, False), ('ML5', 21, False), ('ML10a', 21, False)])
+def test_signs_are_flipped_where_that_is_asked_and_can_be_done(claim, seeds, said):
+    found = decide(claim, {a: replace(r, seeds=seeds) for a, r in scene(claim).items()})
+    assert found.verdict == 'supported' and ('sign-flip' in found.note) == said
+
+
+def test_a_task_is_not_guessed(monkeypatch):
+    records, name = tables(scene('ML8a'))[1], study.SLOTS['fixed'][2]
+    assert study.planned(records, name) == plan('small')[name][0].task
+    cut = records[records.step < records.step.max()]
+    with pytest.raises(Missing, match='past the middle.* are those of no plans: finish its runs'): study.planned(cut, name)
+    monkeypatch.setitem(study.study.presets, 'other', lambda: study.everything(replace(SMALL, slots=(1, 1, 3, 3))))
+    with pytest.raises(Missing, match='are those of 2 plans'): study.planned(records, name)
+    assert 'those of 2 plans' in decide('ML8a', scene('ML8a')).note
+
+
+def test_recovery_is_compared_at_equal_slots():
+    runs, records = tables(scene('ML3'))
+    shifted = records.arm.eq('locked early, 0 kept') & records.metric.eq('visited')
+    records.loc[shifted, 'value'] = (records.value[shifted] + 1) % SMALL.documents
+    with pytest.raises(ValueError, match='its slot must be the same'): study.excess(records)
+
+
+def test_what_is_lost_before_and_after_a_visit_is_that_of_the_matrix():
+    records = tables({'cyclic': ran(recovering, .5, .2, .07)})[1]
+    m = study.matrices(records, 'cyclic')[1]
+    for i, x in study.before_again(records, 'cyclic').loc[1].items(): assert x == pytest.approx(float(np.mean([m.loss[b, i] for _, b in m.gaps(i)])))
+    runs, records = tables(grown(.05))
+    last = (SMALL.passes - 1) * SMALL.documents + SMALL.focal[1] + 1   # the visit behind the last gap is none that counts
+    records.loc[(records.step == last) & (records.metric == 'doc_loss'), 'value'] = 9.
+    assert study.by_size(runs, records).fit.tolist() == pytest.approx([.05] * 30)
+
+
+def test_the_last_turns_begin_before_their_first_visit():
+    found, task = study.last_turns(tables(scene('ML8a'))[1], study.SLOTS['fixed'][0]), plan('small')[study.SLOTS['fixed'][0]][0].task
+    assert sorted(found.visit.unique()) == list(range(4 * (task.texts + 2) + 1)) and found.step.max() == task.total
+
+
 def test_no_rule_is_wrong_more_than_once_in_twenty():
-    for c in {type(c.rule): c for c in CLAIMS.values()}.values(): assert wrong(error_rates(c.rule, c.sd, c.seeds, 1500), c.rule) <= .065   # and the noise of as many made-up studies
+    for rule, sd, seeds in {(c.rule, c.sd, c.seeds) for c in CLAIMS.values()}:
+        assert wrong(error_rates(rule, sd, seeds, 1500), rule) <= .07, rule   # and the noise of as many made-up studies
 
 
 # -- arms -------------------------------------------------------------------------------------------------------------
@@ -238,6 +310,25 @@ def test_plans_are_built_without_reading_anything(preset, monkeypatch):
 def test_claims_ask_for_arms_that_are_planned_with_their_seeds():
     for claim in CLAIMS.values():
         for name in () if callable(claim.arms) else claim.arms: assert len(plan('cpu')[name][1]) >= claim.seeds, f'{claim.id}: {name}'
+
+
+@pytest.mark.parametrize('preset', ['cpu', 'gpu'])
+def test_arms_are_what_their_names_and_claims_say(preset):
+    arms = {a.name: a for a, _ in study.study.presets[preset]().plan}
+    assert [(a.task.slot, a.task.texts) for n, a in arms.items() if n.startswith('taught') and n.endswith('fixed')] == [(1, 10), (3, 10), (6, 10), (8, 10)]
+    for arm in arms.values():   # facts are asked after the last visit
+        if isinstance(every := getattr(arm.measures[0], 'every', None), int): assert arm.task.total // arm.task.steps % every == 0, arm.name
+    read = lambda arm: max(v for v, visit in enumerate(arm.task.plan(0), 1) if visit.items)
+    assert read(arms['tail, reset, long']) % arms['tail, reset, long'].measures[0].every == 0
+    for name in ('tail, reset, long', *(f'facts {n}' for n in study.READINGS)): assert arms[name].task.total - read(arms[name]) == 400
+
+
+def test_an_arm_of_linear_tasks_reads_no_text():
+    assert {study.study.corpus(a) for a, _ in plan('cpu').values() if a.name.startswith('linear')} == {'generated'}
+
+
+def test_claims_leave_size_to_their_scale():
+    assert not [c.id for c in CLAIMS.values() if 'parameters' in c.statement or 'from nothing' in c.statement]
 
 
 def test_a_document_that_is_locked_keeps_its_place_and_the_others_do_not():
@@ -263,3 +354,33 @@ def test_policies_differ_in_the_state_alone():
 def test_steps_times_rate_is_the_same_for_ten_and_thirty_steps():
     thirty, ten = (plan('cpu')[f'{a}, cyclic'][0] for a in ('M = 30', '64 × 2'))
     assert thirty.task.steps * thirty.train.optimizer.lr == pytest.approx(ten.task.steps * ten.train.optimizer.lr) and thirty.model == ten.model
+
+
+# -- loops and moments ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('optimizer', [lambda p: torch.optim.SGD(p, lr=.1), lambda p: torch.optim.SGD(p, lr=.1, momentum=.9)])
+def test_only_moments_that_there_are_can_be_forgotten(optimizer):
+    p = torch.nn.Parameter(torch.ones(2))
+    sgd = optimizer([p])
+    p.grad = torch.ones(2)
+    sgd.step()
+    for moments in (MOMENTS[:1], MOMENTS[1:]):
+        with pytest.raises(ValueError, match='SGD has no first and second moment'): forget(sgd, moments)
+    forget(sgd, None)
+    assert not sgd.state
+
+
+def test_turns_of_a_task_are_where_its_loops_change():
+    task = replace(plan('small')['lock, M = 6, fixed'][0].task, repeats=2, after=1)
+    loops = [v.loop for v in task.plan(0) for _ in range(task.steps)]
+    assert [s for s in range(task.total + 1) if task.turns(0, s)] == [0] + [s for s in range(1, len(loops)) if loops[s] != loops[s - 1]] + [task.total]
+
+
+@pytest.mark.parametrize('task', [Revisits, MemoryLoops, LoopsInTurn])
+def test_texts_fit_the_context(task):
+    assert task(cut=8, length=8).cut == 8
+    with pytest.raises(ValueError, match='cut=9: that is longer than the context of length=8'): task(cut=9, length=8)
+
+
+def test_losses_of_a_loop_are_taken_after_some_visits():
+    with pytest.raises(ValueError, match='every=0: expected a whole number of at least 1'): LoopLosses(every=0)

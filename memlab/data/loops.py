@@ -15,7 +15,7 @@ from ..core.draw import generator_of
 from ..core.numbers import check_numbers, integer
 from .facts import Line
 from .questions import Question, Quiz
-from .visits import Visit, Visits, document_lines
+from .visits import Visit, Visits, check_cut, document_lines
 
 # %% ../../nbs/data/loops.ipynb #24e0c2e0
 FILLER = ('fixed', 'permuted', 'permuted after')   # the order of a loop's texts: always one, anew every time, or anew once teaching has stopped
@@ -43,7 +43,7 @@ class MemoryLoops(Visits):
         check_numbers(vars(self), loops=integer(2), texts=integer(1), repeats=integer(1), after=integer(0), cut=integer(1))
         if self.filler not in FILLER: raise ValueError(f'filler={self.filler!r}: expected one of {FILLER}')
         if self.slot is not None and not 0 <= self.slot <= self.texts: raise ValueError(f'slot={self.slot}: a loop has {self.texts} texts, so there are slots 0 to {self.texts}')
-        if self.cut > self.length: raise ValueError(f'cut={self.cut}: texts are longer than the context of length={self.length}; make one of them fit the other')
+        check_cut(self.cut, self.length)
 
     @property
     def quiz(self) -> Quiz: return Quiz(facts=self.loops, controls=self.controls, distractors=self.distractors, whole=self.whole)
@@ -96,7 +96,7 @@ class LoopsInTurn(Visits):
     def __post_init__(self):
         super().__post_init__()
         check_numbers(vars(self), loops=integer(2), texts=integer(1), repeats=integer(1), cut=integer(1))
-        if self.cut > self.length: raise ValueError(f'cut={self.cut}: texts are longer than the context of length={self.length}; make one of them fit the other')
+        check_cut(self.cut, self.length)
 
     def lines(self, seed: int) -> list[Line]: return document_lines(self, self.loops * self.texts, self.cut, self.least, seed)
 

@@ -8,7 +8,7 @@ __all__ = ['FORGOTTEN', 'FITTED', 'LossMatrix', 'gap_recovery', 'recovery_of', '
 
 # %% ../../nbs/eval/recovery.ipynb #5dda02bc
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,11 @@ class LossMatrix:
     def visits(self, i: int) -> list[int]:
         "When document `i` was visited."
         return (self.visited == i).nonzero()[:, 0].tolist()
+
+    @property
+    def evaluated(self) -> list[int]:
+        "The documents of which there are losses."
+        return self.loss.isfinite().any(0).nonzero()[:, 0].tolist()
 
     def gaps(self, i: int) -> list[tuple[int, int]]:
         "The checkpoints after each visit of document `i` and before the next."
@@ -88,14 +93,21 @@ def shift_curve(
     return torch.stack([after(i) for i in range(n)]).nanmean(0)
 
 # %% ../../nbs/eval/recovery.ipynb #79c0a947
-def prequential(matrix: LossMatrix) -> float:
+def prequential(
+    matrix: LossMatrix,
+    documents: Sequence[int] | None = None,   # which; None: all
+) -> float:
     "Mean loss of documents just before they are visited again."
-    before = torch.stack([matrix.loss[b, i] for i in range(matrix.loss.shape[1]) for _, b in matrix.gaps(i)] or [torch.tensor(math.nan)])
+    which = range(matrix.loss.shape[1]) if documents is None else documents
+    before = torch.stack([matrix.loss[b, i] for i in which for _, b in matrix.gaps(i)] or [torch.tensor(math.nan)])
     return before.nanmean().item()
 
-def fit_after(matrix: LossMatrix) -> float:
-    "Mean loss of documents just after a visit of theirs, passes from the second on: how well they were fitted."
-    after = torch.stack([matrix.loss[v + 1, i] for i in range(matrix.loss.shape[1]) for v in matrix.visits(i)[1:]] or [torch.tensor(math.nan)])
+def fit_after(
+    matrix: LossMatrix,
+    passes: slice = slice(1, None),   # which visits of a document count: from the second on
+) -> float:
+    "Mean loss of documents just after a visit of theirs: how well they were fitted."
+    after = torch.stack([matrix.loss[v + 1, i] for i in range(matrix.loss.shape[1]) for v in matrix.visits(i)[passes]] or [torch.tensor(math.nan)])
     return after.nanmean().item()
 
 # %% ../../nbs/eval/recovery.ipynb #391b1ff0

@@ -155,16 +155,16 @@ class LoopLosses(AtVisits):
     every: int | None = None   # visits, for the loop that is read; None: at the end of its turn alone
     digits: int = 4            # decimals that are kept
 
-    def turned(self, trial: Trial, step: int) -> bool:
-        "Has a turn ended?"
-        return step in (0, trial.task.total) or trial.task.at(trial.seed, step).loop != trial.task.at(trial.seed, step - 1).loop
+    def __post_init__(self):
+        super().__post_init__()
+        if self.every is not None: check_numbers(vars(self), every=integer(1))
 
     def due(self, trial: Trial, step: int) -> bool:
-        return super().due(trial, step) and (self.turned(trial, step) or self.every is not None and step // trial.task.steps % self.every == 0)
+        return super().due(trial, step) and (trial.task.turns(trial.seed, step) or self.every is not None and step // trial.task.steps % self.every == 0)
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
         task, (ids, labels) = trial.task, (x.to(trial.device) for x in trial.task.table(trial.seed))
-        which = range(task.loops) if self.turned(trial, step) else [task.at(trial.seed, step - 1).loop]
+        which = range(task.loops) if task.turns(trial.seed, step) else [task.at(trial.seed, step - 1).loop]
         rows = [loop * task.texts + i for loop in which for i in range(task.texts)]
         losses = row_losses(trial.model, ids[rows], labels[rows]).view(len(which), -1).mean(1)
         return [record(step, 'loop_loss', round(x, self.digits), item=f'loop {loop}') for loop, x in zip(which, losses.tolist())]

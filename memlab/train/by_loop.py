@@ -31,8 +31,9 @@ POLICIES = dict(kept=None, mean=MOMENTS, mean_v=MOMENTS[1:],              # an o
 OWN = 'kept', 'mean', 'mean_v'
 
 def forget(optimizer: torch.optim.Optimizer, moments: tuple[str, ...] | None) -> None:
-    "Set some moments to zero; None: everything, the number of steps too."
+    "Set some moments of Adam to zero, while its number of steps goes on, by which it divides; None: forget everything."
     if moments is None: return reset(optimizer)
+    if not isinstance(optimizer, torch.optim.Adam): raise ValueError(f'{type(optimizer).__name__} has no first and second moment, of which one could be forgotten: take Adam or AdamW, or forget everything')
     for state in optimizer.state.values():
         for name in moments: state[name].zero_()
 
@@ -50,9 +51,9 @@ class LoopTurns(Turns):
         if not 0 <= loop < self.loops: raise ValueError(f'step {step} reads loop {loop}, there are optimizers for loops 0 to {self.loops - 1}: set loops={loop + 1}')
         return loop
 
-    def changes(self, step: int) -> bool:
+    def turns(self, step: int) -> bool:
         "Does a loop begin with this step, or has training ended before it?"
-        return step in (0, self.task.total) or self.loop(step) != self.loop(step - 1)
+        return self.task.turns(self.seed, step)
 
 # %% ../../nbs/train/by_loop.ipynb #872fbafb
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +100,11 @@ class ByLoop(Objective):
             carry, model = learner.carry, learner.model
             loop = carry.loop(i)
             optimizer = learner.optimizers.get(f'loop {loop}', learner.optimizer)
-            if carry.changes(i): self.begin(learner, optimizer)
+            if carry.turns(i): self.begin(learner, optimizer)
             reported = gradients(model, batch, lambda _, *rows: self(learner, *rows), config)
             norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip is None else config.clip)
             self.move(learner, loop, optimizer)
             model.zero_grad()
-            if self.reptile < 1 and carry.changes(i + 1): reptile([p for _, p in learner.parameters()], carry.start, self.reptile)
+            if self.reptile < 1 and carry.turns(i + 1): reptile([p for _, p in learner.parameters()], carry.start, self.reptile)
             return reported.where(norm.isfinite(), math.nan)
         return take
