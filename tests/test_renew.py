@@ -130,7 +130,7 @@ def past(study, monkeypatch, hash_, moved=0.):
 
 
 def spoil(study):
-    "Commit rehearsals that no code gives on this machine."
+    "Commit rehearsals that no code gives here."
     t = read_table(rehearsals_file(study, 'cpu'), REHEARSALS)
     value = pa.array([v if a.startswith('planted') else v + 1 for a, v in zip(t['arm'].to_pylist(), t['value'].to_pylist())], t.schema.field('value').type)
     write_table(t.set_column(t.schema.get_field_index('value'), t.schema.field('value'), value), rehearsals_file(study, 'cpu'))

@@ -250,7 +250,7 @@ def past_rehearsals(
     arms: list[str],
     jobs: int = 1,      # rehearsals at a time
 ) -> dict[str, pd.DataFrame]:   # by arm, as `read_rehearsals` gives them
-    "What the code of a revision gives on this machine; arms that it does not know are left out."
+    "What the code of a revision gives here; arms that it does not know are left out."
     with tempfile.TemporaryDirectory() as d:
         _take_out(revision, d)
         done = subprocess.run([sys.executable, '-c', PAST, name, preset, str(jobs), *arms], cwd=d, env=os.environ | dict(PYTHONPATH=d, MEMLAB_HOME=d), capture_output=True, text=True)
