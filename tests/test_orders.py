@@ -76,7 +76,7 @@ def test_documents_come_from_the_text_and_are_apart():
 
 
 def test_documents_longer_than_the_context_are_refused():
-    with pytest.raises(ValueError, match='cut=17: documents are longer than the context of length=16'): Revisits(**SMALL | dict(cut=17))
+    with pytest.raises(ValueError, match='cut=17: that is longer than the context of length=16'): Revisits(**SMALL | dict(cut=17))
     with pytest.raises(ValueError, match=r'document 0 has \d+ tokens, the context holds 40'): Episodes(length=40).batches(0)
     with pytest.raises(ValueError, match='slot=-1: a loop has 20 texts, so there are slots 0 to 20'): MemoryLoops(slot=-1)
 

@@ -70,6 +70,7 @@ class InTurn(Several):
             return own[turn % len(own)](turn // len(own) * self.each + place)
         return batch
 
+# %% ../../nbs/data/turns.ipynb #b7f37c7c
 @dataclass(frozen=True, kw_only=True)
 class Together(Several):
     "A batch of each of several tasks in every step."
