@@ -8,15 +8,14 @@ import torch
 from torch.testing import assert_close
 
 from memlab.core.draw import generator_of
-from memlab.data.cifar import Pictures, load_pictures, or_digits
+from memlab.data.cifar import load_pictures, or_digits
 from memlab.data.image_task import Encoded, ImageTask
 from memlab.data.patches import enlarged, fit_tokenizer
 from memlab.eval.image import ConvProbe, Errors, agreements, conflict_of, errors, forced_latents, free_latents, memory_for, other_class, swapped
 from memlab.eval.image_measures import ImageControl, ImageErrors, ImageSamples
-from memlab.eval.measure import Trial
 from memlab.lab.arm import Arm, execute
 from memlab.nn.heads import HEADS, Guidance
-from memlab.nn.image import CodePriorConfig, ImageConfig, check_given, check_truth, generate_latents, sample_codes, under
+from memlab.nn.image import CodePriorConfig, ImageConfig, check_given, generate_latents, sample_codes, under
 from memlab.nn.sketch import INJECTIONS, Dropout
 from memlab.train.image import ImageLoss, ImagePair, WithPrior, draws_of
 from memlab.train.learner import Learner

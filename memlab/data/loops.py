@@ -14,7 +14,7 @@ import torch
 from ..core.draw import generator_of
 from ..core.numbers import check_numbers, integer
 from .facts import Line
-from .questions import Question, Quiz
+from .questions import Quiz
 from .visits import Visit, Visits, check_cut, document_lines
 
 # %% ../../nbs/data/loops.ipynb #24e0c2e0

@@ -7,7 +7,6 @@ __all__ = ['conv', 'decoder', 'Adapter', 'grid_of', 'row_of', 'VAETokenizer', 't
 
 # %% ../../nbs/data/vae.ipynb #5bc7b0cf
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F

@@ -23,9 +23,9 @@ from .generate import pick
 from .grid import CLASS_SLOT, GridAttention
 from .heads import HEADS, Guidance, make_head, weighted
 from .init import init_parameters
-from .lm import Memory, TransformerLM
+from .lm import TransformerLM
 from .mlp import Dense
-from .sketch import IN_BLOCKS, INJECTIONS, Dropout, GuidedBlock, Sketch, SketchLayer, sketch_way
+from .sketch import IN_BLOCKS, INJECTIONS, Dropout, GuidedBlock, SketchLayer, sketch_way
 from .state import State
 
 # %% ../../nbs/nn/image.ipynb #e9cd05d1

@@ -47,7 +47,7 @@ from ..train.objectives import Objective, TokenLoss
 from ..train.optim import AdamWConfig, SGDConfig
 from ..train.pretrained import FromHub, Pretrained
 from ..train.schedule import Constant
-from ..train.steering import Orthogonal, Steering, Target
+from ..train.steering import Orthogonal, Target
 
 # %% ../../nbs/studies/memory_loops.ipynb #bb3190fb
 @dataclass(frozen=True)
