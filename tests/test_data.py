@@ -20,7 +20,7 @@ from memlab.data.ordered import OrderedStream
 from memlab.data.recall import IGNORE, RecallConfig, recall_batch
 from memlab.data.samples import Copy, Pairs, TextSamples, kept
 from memlab.data.text import Windows
-from memlab.data.tokens import ByteTokenizer, TokenStore, byte_tokenizer, held_out_windows, load_tokenizer, streams, windows
+from memlab.data.tokens import _train_bpe, ByteTokenizer, TokenStore, byte_tokenizer, held_out_windows, load_tokenizer, streams, windows
 from memlab.data.turns import InTurn
 from memlab.lab.arm import Arm, text_of
 from memlab.train.lagged import LaggedCache
@@ -33,7 +33,7 @@ BUILDER = """
 import sys, time
 from pathlib import Path
 from memlab.data.corpus import load_corpus, split
-from memlab.data.tokens import ByteTokenizer, TokenStore
+from memlab.data.tokens import _train_bpe, ByteTokenizer, TokenStore
 folder, pause = Path(sys.argv[1]), float(sys.argv[2])
 class Slow(ByteTokenizer):
     name = "slow"
@@ -167,6 +167,15 @@ def test_pythia_tokenizer(shared_data, tmp_path, monkeypatch):
     store = TokenStore.build(Corpus("two", [Document("a", spelt_out), Document("b", shakespeare[:999])]), pythia)
     assert store.ids.dtype == np.uint16 and (np.asarray(store.ids) == 0).sum() == 2
     assert sum(b.valid.sum().item() for b in streams(store, 2, 32)) == len(store)
+
+
+def test_the_tokenizer_of_a_model_of_the_hub(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    file, asked = tmp_path / "tokenizer.json", []
+    file.write_text(_train_bpe(Corpus("ants", [Document("ant", "An ant. " * 40)]), 257))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *named: asked.append(named) or str(file))
+    assert load_tokenizer("hub:EleutherAI/pythia-70m").name == load_tokenizer(file).name
+    assert asked == [("EleutherAI/pythia-70m", "tokenizer.json")]
 
 
 def test_files_without_a_text_field(shared_data):

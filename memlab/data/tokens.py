@@ -131,16 +131,23 @@ def _train_bpe(corpus, size):
 KEPT = 2 # raise with every change of the files below `build`
 
 def load_tokenizer(
-    name:str|Path,             # 'bytes', 'bpe:<size>', or a path to a `tokenizer.json`
+    name:str|Path,             # 'bytes', 'bpe:<size>', 'hub:<model>', or a path to a `tokenizer.json`
     corpus:Corpus|None=None,   # what 'bpe:<size>' is trained on
 ) -> Tokenizer:
     "The tokenizer that `name` stands for."
     name = str(name)
     if name=='bytes': return byte_tokenizer()
     if name.startswith('bpe:') and name[4:].isdecimal(): return _bpe(int(name[4:]), corpus)
-    path = Path(name).expanduser()
+    path = _of_hub(name) if name.startswith('hub:') else Path(name).expanduser()
     if path.is_file(): return FileTokenizer(text := read_text(path), f'{path.stem}@{hashlib.sha256(text.encode()).hexdigest()[:12]}', path)
-    raise ValueError(f"unknown tokenizer {name!r}; there are 'bytes', 'bpe:<size>', or a path to a tokenizer.json")
+    raise ValueError(f"unknown tokenizer {name!r}; there are 'bytes', 'bpe:<size>', 'hub:<model>', or a path to a tokenizer.json")
+
+def _of_hub(name):
+    "The file of a model of the hub: fetched, or kept from before."
+    try: from huggingface_hub import hf_hub_download
+    except ImportError: raise ValueError(f"{name!r} needs the package huggingface_hub: pip install 'memlab[hub]'") from None
+    try: return Path(hf_hub_download(name.removeprefix('hub:'), 'tokenizer.json'))
+    except (OSError, ValueError) as e: raise ValueError(f'the tokenizer.json of {name!r} could not be fetched: {e}. Without a network, give a path to one') from e
 
 def _bpe(size, corpus):
     if corpus is None: raise ValueError(f"'bpe:{size}' is trained on text: pass a corpus")

@@ -227,7 +227,7 @@ def quick() -> Preset:
     "Toys, to see that everything runs."
     read = (('corpus', 'stdlib-docs'), ('tokenizer', 'bytes'))
     z = Sizes(text=2, split=2, relay=2, banks=2, topics=2, facts=2, packing=2, questions=2, codes=2, width=16,
-              segment=128, rows=1, batch=2, chunks=16, each=4, held_out=2, longest=16, told=(12, 3), pairs=(4, 2, 2),
+              segment=128, rows=1, batch=2, chunks=16, each=4, held_out=2, longest=8, told=(12, 3), pairs=(4, 2, 2),
               lengths=(16, 32), widths=(16, 32), floats=2 ** 12, probe_rows=4, text_of=read, chunks_of=read)
     return everything(z, (0,), (0,))
 

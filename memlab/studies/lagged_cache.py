@@ -57,6 +57,8 @@ class Sizes:
     test_rows: int = 256
     lengths: tuple[int, ...] = (32, 64, 128, 512, 2048)   # that steps are timed at
     repeats: int = 7
+    told: tuple[int, int] = (240, 24)  # facts, and how many a step
+    logs: int = 20            # times that a run is measured
 
     def tasks(self) -> dict[str, Samples]:
         "The symbol four places back, pairs to recall, bytes of text."
@@ -74,7 +76,7 @@ class Sizes:
     def arm(self, name: str, task, model, objective: Objective, *measures, steps: int | None = None, lr: float = 1e-2, **words) -> Arm:
         "A model trained one way."
         steps = steps or self.epochs * task.steps_per_epoch
-        every = max(1, steps // 20)
+        every = max(1, steps // self.logs)
         how = FitConfig(steps=steps, optimizer=AdamWConfig(lr=lr, weight_decay=0.), schedule=Cosine(warmup=min(50, steps // 10)), objective=objective, log_every=every)
         return Arm(name=name, task=task, model=model, train=how, measures=measures, factors=factors(**words))
 
@@ -133,7 +135,7 @@ PASSES = {'one pass': {}, 'two passes': dict(second='extra'), 'two passes, tied'
 
 def passes(z: Sizes) -> list[Arm]:
     "Facts told to models that read them once, twice, or with twice the blocks."
-    task = FactLessons(corpus='stdlib-docs', facts=240, told=24, length=z.length)
+    task = FactLessons(corpus='stdlib-docs', facts=z.told[0], told=z.told[1], length=z.length)
     model = lambda n=2, **kw: ContinuousConfig(vocab_size=task.vocab_size, d_model=2 * z.width, cell='none', inside=n, n_heads=2, intermediate=8 * z.width, rotary_pct=0., std=.05, **kw)
     return [z.arm(name, task, model(**kw), TokenLoss(), FactsAsked(asked=(Scoring('forward'),)), steps=z.facts, lr=3e-3, question='passes', reads=name) for name, kw in PASSES.items()]
 
@@ -159,7 +161,7 @@ def everything(z: Sizes, seeds: tuple[int, ...]) -> Preset:
 
 def quick() -> Preset:
     "Toys, to see that everything runs."
-    return everything(Sizes(samples=8, epochs=2, recalled=8, rows=4, width=16, length=32, facts=2, swept=3, read=1, rates=(3e-3,), test_rows=8, lengths=(4, 8, 16), repeats=1), (0,))
+    return everything(Sizes(samples=8, epochs=2, recalled=8, rows=4, width=16, length=32, facts=2, swept=3, read=1, rates=(3e-3,), test_rows=8, lengths=(4, 8, 16), repeats=1, told=(12, 3), logs=2), (0,))
 
 def cpu() -> Preset:
     "States of width 32 on a laptop."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'LOCKED', 'ORDERS', 'TAILS', 'TAUGHT_AT', 'KEEPING', 'OLD', 'STARTS', 'READINGS', 'EVERY', 'RATES', 'READ',
-           'SIZES', 'PYTHIA', 'WIKI', 'study', 'FLIPPED', 'growth', 'longer', 'FIT', 'GROWS', 'KEPT', 'kept_more',
+           'SIZES', 'PYTHIA', 'NEWS', 'study', 'FLIPPED', 'growth', 'longer', 'FIT', 'GROWS', 'KEPT', 'kept_more',
            'tail', 'SLOTS', 'start', 'OURS', 'LEFT', 'KNOWN', 'NEW', 'BETTER', 'Sizes', 'arm', 'documents', 'losses',
            'orders', 'pair', 'several', 'sizes', 'linear', 'tails', 'loops', 'taught', 'steered', 'new_loops',
            'ends_with', 'lasting', 'everything', 'quick', 'cpu', 'gpu', 'by_run', 'matrices', 'scores', 'excess',
@@ -203,7 +203,7 @@ def everything(z: Sizes) -> Preset:
 
 def quick() -> Preset:
     "Toys, to see that everything runs."
-    return everything(Sizes(seeds=(0,), many=(0,), documents=4, steps=2, passes=3, focal=(0, 1, 2), several=((1, .1),), kept=(1,), sizes=((16, 1, .1), (32, 1, .1)), tasks=(5,), before=10, tail=4, long=20,
+    return everything(Sizes(seeds=(0,), many=(0,), documents=4, steps=1, passes=3, focal=(0, 1, 2), several=((1, .1),), kept=(1,), sizes=((16, 1, .1), (32, 1, .1)), tasks=(5,), before=10, tail=4, long=12,
                             texts=2, repeats=3, slots=(0, 1, 1, 2), visits=(1, 2), new=1, rounds=2, facts=4, widths=(32, 128), wide=32))
 
 SIZES = ((16, 1, .25), (16, 2, .25), (32, 1, .2), (32, 2, .15), (64, 1, .1), (64, 2, .1), (128, 1, .06), (128, 2, .06))
@@ -213,11 +213,11 @@ def cpu() -> Preset:
     return everything(Sizes(seeds=tuple(range(12)), many=tuple(range(20)), sizes=SIZES))
 
 PYTHIA = ('EleutherAI/pythia-70m', 'EleutherAI/pythia-160m', 'EleutherAI/pythia-410m')
-WIKI = (('corpus', 'hub:Salesforce/wikitext:wikitext-103-raw-v1:100'), ('tokenizer', f'hub:{PYTHIA[0]}'))
+NEWS = (('corpus', 'hub:abisee/cnn_dailymail:3.0.0:20MB'), ('tokenizer', f'hub:{PYTHIA[0]}'))
 
 def gpu() -> Preset:
     "Pythia, fine-tuned."
-    return everything(Sizes(seeds=tuple(range(12)), many=tuple(range(20)), lr=.01, adam=1e-5, several=((1, .03), (3, .03), (30, .01 / 3)), length=128, hub=PYTHIA, widths=(), text=WIKI))
+    return everything(Sizes(seeds=tuple(range(12)), many=tuple(range(20)), lr=.01, adam=1e-5, several=((1, .03), (3, .03), (30, .01 / 3)), length=128, hub=PYTHIA, widths=(), text=NEWS))
 
 study = Study('memory_loops', 'What comes back before it is seen again, and why?', dict(quick=quick, cpu=cpu, gpu=gpu))
 
