@@ -74,12 +74,14 @@ for cell, ends, nears, one, four, long in (('gru', 'LC14a', 'LC14c', 'LN1a', 'LN
                four: (cosines(cell, '4 sweeps', .5), cosines(cell, '4 sweeps', .999), cosines(cell, '4 sweeps', split(.97, .999))),
                long: ({clock: gain(2.)}, {clock: gain(.5)}, {clock: gain(split(.5, 2.))})}
 for i, (task, cell) in enumerate((t, c) for t in study.TASKS for c in study.CELLS):
-    newton, twice, lag, exact = (f'{task} {cell} {way}' for way in ('Newton', 'Newton twice', 'lagged', 'token by token'))
+    newton, twice, lag, cut, exact = (f'{task} {cell} {way}' for way in ('Newton', 'Newton twice', 'lagged', 'true states, 1 token', 'token by token'))
     close = lambda ours: (pair(ours, exact, 0.), {ours: Ran(loss=1.2)}, {ours: Ran(loss=split(.9, 1.2))})
     SCENES |= {f'LN2{"abcdef"[i]}': close(newton), f'LN2{"mnopqr"[i]}': close(twice),
-               f'LN2{"ghijkl"[i]}': (pair(lag, exact, .3), {lag: Ran(loss=1.)}, {lag: Ran(loss=split(.9, 1.2))})}
+               f'LN2{"ghijkl"[i]}': (pair(lag, exact, .3), {lag: Ran(loss=1.)}, {lag: Ran(loss=split(.9, 1.2))}),
+               f'LN4{"abcdef"[i]}': ({lag: Ran(loss=1.5), cut: Ran(loss=1.2), exact: Ran(loss=1.)}, {cut: Ran(loss=1.5)}, {lag: Ran(loss=split(1., 1.6))}),
+               f'LN5{"abcdef"[i]}': (pair(cut, exact, .3), {cut: Ran(loss=1.)}, {cut: Ran(loss=split(.9, 1.2))})}
 CASES = [(claim, verdict, i) for claim in CLAIMS if claim != 'LC16a' for i, verdict in enumerate(('supported', 'refuted', 'inconclusive'))]
-GATED = [c for c in CLAIMS if c.startswith(('LN2', 'LC14a', 'LC14b'))]
+GATED = [c for c in CLAIMS if c.startswith(('LN2', 'LN4', 'LN5', 'LC14a', 'LC14b'))]
 
 
 def scene(claim, i=0): return SCENES[claim][0] | (SCENES[claim][i] if i else {})
