@@ -14,7 +14,7 @@ from memlab.eval.parity import settled_share
 from memlab.lab.arm import Arm, execute
 from memlab.nn.cells import GRU, ContextCell, Feedback
 from memlab.nn.checks import check_causal, check_rows, error_ratio
-from memlab.nn.continuous import MODES, ContinuousConfig
+from memlab.nn.continuous import MODES, ContinuousConfig, after_states, before_states
 from memlab.nn.generate import generate
 from memlab.nn.init import init_parameters
 from memlab.nn.memory import load_memory, save_memory
@@ -25,7 +25,7 @@ from memlab.train.loop import CHECKPOINT, FitConfig, fit
 from memlab.train.newton import adjoint, fastest, newton, scan, scan_chunks, scan_doubling, scan_loop, scan_products, solve
 from memlab.train.optim import AdamWConfig, SGDConfig
 from memlab.train.recurrent import LaggedLoss, NewtonLoss, SequentialLoss
-from memlab.train.settled import SettledLoss, makers, noise_on, readers
+from memlab.train.settled import SettledLoss, noise_on
 
 
 def random(*shape, seed=0):
@@ -426,7 +426,7 @@ def test_in_each_phase_what_learns_in_the_other_stays(fields):
     "To the bit, weight decay or not; and no parameter is of both, or of none."
     objective = SettledLoss(most=2, noise=2., settle=1.)
     learner, batch, c = two_phases(objective, fields)
-    made, read = makers(learner.model), readers(learner.model)
+    made, read = before_states(learner.model), after_states(learner.model)
     assert sorted(p.numel() for m in (made, read) for p in m.parameters()) == sorted(p.numel() for p in learner.model.parameters())
     for step in range(9):
         before = numbers_of(made), numbers_of(read)
@@ -444,10 +444,10 @@ def test_a_sweep_by_hand():
     learner.carry.write(torch.arange(12), old, 1)
     u = model.drives(ids)
     h = model.cell(previous(old[rows] + .3 * noise_on(old[rows], rows, 0, 4), model.hidden.start), u)
-    want = torch.autograd.grad(2 * centroid_dispersion(h.flatten(0, 1)), list(makers(model).parameters()))
+    want = torch.autograd.grad(2 * centroid_dispersion(h.flatten(0, 1)), list(before_states(model).parameters()))
     objective.loss(learner, 4, ids, labels, rows).mean.backward()
-    for p, g in zip(makers(model).parameters(), want, strict=True): assert error_ratio(p.grad, g) < 1e-6
-    assert all(p.grad is None for p in readers(model))
+    for p, g in zip(before_states(model).parameters(), want, strict=True): assert error_ratio(p.grad, g) < 1e-6
+    assert all(p.grad is None for p in after_states(model))
     assert error_ratio(learner.carry.read(rows), h.detach().float()) < 1e-6
 
 
@@ -462,15 +462,15 @@ def test_a_readout_by_hand():
     for step in (4, 7):
         model.zero_grad()
         objective.loss(learner, step, ids, labels, rows).mean.backward()
-        for p, g in zip(readers(model), want, strict=True): assert error_ratio(p.grad, g) < 1e-5
-        assert all(p.grad is None for p in makers(model).parameters()) and learner.carry.step[rows].eq(4).all()
+        for p, g in zip(after_states(model), want, strict=True): assert error_ratio(p.grad, g) < 1e-5
+        assert all(p.grad is None for p in before_states(model).parameters()) and learner.carry.step[rows].eq(4).all()
 
 
 def all_gradients_of(model, ids, labels):
     "Of what reads the states, by cross-entropy as it is defined."
     h = sequential(model.cell, model.drives(ids), model.hidden.start).detach()
     loss = nn.functional.cross_entropy((model.read(h) @ model.readout.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-    return torch.autograd.grad(loss, list(readers(model)))
+    return torch.autograd.grad(loss, list(after_states(model)))
 
 
 def test_the_switch_comes_with_the_share():
