@@ -26,6 +26,7 @@ from ..nn.recurrence import Cell, Stack, alone, previous, sequential
 from ..train.lagged import lagged
 from ..train.losses import token_loss
 from ..train.newton import newton
+from ..train.settled import has_settled
 
 # %% ../../nbs/eval/parity.ipynb #f7e55639
 def agreement(
@@ -65,9 +66,8 @@ def settled_share(
     old: Float[Tensor, 'b t c'],   # states of the sweep before
     tolerance: float = .03,        # mean square difference
 ) -> float:
-    "Share of tokens that moved by less than `tolerance`: no error, for slow states settle everywhere."
-    if new.data_ptr() == old.data_ptr(): raise ValueError('states are compared with themselves, which never move: keep the states of the sweep before')
-    return ((new - old).square().mean(-1) < tolerance).double().mean().item()
+    "Share of tokens that moved by less than `tolerance`."
+    return has_settled(new, old, tolerance).double().mean().item()
 
 # %% ../../nbs/eval/parity.ipynb #d7837b4e
 def gradient_of(
