@@ -19,7 +19,7 @@ from ..data.turns import turn_of
 from ..nn.config import check_words
 from .directions import Recorder, Taken, Vector, cosines
 from .learner import Learner
-from .loop import FitConfig, Step, gradients
+from .loop import FitConfig, Step, finish_step, gradients
 from .losses import Summed
 from .moments import MOMENTS, reptile, reset, take_mean
 from .objectives import Objective
@@ -153,12 +153,11 @@ class Alternating(Objective):
             mine, theirs = (learner.optimizers.get(n, learner.optimizer) for n in (name, before))
             if i == 0 or self.turn(i - 1) != turn: self.begin(learner, mine)
             reported = gradients(model, batch, lambda _, *rows: self(learner, *rows), config)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip is None else config.clip)
-            with Recorder(theirs, carry.reference(before)) as other, Steered(mine, self.steering if turn or self.both else (), other) as steered: mine.step()
-            model.zero_grad()
+            with Recorder(theirs, carry.reference(before)) as other, Steered(mine, self.steering if turn or self.both else (), other) as steered:
+                reported = finish_step(model, reported, config, mine.step)
             if before in carry.last: carry.note(name, **relations(steered.last, steered.natural, carry.last[before]))
             carry.note(name, turn_loss=reported)
             carry.took(name, steered.last)
             if self.reptile < 1 and self.turn(i + 1) != turn: reptile([p for _, p in learner.parameters()], carry.start, self.reptile)
-            return reported.where(norm.isfinite(), math.nan)
+            return reported
         return take

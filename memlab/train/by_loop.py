@@ -6,7 +6,6 @@
 __all__ = ['POLICIES', 'OWN', 'forget', 'LoopTurns', 'ByLoop']
 
 # %% ../../nbs/train/by_loop.ipynb #76d19cb8
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..nn.config import check_words
 from .alternate import Turns
 from .directions import Recorder
 from .learner import Learner
-from .loop import FitConfig, Step, gradients
+from .loop import FitConfig, Step, finish_step, gradients
 from .losses import Summed
 from .moments import MOMENTS, reptile, reset, take_mean
 from .objectives import Objective
@@ -102,9 +101,7 @@ class ByLoop(Objective):
             optimizer = learner.optimizers.get(f'loop {loop}', learner.optimizer)
             if carry.turns(i): self.begin(learner, optimizer)
             reported = gradients(model, batch, lambda _, *rows: self(learner, *rows), config)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip is None else config.clip)
-            self.move(learner, loop, optimizer)
-            model.zero_grad()
+            reported = finish_step(model, reported, config, lambda: self.move(learner, loop, optimizer))
             if self.reptile < 1 and carry.turns(i + 1): reptile([p for _, p in learner.parameters()], carry.start, self.reptile)
-            return reported.where(norm.isfinite(), math.nan)
+            return reported
         return take

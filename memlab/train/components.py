@@ -7,7 +7,6 @@ __all__ = ['Kept', 'Now', 'now_at', 'Guard', 'Guarded', 'named', 'stand_still', 
            'EWC', 'SI']
 
 # %% ../../nbs/train/components.ipynb #42547825
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from ..core.numbers import DECAY, POSITIVE, SHARE, check_numbers, integer
 from ..data.turns import InTurn, turn_of
 from .learner import Learner
-from .loop import Batch, FitConfig, Step, add_up, gradients, parts, world
+from .loop import Batch, FitConfig, Step, add_up, finish_step, gradients, parts, world
 from .losses import Summed, divisor
 from .objectives import Objective
 from .optim import learning
@@ -115,12 +114,12 @@ class Guarded(Objective):
             self.guard.look(now)
             reported = gradients(model, batch, lambda _, *rows: loss(*rows), config)
             self.guard.bend(now)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip is None else config.clip)
-            learner.optimizer.step()
-            self.guard.took(now)
-            model.zero_grad()
+            def move():
+                learner.optimizer.step()
+                self.guard.took(now)
+            reported = finish_step(model, reported, config, move)
             if now.left == 0: self.guard.end(now)
-            return reported.where(norm.isfinite(), math.nan)
+            return reported
         return take
 
 # %% ../../nbs/train/components.ipynb #6c797e2f

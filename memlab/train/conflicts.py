@@ -7,7 +7,6 @@ __all__ = ['without_conflict', 'PCGrad', 'least_gain', 'CAGrad', 'AGEM', 'orthon
            'conflict_share', 'Jointly']
 
 # %% ../../nbs/train/conflicts.ipynb #ee8e0182
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ..core.draw import generator_of
 from ..core.numbers import DECAY, check_numbers, integer
 from .directions import cosine_of, gradient, owned
-from .loop import FitConfig, Step, gradients
+from .loop import FitConfig, Step, finish_step, gradients
 from .objectives import Objective
 
 # %% ../../nbs/train/conflicts.ipynb #53b3df17
@@ -136,8 +135,5 @@ class Jointly(Objective):
             G = torch.stack([g.flat for g in rows])
             together = rows[0].like(G.mean(0) if self.rule is None else self.rule(G, i))
             for p, g in zip(owned(optimizer), together.parts): p.grad = g
-            norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip is None else config.clip)
-            optimizer.step()
-            model.zero_grad()
-            return torch.stack(reported).mean().where(norm.isfinite(), math.nan)
+            return finish_step(model, torch.stack(reported).mean(), config, optimizer.step)
         return take

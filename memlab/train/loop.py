@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'Batch', 'Loss', 'Step', 'Hook', 'FIRST', 'CHECKPOINT', 'FitConfig', 'world', 'tensors_of', 'parts',
-           'together', 'add_up', 'from_all', 'counted', 'gradients', 'train_step', 'supervised', 'FitResult',
-           'close_window', 'log_mean', 'unless_overflowed', 'save_run', 'resume_run', 'all_or_none', 'check_agreement',
-           'fit', 'set_rates', 'fit_model', 'show']
+           'together', 'add_up', 'from_all', 'counted', 'gradients', 'train_step', 'finish_step', 'supervised',
+           'FitResult', 'close_window', 'log_mean', 'unless_overflowed', 'save_run', 'resume_run', 'all_or_none',
+           'check_agreement', 'fit', 'set_rates', 'fit_model', 'show']
 
 # %% ../../nbs/train/loop.ipynb #0cf66e47
 import math
@@ -138,9 +138,17 @@ def train_step(
     c: FitConfig,
 ) -> Tensor:       # the reported loss, left on the device; no number where the gradient is none
     "Forward, backward, clip, step."
-    reported = gradients(model, batch, loss, c)
+    return finish_step(model, gradients(model, batch, loss, c), c, optimizer.step)
+
+def finish_step(
+    model: nn.Module,           # with its gradients
+    reported: Tensor,           # loss
+    c: FitConfig,
+    move: Callable[[], Any],    # the step of an optimizer
+) -> Tensor:                    # the reported loss, left on the device; no number where the gradient is none
+    "Clip, step, forget the gradients."
     norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if c.clip is None else c.clip)
-    optimizer.step()
+    move()
     model.zero_grad()
     return reported.where(norm.isfinite(), math.nan)
 
