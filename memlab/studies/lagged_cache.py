@@ -63,34 +63,45 @@ class Sizes:
     def tasks(self) -> dict[str, Samples]:
         "The symbol four places back, pairs to recall, bytes of text."
         pairs, kw = RecallConfig(vocab_size=16, length=12, pairs=2), dict(samples=self.samples, rows=self.rows)
-        return dict(copy=Earlier(length=32, back=4, **kw), recall=Pairs(config=pairs, samples=self.recalled, rows=self.rows), text=TextSamples(length=self.length, **kw))
+        return dict(copy=Earlier(length=32, back=4, **kw),
+                    recall=Pairs(config=pairs, samples=self.recalled, rows=self.rows),
+                    text=TextSamples(length=self.length, **kw))
 
     def cell(self, kind: str, task: Samples, **options) -> ContinuousConfig:
         "A cell and a readout."
-        return ContinuousConfig(vocab_size=task.vocab_size, d_model=self.width, cell=kind, inside=0, normed=True, std=self.width ** -.5, **options)
+        return ContinuousConfig(vocab_size=task.vocab_size, d_model=self.width, cell=kind, inside=0, normed=True,
+                                std=self.width ** -.5, **options)
 
     def blocks(self, task: Samples, n: int = 2, **options) -> ContinuousConfig:
         "Blocks of attention, in a recurrence or without one."
-        return ContinuousConfig(**dict(vocab_size=task.vocab_size, d_model=2 * self.width, inside=n, n_heads=2, intermediate=8 * self.width, rotary_pct=1., std=.05) | options)
+        return ContinuousConfig(**dict(vocab_size=task.vocab_size, d_model=2 * self.width, inside=n, n_heads=2,
+                                       intermediate=8 * self.width, rotary_pct=1., std=.05) | options)
 
-    def arm(self, name: str, task, model, objective: Objective, *measures, steps: int | None = None, lr: float = 1e-2, **words) -> Arm:
+    def arm(self, name: str, task, model, objective: Objective, *measures, steps: int | None = None, lr: float = 1e-2,
+            **words) -> Arm:
         "A model trained one way."
         steps = steps or self.epochs * task.steps_per_epoch
         every = max(1, steps // self.logs)
-        how = FitConfig(steps=steps, optimizer=AdamWConfig(lr=lr, weight_decay=0.), schedule=Cosine(warmup=min(50, steps // 10)), objective=objective, log_every=every)
+        how = FitConfig(steps=steps, optimizer=AdamWConfig(lr=lr, weight_decay=0.),
+                        schedule=Cosine(warmup=min(50, steps // 10)), objective=objective, log_every=every)
         return Arm(name=name, task=task, model=model, train=how, measures=measures, factors=factors(**words))
 
 # %% ../../nbs/studies/lagged_cache.ipynb #c02528d2
-WAYS = {'token by token': (SequentialLoss(remember='float16'), 'token by token'), 'lagged': (LaggedLoss(), 'lagged'), '4 sweeps': (LaggedLoss(sweeps=4, through=4), 'lagged'),
-        'Newton': (NewtonLoss(), 'Newton'), 'Newton twice': (NewtonLoss(steps=2), 'Newton twice'), 'Newton, diagonal': (NewtonLoss(diagonal=True), 'Newton'), 'Newton from zeros': (NewtonLoss(guess='zeros'), 'Newton')}
+WAYS = {'token by token': (SequentialLoss(remember='float16'), 'token by token'), 'lagged': (LaggedLoss(), 'lagged'),
+        '4 sweeps': (LaggedLoss(sweeps=4, through=4), 'lagged'), 'Newton': (NewtonLoss(), 'Newton'),
+        'Newton twice': (NewtonLoss(steps=2), 'Newton twice'),
+        'Newton, diagonal': (NewtonLoss(diagonal=True), 'Newton'),
+        'Newton from zeros': (NewtonLoss(guess='zeros'), 'Newton')}
 CELLS, TASKS = ('gru', 'context'), ('copy', 'recall', 'text')
-CUT = {f'true states, {k} token{"s" * (k > 1)}': (TruncatedLoss(tokens=k), 'lagged') for k in (1, 4)}   # at the rate of the sweeps that they control
+# at the rate of the sweeps that they control
+CUT = {f'true states, {k} token{"s" * (k > 1)}': (TruncatedLoss(tokens=k), 'lagged') for k in (1, 4)}
 asked = lambda z, **kw: HeldOutStates(rows=z.test_rows, **kw)
 
 def grid(z: Sizes) -> list[tuple[Arm, str]]:
     "Every task, cell and way, and the arm whose rate is taken."
-    return [(z.arm(f'{t} {c} {w}', task, z.cell(c, task), way, asked(z, sweeps=(8,)), Parity(), CountingFloors() if t == 'text' else Guess(), question='grid', learns=t, cell=c, way=w), f'{t} {c} {like}')
-            for t, task in z.tasks().items() for c in CELLS for w, (way, like) in (WAYS | CUT).items()]
+    return [(z.arm(f'{t} {c} {w}', task, z.cell(c, task), way, asked(z, sweeps=(8,)), Parity(),
+                   CountingFloors() if t == 'text' else Guess(), question='grid', learns=t, cell=c, way=w),
+             f'{t} {c} {like}') for t, task in z.tasks().items() for c in CELLS for w, (way, like) in (WAYS | CUT).items()]
 
 # %% ../../nbs/studies/lagged_cache.ipynb #7a8f3bf0
 DISPERSIONS, KEYS = (.01, .1, 1.), ('batch ordered', 'batch shuffled')
@@ -98,9 +109,12 @@ DISPERSIONS, KEYS = (.01, .1, 1.), ('batch ordered', 'batch shuffled')
 def variations(z: Sizes) -> list[tuple[Arm, str]]:
     "Lagged training with other numbers for its samples, and with states that are spread."
     text = z.tasks()['text']
-    keyed = {'batch ordered': replace(text, shuffled=False, keyed_by='batch'), 'batch shuffled': replace(text, keyed_by='batch')}
-    arms = [(z.arm(f'text gru lagged, {k}', task, z.cell('gru', text), LaggedLoss(), asked(z), question='keys', key=k), 'text gru lagged') for k, task in keyed.items()]
-    return arms + [(z.arm(f'text context lagged, dispersion {w:g}', text, z.cell('context', text), LaggedLoss(dispersion=w), asked(z), Parity(), question='dispersion', weight=w), 'text context lagged') for w in DISPERSIONS]
+    keyed = {'batch ordered': replace(text, shuffled=False, keyed_by='batch'),
+             'batch shuffled': replace(text, keyed_by='batch')}
+    arms = [(z.arm(f'text gru lagged, {k}', task, z.cell('gru', text), LaggedLoss(), asked(z), question='keys', key=k),
+             'text gru lagged') for k, task in keyed.items()]
+    return arms + [(z.arm(f'text context lagged, dispersion {w:g}', text, z.cell('context', text),
+                          LaggedLoss(dispersion=w), asked(z), Parity(), question='dispersion', weight=w), 'text context lagged') for w in DISPERSIONS]
 
 # %% ../../nbs/studies/lagged_cache.ipynb #32813fdc
 STOPS = (.8, .9, .95, .99)
@@ -111,8 +125,12 @@ def stops(z: Sizes) -> list[tuple[Arm, str]]:
     n = text.steps_per_epoch
     def settled(share):
         objective = SettledLoss(settle=share, most=z.swept, noise=0., rate=1e-3 / n)
-        how = FitConfig(steps=(z.swept + z.read) * n, optimizer=AdamWConfig(lr=1e-2, weight_decay=0.), schedule=Constant(warmup=0), objective=objective, solved=Solved(metric='epochs_since', bar=z.read, times=1), log_every=n)
-        return Arm(name=f'settled {share:g}', task=text, model=z.cell('context', text), train=how, measures=(asked(z, at='end'), Settling(), CountingFloors()), factors=factors(question='stop', settle=share))
+        how = FitConfig(steps=(z.swept + z.read) * n, optimizer=AdamWConfig(lr=1e-2, weight_decay=0.),
+                        schedule=Constant(warmup=0), objective=objective,
+                        solved=Solved(metric='epochs_since', bar=z.read, times=1), log_every=n)
+        return Arm(name=f'settled {share:g}', task=text, model=z.cell('context', text), train=how,
+                   measures=(asked(z, at='end'), Settling(), CountingFloors()),
+                   factors=factors(question='stop', settle=share))
     return [(settled(share), 'text context lagged') for share in STOPS]
 
 # %% ../../nbs/studies/lagged_cache.ipynb #dfd40443
@@ -120,49 +138,68 @@ def continuous(z: Sizes) -> list[Arm]:
     "What enters a recurrence of attention blocks: tokens, tokens and states, or states alone."
     text, kw = z.tasks()['text'], dict(question='input')
     wide = {'discrete, wider': z.blocks(text, cell='none', intermediate=8 * z.width + z.width // 2)}   # what P takes
-    plain = [z.arm(n, text, m, SequentialLoss(), asked(z), CountingFloors(), lr=3e-3, enters=n, **kw) for n, m in {'discrete': z.blocks(text, cell='none'), **wide, 'states added, exact': z.blocks(text)}.items()]
+    plain = [z.arm(n, text, m, SequentialLoss(), asked(z), CountingFloors(), lr=3e-3, enters=n, **kw)
+             for n, m in {'discrete': z.blocks(text, cell='none'), **wide, 'states added, exact': z.blocks(text)}.items()]
     lag = {'states added': z.blocks(text), 'states alone': z.blocks(text, tokens='first')}
     first = {'states added': 'sequential', 'states alone': 'tokens'}
-    return plain + [z.arm(n, text, m, LaggedLoss(first=first[n]), asked(z, discrete=True), Horizon(), CountingFloors(), lr=3e-3, enters=n, **kw) for n, m in lag.items()]
+    return plain + [z.arm(n, text, m, LaggedLoss(first=first[n]), asked(z, discrete=True), Horizon(), CountingFloors(),
+                          lr=3e-3, enters=n, **kw) for n, m in lag.items()]
 
 def horizons(z: Sizes) -> list[Arm]:
     "Random symbols, of which the one before is asked: what the states of the last epochs still know."
     task = Earlier(length=24, samples=z.samples, rows=z.rows)
-    every = FitConfig(steps=10 * task.steps_per_epoch, optimizer=AdamWConfig(lr=3e-3, weight_decay=0.), objective=LaggedLoss(first='tokens'), log_every=task.steps_per_epoch)
-    return [Arm(name=n, task=task, model=z.blocks(task, tokens=tokens), train=every, measures=(Horizon(),), factors=factors(question='horizon', enters=tokens)) for n, tokens in {'horizon, states alone': 'first', 'horizon, states added': 'every'}.items()]
+    every = FitConfig(steps=10 * task.steps_per_epoch, optimizer=AdamWConfig(lr=3e-3, weight_decay=0.),
+                      objective=LaggedLoss(first='tokens'), log_every=task.steps_per_epoch)
+    return [Arm(name=n, task=task, model=z.blocks(task, tokens=tokens), train=every, measures=(Horizon(),),
+                factors=factors(question='horizon', enters=tokens))
+            for n, tokens in {'horizon, states alone': 'first', 'horizon, states added': 'every'}.items()]
 
 # %% ../../nbs/studies/lagged_cache.ipynb #24122f8a
-PASSES = {'one pass': {}, 'two passes': dict(second='extra'), 'two passes, tied': dict(second='tied'), 'twice the blocks': dict(n=4)}
+PASSES = {'one pass': {}, 'two passes': dict(second='extra'), 'two passes, tied': dict(second='tied'),
+          'twice the blocks': dict(n=4)}
 
 def passes(z: Sizes) -> list[Arm]:
     "Facts told to models that read them once, twice, or with twice the blocks."
     task = FactLessons(corpus='stdlib-docs', facts=z.told[0], told=z.told[1], length=z.length)
-    model = lambda n=2, **kw: ContinuousConfig(vocab_size=task.vocab_size, d_model=2 * z.width, cell='none', inside=n, n_heads=2, intermediate=8 * z.width, rotary_pct=0., std=.05, **kw)
-    return [z.arm(name, task, model(**kw), TokenLoss(), FactsAsked(asked=(Scoring('forward'),)), steps=z.facts, lr=3e-3, question='passes', reads=name) for name, kw in PASSES.items()]
+    model = lambda n=2, **kw: ContinuousConfig(vocab_size=task.vocab_size, d_model=2 * z.width, cell='none', inside=n,
+                                               n_heads=2, intermediate=8 * z.width, rotary_pct=0., std=.05, **kw)
+    return [z.arm(name, task, model(**kw), TokenLoss(), FactsAsked(asked=(Scoring('forward'),)), steps=z.facts, lr=3e-3,
+                  question='passes', reads=name) for name, kw in PASSES.items()]
 
 def gates(z: Sizes) -> list[Arm]:
     "A loss that a gate may weigh."
     text = z.tasks()['text']
-    pythia = PythiaConfig(vocab_size=text.vocab_size, d_model=2 * z.width, n_layers=2, n_heads=2, intermediate=8 * z.width, std=.05)
-    kinds = dict(ungated=SelectiveLoss(gate='none'), soft=SelectiveLoss(gate='soft'), hard=SelectiveLoss(gate='hard', calibration=.1))
-    return [z.arm(f'gate {n}', text, SelectiveConfig(model=pythia, hidden=z.width), way, Coverage(rows=z.test_rows), lr=3e-3, question='gate', gate=n) for n, way in kinds.items()]
+    pythia = PythiaConfig(vocab_size=text.vocab_size, d_model=2 * z.width, n_layers=2, n_heads=2,
+                          intermediate=8 * z.width, std=.05)
+    kinds = dict(ungated=SelectiveLoss(gate='none'), soft=SelectiveLoss(gate='soft'),
+                 hard=SelectiveLoss(gate='hard', calibration=.1))
+    return [z.arm(f'gate {n}', text, SelectiveConfig(model=pythia, hidden=z.width), way, Coverage(rows=z.test_rows),
+                  lr=3e-3, question='gate', gate=n) for n, way in kinds.items()]
 
 def times(z: Sizes) -> list[Arm]:
     "Nothing is trained: what a step costs."
-    loop, fast = ('token by token', SequentialLoss()), (('lagged', LaggedLoss()), ('Newton', NewtonLoss()), ('Newton, diagonal', NewtonLoss(diagonal=True)))
+    loop, fast = ('token by token', SequentialLoss()), (('lagged', LaggedLoss()), ('Newton', NewtonLoss()),
+                                                        ('Newton, diagonal', NewtonLoss(diagonal=True)))
     text = z.tasks()['text']
-    timed = lambda name, model, ways, rows, lengths: Arm(name=f'time {name}', measures=(StepTimes(model=model, ways=(loop, *ways), lengths=lengths, rows=rows, repeats=z.repeats),), factors=factors(question='time', cell=name))
-    return [timed(c, z.cell(c, text), fast, z.rows, z.lengths) for c in CELLS] + [timed('blocks', z.blocks(text), fast[:1], 8, z.lengths[:3])]
+    timed = lambda name, model, ways, rows, lengths: Arm(name=f'time {name}',
+                                                         measures=(StepTimes(model=model, ways=(loop, *ways),
+                                                                             lengths=lengths, rows=rows,
+                                                                             repeats=z.repeats),),
+                                                         factors=factors(question='time', cell=name))
+    return [timed(c, z.cell(c, text), fast, z.rows, z.lengths) for c in CELLS] + [timed('blocks', z.blocks(text),
+                                                                                        fast[:1], 8, z.lengths[:3])]
 
 # %% ../../nbs/studies/lagged_cache.ipynb #0cd3a126
 def everything(z: Sizes, seeds: tuple[int, ...]) -> Preset:
     "All arms of this study: trials of rates, then every seed."
     plan = [Planned(a, seeds, like) for a, like in grid(z) + variations(z) + stops(z)]
-    return staged(plan + [Planned(a, seeds) for a in times(z) + horizons(z) + continuous(z) + passes(z) + gates(z)], z.rates, leave_out=(Parity,))
+    return staged(plan + [Planned(a, seeds) for a in times(z) + horizons(z) + continuous(z) + passes(z) + gates(z)],
+                  z.rates, leave_out=(Parity,))
 
 def quick() -> Preset:
     "Toys, to see that everything runs."
-    return everything(Sizes(samples=8, epochs=2, recalled=8, rows=4, width=16, length=32, facts=2, swept=3, read=1, rates=(3e-3,), test_rows=8, lengths=(4, 8, 16), repeats=1, told=(12, 3), logs=2), (0,))
+    return everything(Sizes(samples=8, epochs=2, recalled=8, rows=4, width=16, length=32, facts=2, swept=3, read=1,
+                            rates=(3e-3,), test_rows=8, lengths=(4, 8, 16), repeats=1, told=(12, 3), logs=2), (0,))
 
 def cpu() -> Preset:
     "States of width 32 on a laptop."
@@ -170,13 +207,16 @@ def cpu() -> Preset:
 
 def gpu() -> Preset:
     "States of width 128 on longer samples, for one modern GPU."
-    return everything(Sizes(samples=4096, epochs=40, recalled=16_384, rows=64, width=128, length=256, facts=3000, rates=(1e-3, 3e-3, 1e-2)), tuple(range(5)))
+    return everything(Sizes(samples=4096, epochs=40, recalled=16_384, rows=64, width=128, length=256, facts=3000,
+                            rates=(1e-3, 3e-3, 1e-2)), tuple(range(5)))
 
 def full() -> Preset:
     "The source's width and length."
-    return everything(Sizes(samples=4600, epochs=30, rows=8, width=256, length=128, facts=10_000, rates=(3e-4, 1e-3, 3e-3), lengths=(32, 64, 128, 512, 2048)), tuple(range(5)))
+    return everything(Sizes(samples=4600, epochs=30, rows=8, width=256, length=128, facts=10_000,
+                            rates=(3e-4, 1e-3, 3e-3), lengths=(32, 64, 128, 512, 2048)), tuple(range(5)))
 
-study = Study('lagged_cache', 'Is a recurrence that is trained on all tokens at once worth having?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full))
+study = Study('lagged_cache', 'Is a recurrence that is trained on all tokens at once worth having?',
+              dict(quick=quick, cpu=cpu, gpu=gpu, full=full))
 
 # %% ../../nbs/studies/lagged_cache.ipynb #69b777e8
 CLOSE, NAMED = log(1.03), dict(gru='GRU', context='context cell')   # 3 % of perplexity, in nats
@@ -200,26 +240,49 @@ def worse(records: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
     return val(records, ours) - val(records, theirs)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #d11ae4c5
-study.reading('LC13a', 'At 128 tokens, a lagged step of a language model with attention in its recurrence is ten times as fast as a step token by token.', lambda records: times_as_fast(records, 'time blocks', 'lagged', 128), source='memory-layers 4.5: 450 s against 20 s an epoch, S 128',
-              measured='seconds of a step token by token, keys and values carried, over those of a lagged step', rule=More(least=10., said=22., null=1.), arms=('time blocks',), unit='times as fast', seeds=5, sd=2.)
+study.reading('LC13a',
+              'At 128 tokens, a lagged step of a language model with attention in its recurrence is ten times as '
+              'fast as a step token by token.', lambda records: times_as_fast(records, 'time blocks', 'lagged', 128),
+              source='memory-layers 4.5: 450 s against 20 s an epoch, S 128',
+              measured='seconds of a step token by token, keys and values carried, over those of a lagged step',
+              rule=More(least=10., said=22., null=1.), arms=('time blocks',), unit='times as fast', seeds=5, sd=2.)
 
-study.reading('LC13b', 'That gain grows in proportion to the length.', lambda records: np.log(times_as_fast(records, 'time blocks', 'lagged', 128) / times_as_fast(records, 'time blocks', 'lagged', 32)) / log(4), source='memory-layers 11.13: about S/k',
-              measured='exponent of the gain between 32 and 128 tokens', rule=More(least=.5, said=1.), arms=('time blocks',), unit='power of the length', seeds=5, sd=.1)
+study.reading('LC13b', 'That gain grows in proportion to the length.',
+              lambda records: np.log(times_as_fast(records, 'time blocks', 'lagged', 128) / times_as_fast(records, 'time blocks', 'lagged', 32)) / log(4),
+              source='memory-layers 11.13: about S/k', measured='exponent of the gain between 32 and 128 tokens',
+              rule=More(least=.5, said=1.), arms=('time blocks',), unit='power of the length', seeds=5, sd=.1)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #6a758c22
 for cell, (ends, nears) in dict(gru=('LC14a', 'LC14c'), context=('LC14b', 'LC14d')).items():
     arms = f'text {cell} lagged', f'text {cell} token by token'
-    study.reading(ends, f'A {NAMED[cell]} that is trained on text with one lagged sweep a visit reaches the perplexity of exact training within 3 %.', lambda records, arms=arms: worse(records, *arms), exact_learns, source='memory-layers 11.14: cosine .9969 of states, and yet perplexity 434.6 against 111.9',
-                  measured='held-out loss after lagged training minus that after exact training, both read token by token', rule=Equal(margin=CLOSE), arms=arms, unit='nats', seeds=5, sd=.01)
-    study.reading(nears, f'Eight sweeps from stored states bring the states of a {NAMED[cell]} within 1 % of the recurrence.', lambda records, arm=arms[0]: at_end(records, 'state_error', arm, '8 sweeps'), source='memory-layers 11.14: K <= 8 gives a state error below .01',
-                  measured='norm of the difference over norm of the states, at the end of lagged training', rule=Less(most=.01, said=.005), arms=arms[:1], unit='of the norm', seeds=5, sd=.002)
+    study.reading(ends,
+                  f'A {NAMED[cell]} that is trained on text with one lagged sweep a visit reaches the perplexity of '
+                  f'exact training within 3 %.', lambda records, arms=arms: worse(records, *arms), exact_learns,
+                  source='memory-layers 11.14: cosine .9969 of states, and yet perplexity 434.6 against 111.9',
+                  measured='held-out loss after lagged training minus that after exact training, both read token by '
+                           'token', rule=Equal(margin=CLOSE), arms=arms, unit='nats', seeds=5, sd=.01)
+    study.reading(nears,
+                  f'Eight sweeps from stored states bring the states of a {NAMED[cell]} within 1 % of the recurrence.',
+                  lambda records, arm=arms[0]: at_end(records, 'state_error', arm, '8 sweeps'),
+                  source='memory-layers 11.14: K <= 8 gives a state error below .01',
+                  measured='norm of the difference over norm of the states, at the end of lagged training',
+                  rule=Less(most=.01, said=.005), arms=arms[:1], unit='of the norm', seeds=5, sd=.002)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #84714f8d
-study.reading('LC15a', 'States that are stored by the number of the batch, and shuffled, make lagged training at least 5 % worse.', lambda records: worse(records, 'text gru lagged, batch shuffled', 'text gru lagged'), source='memory-layers 11.15, defect V7',
-              measured='held-out loss when shuffled batches number the states minus that when samples do', rule=More(least=log(1.05)), arms=('text gru lagged, batch shuffled', 'text gru lagged'), unit='nats', seeds=5, sd=.02)
+study.reading('LC15a',
+              'States that are stored by the number of the batch, and shuffled, make lagged training at least 5 % '
+              'worse.', lambda records: worse(records, 'text gru lagged, batch shuffled', 'text gru lagged'),
+              source='memory-layers 11.15, defect V7',
+              measured='held-out loss when shuffled batches number the states minus that when samples do',
+              rule=More(least=log(1.05)), arms=('text gru lagged, batch shuffled', 'text gru lagged'), unit='nats',
+              seeds=5, sd=.02)
 
-study.reading('LC15b', 'In a fixed order, numbers of batches are as good as numbers of samples, within 1 %.', lambda records: worse(records, 'text gru lagged, batch ordered', 'text gru lagged'), source='memory-layers 11.15',
-              measured='held-out loss in a fixed order, keyed by batch, minus that of shuffled samples', rule=Equal(margin=.01), arms=('text gru lagged, batch ordered', 'text gru lagged'), unit='nats', seeds=5, sd=.005)
+study.reading('LC15b', 'In a fixed order, numbers of batches are as good as numbers of samples, within 1 %.',
+              lambda records: worse(records, 'text gru lagged, batch ordered', 'text gru lagged'),
+              source='memory-layers 11.15',
+              measured='held-out loss in a fixed order, keyed by batch, minus that of shuffled samples',
+              rule=Equal(margin=.01), arms=('text gru lagged, batch ordered', 'text gru lagged'), unit='nats', seeds=5,
+              sd=.005)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #41419245
 READABLE = .25   # twice what guessing one of eight symbols decodes
@@ -228,7 +291,9 @@ def horizon(records: pd.DataFrame, arm: str) -> pd.DataFrame:
     "How far back the best known token of a stored state stands, by seed (rows) and epoch (columns); NaN where none is readable."
     rows = rows_of(records, 'decoded', arm)
     epochs = {step: i + 1 for i, step in enumerate(sorted(rows.step.unique()))}
-    known = rows.assign(epoch=rows.step.map(epochs), position=rows.position.astype(int)).pivot(index=['seed', 'epoch'], columns='position', values='value')
+    known = rows.assign(epoch=rows.step.map(epochs), position=rows.position.astype(int)).pivot(index=['seed', 'epoch'],
+                                                                                               columns='position',
+                                                                                               values='value')
     return known.idxmax(axis=1).where(known.max(axis=1) >= READABLE).unstack()
 
 def recedes(records: pd.DataFrame, arm: str) -> tuple[pd.Series, str]:
@@ -241,27 +306,49 @@ def readable(records: pd.DataFrame, arm: str) -> tuple[pd.Series, str]:
     "Whether the horizon is seen to move."
     return horizon(records, arm).count(axis=1) > 1, 'can be read for more than one epoch'
 
-study.reading('LC16a', 'If states alone are handed on, each epoch of lagged training takes one more token out of sight, until none is left.', lambda records: recedes(records, 'horizon, states alone'), readable, source='memory-layers 4.2: after e epochs a state sees x_0 and what is e or more tokens old',
-              measured='slope over epochs of how far back the best known token of a stored state stands, while one is decoded twice as often as by guessing', rule=Equal(target=1., margin=.1), arms=('horizon, states alone',), unit='tokens an epoch', seeds=5, sd=.03)
+study.reading('LC16a',
+              'If states alone are handed on, each epoch of lagged training takes one more token out of sight, until '
+              'none is left.', lambda records: recedes(records, 'horizon, states alone'), readable,
+              source='memory-layers 4.2: after e epochs a state sees x_0 and what is e or more tokens old',
+              measured='slope over epochs of how far back the best known token of a stored state stands, while one '
+                       'is decoded twice as often as by guessing', rule=Equal(target=1., margin=.1),
+              arms=('horizon, states alone',), unit='tokens an epoch', seeds=5, sd=.03)
 
-study.reading('LC16b', 'Trained on states alone, a model ends at what single bytes tell.', lambda records: val(records, 'states alone') - floor_of(records, 'states alone', 'unigram'), source='memory-layers 4.2: the limit is a position-conditional unigram model',
-              measured='held-out loss in its own mode minus that of counting bytes', rule=Equal(margin=.05), arms=('states alone',), unit='nats', seeds=5, sd=.02)
+study.reading('LC16b', 'Trained on states alone, a model ends at what single bytes tell.',
+              lambda records: val(records, 'states alone') - floor_of(records, 'states alone', 'unigram'),
+              source='memory-layers 4.2: the limit is a position-conditional unigram model',
+              measured='held-out loss in its own mode minus that of counting bytes', rule=Equal(margin=.05),
+              arms=('states alone',), unit='nats', seeds=5, sd=.02)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #52f281d0
-study.reading('LC17a', 'A language model that adds its last state to each token does better on text than one of as many parameters that does not.', lambda records: worse(records, 'discrete, wider', 'states added'), source='memory-layers 5: additive input tried, no gain, no numbers',
-              measured='held-out loss without states minus that with states, trained lagged', rule=More(least=.01), arms=('discrete, wider', 'states added'), unit='nats', seeds=5, sd=.02)
+study.reading('LC17a',
+              'A language model that adds its last state to each token does better on text than one of as many '
+              'parameters that does not.', lambda records: worse(records, 'discrete, wider', 'states added'),
+              source='memory-layers 5: additive input tried, no gain, no numbers',
+              measured='held-out loss without states minus that with states, trained lagged', rule=More(least=.01),
+              arms=('discrete, wider', 'states added'), unit='nats', seeds=5, sd=.02)
 
-study.reading('LC17b', 'A language model that is handed its last state in the place of tokens has at least twice the perplexity.', lambda records: worse(records, 'states alone', 'discrete'), source='memory-layers 5: 2,031.6 against 487.2, both scored with tokens',
-              measured='held-out loss on states alone minus that on tokens, each in its own mode', rule=More(least=log(2), said=log(2031.6 / 487.2)), arms=('states alone', 'discrete'), unit='nats', seeds=5, sd=.03)
+study.reading('LC17b', 'A language model that is handed its last state in the place of tokens has at least twice the '
+              'perplexity.', lambda records: worse(records, 'states alone', 'discrete'),
+              source='memory-layers 5: 2,031.6 against 487.2, both scored with tokens',
+              measured='held-out loss on states alone minus that on tokens, each in its own mode',
+              rule=More(least=log(2), said=log(2031.6 / 487.2)), arms=('states alone', 'discrete'), unit='nats',
+              seeds=5, sd=.03)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #c58ace54
 SPREAD = 'text context lagged, dispersion 0.1', 'text context lagged'
 
-study.reading('LC18a', 'Spreading states with weight .1 makes stored states drift less, by 30 % or more.', lambda records: 1 - at_end(records, 'state_error', SPREAD[0], 'stored') / at_end(records, 'state_error', SPREAD[1], 'stored'), source='memory-layers 4.4: stable with it, no numbers',
-              measured='share by which the distance of stored states from the recurrence is smaller', rule=More(least=.3), arms=SPREAD, unit='of the distance', seeds=5, sd=.1)
+study.reading('LC18a', 'Spreading states with weight .1 makes stored states drift less, by 30 % or more.',
+              lambda records: 1 - at_end(records, 'state_error', SPREAD[0], 'stored') / at_end(records, 'state_error',
+                                                                                               SPREAD[1], 'stored'),
+              source='memory-layers 4.4: stable with it, no numbers',
+              measured='share by which the distance of stored states from the recurrence is smaller',
+              rule=More(least=.3), arms=SPREAD, unit='of the distance', seeds=5, sd=.1)
 
-study.reading('LC18b', 'Spreading states with weight .1 costs less than 3 % of perplexity.', lambda records: worse(records, *SPREAD), source='memory-layers 4.4: w .1 best', measured='held-out loss with it minus that without',
-              rule=Less(most=CLOSE, said=0.), arms=SPREAD, unit='nats', seeds=5, sd=.01)
+study.reading('LC18b', 'Spreading states with weight .1 costs less than 3 % of perplexity.',
+              lambda records: worse(records, *SPREAD), source='memory-layers 4.4: w .1 best',
+              measured='held-out loss with it minus that without', rule=Less(most=CLOSE, said=0.), arms=SPREAD,
+              unit='nats', seeds=5, sd=.01)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #39e1497a
 STOPPED = tuple(f'settled {s:g}' for s in (.8, .95, .99, .9))   # the last is the one that was said to be best
@@ -285,11 +372,21 @@ def beside_the_best(records: pd.DataFrame) -> tuple[pd.Series, str, str]:
     return more[best], f'the best of the others is {best}', stopped(records, *STOPPED)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #85b8c955
-study.reading('LC19a', 'Where sweeping stops once 90 % of tokens have settled, a readout of the states comes within 3 % of the perplexity of the best of three other stops, 80, 95 and 99 %.', beside_the_best, reads_more, source='memory-layers 10.7 and 11.19: stopping at 90 % beats 99 %, no numbers',
-              measured='held-out loss with a stop at 90 % minus that with the other stop which is best on average, equally long after the stop; the same seeds choose that stop, which makes the difference rather too large', rule=Less(most=CLOSE, said=0.), arms=STOPPED, unit='nats', seeds=5, sd=.01)
+study.reading('LC19a',
+              'Where sweeping stops once 90 % of tokens have settled, a readout of the states comes within 3 % of '
+              'the perplexity of the best of three other stops, 80, 95 and 99 %.', beside_the_best, reads_more,
+              source='memory-layers 10.7 and 11.19: stopping at 90 % beats 99 %, no numbers',
+              measured='held-out loss with a stop at 90 % minus that with the other stop which is best on average, '
+                       'equally long after the stop; the same seeds choose that stop, which makes the difference '
+                       'rather too large', rule=Less(most=CLOSE, said=0.), arms=STOPPED, unit='nats', seeds=5, sd=.01)
 
-study.reading('LC19b', 'Where sweeping goes on until 99 % have settled, or as long as it may, that readout is worse than with a stop at 90 %, by 3 % of perplexity or more.', lambda records: (worse(records, *STOPPED[2:]), stopped(records, *STOPPED[2:])), reads_more, source='memory-layers 10.7 and 11.19: stopping at 90 % beats 99 %, no numbers',
-              measured='held-out loss with a stop at 99 % minus that with one at 90 %, equally long after the stop', rule=More(least=CLOSE), arms=STOPPED[2:], unit='nats', seeds=5, sd=.01)
+study.reading('LC19b',
+              'Where sweeping goes on until 99 % have settled, or as long as it may, that readout is worse than with '
+              'a stop at 90 %, by 3 % of perplexity or more.',
+              lambda records: (worse(records, *STOPPED[2:]), stopped(records, *STOPPED[2:])), reads_more,
+              source='memory-layers 10.7 and 11.19: stopping at 90 % beats 99 %, no numbers',
+              measured='held-out loss with a stop at 99 % minus that with one at 90 %, equally long after the stop',
+              rule=More(least=CLOSE), arms=STOPPED[2:], unit='nats', seeds=5, sd=.01)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #9e6fc63c
 def gated(records: pd.DataFrame, arm: str, item: str) -> pd.Series:
@@ -300,44 +397,82 @@ def lets_through(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     "Whether the last arm's gate emits any token."
     return at_end(records, 'coverage', arms[-1]) > 0, 'emit any token'
 
-study.reading('LC20', 'A second pass through the same blocks memorises facts better than as many blocks more.', lambda records: each(records, ('twice the blocks', 'two passes'), 'fact_nll', 'forward').diff(-1, axis=1)['twice the blocks'], source='memory-layers 6: forward perplexity 9,576 against 12,868, labels shifted twice, no control',
-              measured='loss of the answers with twice the blocks minus that with two passes', rule=More(least=.05, said=log(12868.4 / 9576.1)), arms=('twice the blocks', 'two passes'), unit='nats', seeds=5, sd=.1)
+study.reading('LC20', 'A second pass through the same blocks memorises facts better than as many blocks more.',
+              lambda records: each(records, ('twice the blocks', 'two passes'), 'fact_nll', 'forward').diff(-1, axis=1)['twice the blocks'],
+              source='memory-layers 6: forward perplexity 9,576 against 12,868, labels shifted twice, no control',
+              measured='loss of the answers with twice the blocks minus that with two passes',
+              rule=More(least=.05, said=log(12868.4 / 9576.1)), arms=('twice the blocks', 'two passes'), unit='nats',
+              seeds=5, sd=.1)
 
-study.reading('LC21a', 'Where a threshold decides which losses count, the perplexity of what is emitted is less than half of that of a model without a gate.', lambda records: gated(records, 'gate ungated', 'all tokens') - gated(records, 'gate hard', 'emitted'), lets_through, source='memory-layers 6: perplexity 2.2 with 93 % skipped',
-              measured='log of the perplexity without a gate over that of what a hard gate lets through', rule=More(least=log(2)), arms=('gate ungated', 'gate hard'), unit='nats', seeds=5, sd=.3)
+study.reading('LC21a',
+              'Where a threshold decides which losses count, the perplexity of what is emitted is less than half of '
+              'that of a model without a gate.',
+              lambda records: gated(records, 'gate ungated', 'all tokens') - gated(records, 'gate hard', 'emitted'),
+              lets_through, source='memory-layers 6: perplexity 2.2 with 93 % skipped',
+              measured='log of the perplexity without a gate over that of what a hard gate lets through',
+              rule=More(least=log(2)), arms=('gate ungated', 'gate hard'), unit='nats', seeds=5, sd=.3)
 
-study.reading('LC21c', 'Where a gate weighs the losses instead, the weighted perplexity is less than half of that of a model without a gate.', lambda records: gated(records, 'gate ungated', 'all tokens') - gated(records, 'gate soft', 'weighted'), source='memory-layers 6 and 11.21: weights p l / p',
-              measured='log of the perplexity without a gate over that which a soft gate weighs', rule=More(least=log(2)), arms=('gate ungated', 'gate soft'), unit='nats', seeds=5, sd=1.)
+study.reading('LC21c',
+              'Where a gate weighs the losses instead, the weighted perplexity is less than half of that of a model '
+              'without a gate.',
+              lambda records: gated(records, 'gate ungated', 'all tokens') - gated(records, 'gate soft', 'weighted'),
+              source='memory-layers 6 and 11.21: weights p l / p',
+              measured='log of the perplexity without a gate over that which a soft gate weighs',
+              rule=More(least=log(2)), arms=('gate ungated', 'gate soft'), unit='nats', seeds=5, sd=1.)
 
-study.reading('LC21b', 'The perplexity of all tokens is no better for the gate.', lambda records: gated(records, 'gate hard', 'all tokens') - gated(records, 'gate ungated', 'all tokens'), source='memory-layers 11.21',
-              measured='log of the perplexity of all tokens with a hard gate over that without', rule=More(least=-CLOSE, said=0.), arms=('gate hard', 'gate ungated'), unit='nats', seeds=5, sd=.3)
+study.reading('LC21b', 'The perplexity of all tokens is no better for the gate.',
+              lambda records: gated(records, 'gate hard', 'all tokens') - gated(records, 'gate ungated', 'all tokens'),
+              source='memory-layers 11.21',
+              measured='log of the perplexity of all tokens with a hard gate over that without',
+              rule=More(least=-CLOSE, said=0.), arms=('gate hard', 'gate ungated'), unit='nats', seeds=5, sd=.3)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #bea005a3
 for cell, (one, four) in dict(gru=('LN1a', 'LN1c'), context=('LN1b', 'LN1d')).items():
     arms = tuple(f'{t} {cell} token by token' for t in TASKS)
     lowest = lambda records, way, arms=arms: each(records, arms, 'gradient_cosine', way, 'min').min(axis=1)
-    study.reading(one, f'One Newton step from the states of the last visit gives a {NAMED[cell]} gradients along those of backpropagation, throughout training, on all three tasks.', lambda records, lowest=lowest: lowest(records, 'Newton'), source='ours: cosine .997 in a sketch of one seed, states ten steps old',
-                  measured='smallest cosine over tasks and moments, states and weights of exact training', rule=More(least=.99, said=.997, null=1., bounds=(-1, 1)), arms=arms, unit='cosine', seeds=5, sd=.003)
-    study.reading(four, f'Four sweeps with gradients through all four do not give a {NAMED[cell]} such gradients.', lambda records, lowest=lowest: lowest(records, '4 sweeps'), source='ours: .30 to .34 after sixteen sweeps in that sketch',
-                  measured='smallest cosine over tasks and moments', rule=Less(most=.99, said=.9, null=1., bounds=(-1, 1)), arms=arms, unit='cosine', seeds=5, sd=.003)
+    study.reading(one,
+                  f'One Newton step from the states of the last visit gives a {NAMED[cell]} gradients along those of '
+                  f'backpropagation, throughout training, on all three tasks.', lambda records,
+                  lowest=lowest: lowest(records, 'Newton'),
+                  source='ours: cosine .997 in a sketch of one seed, states ten steps old',
+                  measured='smallest cosine over tasks and moments, states and weights of exact training',
+                  rule=More(least=.99, said=.997, null=1., bounds=(-1, 1)), arms=arms, unit='cosine', seeds=5, sd=.003)
+    study.reading(four, f'Four sweeps with gradients through all four do not give a {NAMED[cell]} such gradients.',
+                  lambda records, lowest=lowest: lowest(records, '4 sweeps'),
+                  source='ours: .30 to .34 after sixteen sweeps in that sketch',
+                  measured='smallest cosine over tasks and moments',
+                  rule=Less(most=.99, said=.9, null=1., bounds=(-1, 1)), arms=arms, unit='cosine', seeds=5, sd=.003)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #81c03aef
-SAID = dict(copy=('the symbol four places back', .1), recall=('two pairs to recall', .05), text=('bytes of text', .01))   # and the spread expected between seeds
+# and the spread expected between seeds
+SAID = dict(copy=('the symbol four places back', .1), recall=('two pairs to recall', .05), text=('bytes of text', .01))
 
 for i, (task, cell) in enumerate([(t, c) for t in TASKS for c in CELLS]):
     words, spread = SAID[task]
     for letter, way, statement, said, rule in (
-        ('abcdef'[i], 'Newton', 'Trained with one Newton step a visit, a {} loses at most 3 % of perplexity against exact training ({}).', '.051 nats against .011 in a sketch of one seed, copying', Less(most=CLOSE, said=0.)),
-        ('mnopqr'[i], 'Newton twice', 'Trained with two Newton steps a visit, a {} loses at most 3 % of perplexity against exact training ({}).', 'two steps give a cosine of .99998 in that sketch', Less(most=CLOSE, said=0.)),
-        ('ghijkl'[i], 'lagged', 'Trained with one lagged sweep a visit, a {} loses more than 3 % of perplexity against exact training ({}).', '2.74 nats against .011 in that sketch', More(least=CLOSE))):
+        ('abcdef'[i], 'Newton',
+         'Trained with one Newton step a visit, a {} loses at most 3 % of perplexity against exact training ({}).',
+         '.051 nats against .011 in a sketch of one seed, copying', Less(most=CLOSE, said=0.)),
+        ('mnopqr'[i], 'Newton twice',
+         'Trained with two Newton steps a visit, a {} loses at most 3 % of perplexity against exact training ({}).',
+         'two steps give a cosine of .99998 in that sketch', Less(most=CLOSE, said=0.)),
+        ('ghijkl'[i], 'lagged',
+         'Trained with one lagged sweep a visit, a {} loses more than 3 % of perplexity against exact training ({}).',
+         '2.74 nats against .011 in that sketch', More(least=CLOSE))):
         arms = f'{task} {cell} {way}', f'{task} {cell} token by token'
-        study.reading(f'LN2{letter}', statement.format(NAMED[cell], words), lambda records, arms=arms: worse(records, *arms), exact_learns, source=f'ours: {said}', measured='held-out loss minus that after exact training', rule=rule, arms=arms, unit='nats', seeds=5, sd=spread)
+        study.reading(f'LN2{letter}', statement.format(NAMED[cell], words), lambda records,
+                      arms=arms: worse(records, *arms), exact_learns, source=f'ours: {said}',
+                      measured='held-out loss minus that after exact training', rule=rule, arms=arms, unit='nats',
+                      seeds=5, sd=spread)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #1dec5098
 PARTS = {'4': ('Old states are a part of what a lagged sweep costs a {}, 3 % of perplexity or more ({}).',
-               'held-out loss after one lagged sweep minus that with true states and gradients of one token', ('lagged', 'true states, 1 token')),
-         '5': ('Short gradients are a part of what a lagged sweep costs a {}, 3 % of perplexity or more ({}).',
-               'held-out loss with true states and gradients of one token minus that after exact training', ('true states, 1 token', 'token by token'))}
+               'held-out loss after one lagged sweep minus that with true states and gradients of one token',
+               ('lagged', 'true states, 1 token')), '5': ('Short gradients are a part of what a lagged sweep costs a '
+                                                          '{}, 3 % of perplexity or more ({}).',
+                                                          'held-out loss with true states and gradients of one token '
+                                                          'minus that after exact training',
+                                                          ('true states, 1 token', 'token by token'))}
 
 for i, (task, cell) in enumerate((t, c) for t in TASKS for c in CELLS):
     for number, (statement, measured, ways) in PARTS.items():
@@ -357,5 +492,10 @@ def at_length(records: pd.DataFrame, cell: str) -> tuple[pd.Series, str]:
     return gain[gain.columns.max()], f'faster from {on.min():,} tokens on' if len(on) else f'no crossing up to {gain.columns.max():,} tokens'
 
 for cell, letter in zip(CELLS, 'ab'):
-    study.reading(f'LN3{letter}', f'At 2,048 tokens a step with one dense Newton step is faster than a step token by token ({NAMED[cell]}, width 32, 32 rows, one thread).', lambda records, cell=cell: at_length(records, cell), source='ours: 82 to 94 s against 39 to 56 s in a sketch, 96 tokens',
-                  measured='seconds of a step token by token over those of a Newton step, at the greatest length', rule=More(least=1.05, null=1.), arms=(f'time {cell}',), unit='times as fast', seeds=5, sd=.1)
+    study.reading(f'LN3{letter}',
+                  f'At 2,048 tokens a step with one dense Newton step is faster than a step token by token '
+                  f'({NAMED[cell]}, width 32, 32 rows, one thread).', lambda records,
+                  cell=cell: at_length(records, cell),
+                  source='ours: 82 to 94 s against 39 to 56 s in a sketch, 96 tokens',
+                  measured='seconds of a step token by token over those of a Newton step, at the greatest length',
+                  rule=More(least=1.05, null=1.), arms=(f'time {cell}',), unit='times as fast', seeds=5, sd=.1)

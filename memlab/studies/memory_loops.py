@@ -60,7 +60,8 @@ class Sizes:
     passes: int = 8
     focal: tuple[int, int, int] = (4, 10, 16)   # documents that are read off
     lr: float = .1                       # of SGD on documents
-    several: tuple[tuple[int, float], ...] = ((1, .2), (3, .2), (30, .1 / 3))   # steps of a visit and SGD's rate; ten are those of a size
+    # steps of a visit and SGD's rate; ten are those of a size
+    several: tuple[tuple[int, float], ...] = ((1, .2), (3, .2), (30, .1 / 3))
     kept: tuple[int, ...] = (1, 2, 4, 8) # predecessors that stay
     sizes: tuple[tuple[int, int, float], ...] = ()   # width, layers, SGD's rate
     tasks: tuple[int, ...] = (5, 10, 25, 50)         # of the linear model
@@ -86,19 +87,24 @@ class Sizes:
 
     def fresh(self, d: int = 64, layers: int = 2):
         "A character model from scratch, or the first Pythia."
-        return FromHub(name=self.hub[0]) if self.hub else ResidualLMConfig(block=vanilla(d_model=d, n_layers=layers, n_heads=max(1, d // 32)), max_len=self.length)
+        return FromHub(name=self.hub[0]) if self.hub else ResidualLMConfig(block=vanilla(d_model=d, n_layers=layers,
+                                                                                         n_heads=max(1, d // 32)), max_len=self.length)
 
     def read(self, d: int = 64):
         "A model that has read text before."
         how = FitConfig(steps=self.before, optimizer=AdamWConfig(lr=3e-3), objective=TokenLoss(), log_every=self.before)
-        return FromHub(name=self.hub[0]) if self.hub else Pretrained(model=self.fresh(d), task=Windows(length=self.length, rows=16), train=how)
+        return FromHub(name=self.hub[0]) if self.hub else Pretrained(model=self.fresh(d),
+                                                                     task=Windows(length=self.length, rows=16),
+                                                                     train=how)
 
-    def moments(self, lr: float | None = None, **kw) -> AdamWConfig: return AdamWConfig(**dict(lr=lr or self.adam, betas=(.9, .999), weight_decay=0.) | kw)
+    def moments(self, lr: float | None = None, **kw) -> AdamWConfig:
+        return AdamWConfig(**dict(lr=lr or self.adam, betas=(.9, .999), weight_decay=0.) | kw)
 
 # %% ../../nbs/studies/memory_loops.ipynb #9769bdd5
 def arm(name: str, task, model, optimizer, *measures, objective: Objective = TokenLoss(), **words) -> Arm:
     "A run over all visits of a task."
-    how = FitConfig(steps=task.total, optimizer=optimizer, objective=objective, schedule=Constant(warmup=0), clip=None, log_every=task.total)
+    how = FitConfig(steps=task.total, optimizer=optimizer, objective=objective, schedule=Constant(warmup=0), clip=None,
+                    log_every=task.total)
     return Arm(name=name, task=task, model=model, train=how, measures=measures, factors=factors(**words))
 
 # %% ../../nbs/studies/memory_loops.ipynb #a36a1e22
@@ -106,64 +112,93 @@ PLACES = 'early', 'middle', 'late'   # of the documents that are read off
 LOCKED = tuple(f'locked {place}, 0 kept' for place in PLACES)
 ORDERS = {'cyclic': Cyclic(), 'shuffled': Shuffled(), 'there and back': Palindromic(), 'one pair swapped': Swapped()}
 
-def documents(z: Sizes, order, **kw) -> Revisits: return Revisits(**dict(order=order, documents=z.documents, passes=z.passes, steps=z.steps, length=z.length, cut=z.length) | kw | z.source)
+def documents(z: Sizes, order, **kw) -> Revisits:
+    return Revisits(**dict(order=order, documents=z.documents, passes=z.passes, steps=z.steps, length=z.length,
+                           cut=z.length) | kw | z.source)
 def losses(*which: int) -> DocumentLosses: return DocumentLosses(documents=which, digits=3)
 
 def orders(z: Sizes) -> list[Arm]:
     "All orders, and documents that are locked into their places."
     sgd, places = SGDConfig(lr=z.lr), dict(zip(PLACES, z.focal))
     locked = [(place, 0) for place in PLACES] + [('middle', k) for k in z.kept]
-    return [arm(name, documents(z, o), z.fresh(), sgd, losses(*z.focal), question='order', order=name) for name, o in ORDERS.items()] + [
-        arm(f'locked {place}, {k} kept', documents(z, SlotLocked(focal=places[place], predecessors=k)), z.fresh(), sgd, losses(places[place]), question='locked', place=place, kept=k) for place, k in locked]
+    return [arm(name, documents(z, o), z.fresh(), sgd, losses(*z.focal), question='order', order=name)
+            for name, o in ORDERS.items()] + [
+        arm(f'locked {place}, {k} kept', documents(z, SlotLocked(focal=places[place], predecessors=k)), z.fresh(), sgd,
+            losses(places[place]), question='locked', place=place, kept=k) for place, k in locked]
 
 def pair(z: Sizes, name: str, model, lr: float, **words) -> list[Arm]:
     "A cycle, and the same with one document locked into its place."
     i, steps = z.focal[1], words.get('visit', z.steps)
-    return [arm(f'{name}, {what}', documents(z, o, steps=steps), model, SGDConfig(lr=lr), losses(i), what=what, **words) for what, o in (('cyclic', Cyclic()), ('locked', SlotLocked(focal=i)))]
+    return [arm(f'{name}, {what}', documents(z, o, steps=steps), model, SGDConfig(lr=lr), losses(i), what=what, **words)
+            for what, o in (('cyclic', Cyclic()), ('locked', SlotLocked(focal=i)))]
 
-def several(z: Sizes) -> list[Arm]: return [a for m, lr in z.several for a in pair(z, f'M = {m}', z.fresh(), lr, question='steps', visit=m)]
+def several(z: Sizes) -> list[Arm]:
+    return [a for m, lr in z.several for a in pair(z, f'M = {m}', z.fresh(), lr, question='steps', visit=m)]
 def sizes(z: Sizes) -> list[Arm]:
     "One size after another, each with its own rate."
     if z.hub: return [a for name in z.hub for a in pair(z, name, FromHub(name=name), z.lr, question='size', width=name)]
-    return [a for d, n, lr in z.sizes for a in pair(z, f'{d} × {n}', z.fresh(d, n), lr, question='size', width=d, layers=n)]
+    return [a for d, n, lr in z.sizes
+            for a in pair(z, f'{d} × {n}', z.fresh(d, n), lr, question='size', width=d, layers=n)]
 
 # %% ../../nbs/studies/memory_loops.ipynb #cc10b248
 def linear(z: Sizes) -> list[Arm]:
     "Linear tasks."
-    ways = {f'{n} tasks': dict(tasks=n) for n in z.tasks} | {'weak bias': dict(strength=.5), 'strong bias': dict(strength=2.), 'no bias, inputs alike': dict(strength=0., alike=.5)}
-    return [Arm(name=f'linear, {name}', task=LinearTasks(**way), measures=(LinearRecovery(),), factors=factors(question='linear', way=name)) for name, way in ways.items()]
+    ways = {f'{n} tasks': dict(tasks=n) for n in z.tasks} | {'weak bias': dict(strength=.5),
+                                                             'strong bias': dict(strength=2.),
+                                                             'no bias, inputs alike': dict(strength=0., alike=.5)}
+    return [Arm(name=f'linear, {name}', task=LinearTasks(**way), measures=(LinearRecovery(),),
+                factors=factors(question='linear', way=name)) for name, way in ways.items()]
 
 # %% ../../nbs/studies/memory_loops.ipynb #0afeb6c9
 TAILS = dict(kept='shared', reset='reset') | {'m reset': 'reset_m', 'v reset': 'reset_v'}
 
 def tails(z: Sizes) -> list[Arm]:
     "What follows facts, by what becomes of the moments."
-    task = lambda k=2, after=z.tail, **kw: Episodes(quiz=Quiz(facts=z.facts, controls=z.facts // 2), reading=Massed(exposures=k), after=after, length=z.length, **kw, **z.source)
-    make = lambda name, states, optimizer, t, every=2: arm(f'tail, {name}', t, z.read(z.wide), optimizer, FactScores(every=every, metrics=('fact_score',), digits=3), objective=ByLoop(loss=TokenLoss(), loops=3, states=states), question='tail', way=name)
+    task = lambda k=2, after=z.tail, **kw: Episodes(quiz=Quiz(facts=z.facts, controls=z.facts // 2),
+                                                    reading=Massed(exposures=k), after=after, length=z.length, **kw,
+                                                    **z.source)
+    make = lambda name, states, optimizer, t, every=2: arm(f'tail, {name}', t, z.read(z.wide), optimizer,
+                                                           FactScores(every=every, metrics=('fact_score',), digits=3),
+                                                           objective=ByLoop(loss=TokenLoss(), loops=3, states=states),
+                                                           question='tail', way=name)
     adam = z.moments()
     made = [make(name, states, adam, task()) for name, states in TAILS.items()]
-    made += [make('kept, β₁ = 0', 'shared', z.moments(betas=(0., .999)), task()), make('SGD', 'shared', SGDConfig(lr=.03), task()), make('kept, no gradient', 'shared', adam, task(blank=True))]
-    made += [make(f'{name}, {k} steps', states, adam, task(k), min(k, 2)) for k in (1, 4) for name, states in (('kept', 'shared'), ('reset', 'reset'))]
+    made += [make('kept, β₁ = 0', 'shared', z.moments(betas=(0., .999)), task()),
+             make('SGD', 'shared', SGDConfig(lr=.03), task()),
+             make('kept, no gradient', 'shared', adam, task(blank=True))]
+    made += [make(f'{name}, {k} steps', states, adam, task(k), min(k, 2)) for k in (1, 4)
+             for name, states in (('kept', 'shared'), ('reset', 'reset'))]
     return made + [make('reset, long', 'reset', adam, task(after=z.long))]
 
 # %% ../../nbs/studies/memory_loops.ipynb #76a97345
-def loops(z: Sizes, **kw) -> MemoryLoops: return MemoryLoops(**dict(texts=z.texts, slot=z.slots[1], repeats=z.repeats, after=z.repeats, controls=0, length=z.length, cut=z.length) | kw | z.source)
+def loops(z: Sizes, **kw) -> MemoryLoops:
+    return MemoryLoops(**dict(texts=z.texts, slot=z.slots[1], repeats=z.repeats, after=z.repeats, controls=0,
+                              length=z.length, cut=z.length) | kw | z.source)
 
 TAUGHT_AT = 'early', 'before the middle', 'past the middle', 'late'   # in a loop: after 1, 3, 6 and 8 of ten texts
 
 def taught(z: Sizes) -> list[Arm]:
     "Where the answers are taught, what comes after, and what becomes of the moments."
-    make = lambda name, task, states='kept', optimizer=z.moments(), **words: arm(name, task, z.read(), optimizer, PairMargins(digits=2), objective=ByLoop(loss=TokenLoss(), states=states), **words)
-    made = [make(f'taught {at}, {filler}', loops(z, slot=s, filler=filler, after=0, repeats=max(3, 3 * z.repeats // 4)), question='slot', at=at, filler=filler) for at, s in zip(TAUGHT_AT, z.slots) for filler in ('fixed', 'permuted')]
-    made += [make(f'lock, M = {m}, {filler}', loops(z, steps=m, filler=filler), question='lock', visit=m, filler=filler) for m in z.visits for filler in ('fixed', 'permuted')]
-    return made + [make(f'loops, {name}', loops(z), states, optimizer, question='policy', policy=name) for name, states, optimizer in (
-        ('Adam shared', 'shared', z.moments()), ('Adam reset', 'reset', z.moments()), ('SGD', 'kept', SGDConfig(lr=.1)))]
+    make = lambda name, task, states='kept', optimizer=z.moments(), **words: arm(name, task, z.read(), optimizer,
+                                                                                 PairMargins(digits=2),
+                                                                                 objective=ByLoop(loss=TokenLoss(),
+                                                                                                  states=states),
+                                                                                 **words)
+    made = [make(f'taught {at}, {filler}', loops(z, slot=s, filler=filler, after=0, repeats=max(3, 3 * z.repeats // 4)),
+                 question='slot', at=at, filler=filler) for at, s in zip(TAUGHT_AT, z.slots) for filler in ('fixed', 'permuted')]
+    made += [make(f'lock, M = {m}, {filler}', loops(z, steps=m, filler=filler), question='lock', visit=m, filler=filler)
+             for m in z.visits for filler in ('fixed', 'permuted')]
+    return made + [make(f'loops, {name}', loops(z), states, optimizer, question='policy', policy=name)
+                   for name, states, optimizer in (('Adam shared', 'shared', z.moments()),
+                                                   ('Adam reset', 'reset', z.moments()),
+                                                   ('SGD', 'kept', SGDConfig(lr=.1)))]
 
 KEEPING = {'not steered': (), 'conflicts removed': (Orthogonal(of='displacement', conflicts_only=True),)} | {f'steered to {s:g}': (Target(cosine=s, of='displacement'),) for s in (-.5, 0., .5)}
 
 def steered(z: Sizes) -> list[Arm]:
     "Two loops, each steered against the mean step of the other."
-    return [arm(f'loops, {name}', loops(z, after=0), z.read(), z.moments(), LoopLosses(), objective=ByLoop(loss=TokenLoss(), steering=way), question='steered', keeping=name) for name, way in KEEPING.items()]
+    return [arm(f'loops, {name}', loops(z, after=0), z.read(), z.moments(), LoopLosses(),
+                objective=ByLoop(loss=TokenLoss(), steering=way), question='steered', keeping=name) for name, way in KEEPING.items()]
 
 # %% ../../nbs/studies/memory_loops.ipynb #14731cb1
 OLD = 6
@@ -172,11 +207,15 @@ STARTS = dict(nothing='reset', last='shared') | {'mean m and v': 'mean', 'mean v
 def new_loops(z: Sizes) -> list[Arm]:
     "Loops one after the other."
     task = LoopsInTurn(loops=OLD + z.new, texts=4, repeats=z.rounds, length=z.length, cut=z.length, **z.source)
-    make = lambda name, states, **kw: arm(f'new loop from {name}', task, z.read(), z.moments(2 * z.adam), LoopLosses(every=4, digits=3), objective=ByLoop(loss=TokenLoss(), loops=task.loops, states=states, **kw), question='new', start=name)
+    make = lambda name, states, **kw: arm(f'new loop from {name}', task, z.read(), z.moments(2 * z.adam),
+                                          LoopLosses(every=4, digits=3),
+                                          objective=ByLoop(loss=TokenLoss(), loops=task.loops, states=states, **kw),
+                                          question='new', start=name)
     return [make(name, states) for name, states in STARTS.items()] + [make('Reptile', 'reset', reptile=.5)]
 
 # %% ../../nbs/studies/memory_loops.ipynb #d6dd4ad0
-READINGS = {'massed': Massed(exposures=4), 'half of a batch': Mixed(exposures=4, share=.5), 'one in a batch': Mixed(exposures=4, share=1 / 16), 'alone, spaced': Injected(exposures=4, every=4)}
+READINGS = {'massed': Massed(exposures=4), 'half of a batch': Mixed(exposures=4, share=.5),
+            'one in a batch': Mixed(exposures=4, share=1 / 16), 'alone, spaced': Injected(exposures=4, every=4)}
 EVERY = 4   # batches between questions; it divides the length of all these readings
 RATES = {32: 4e-3, 64: 8e-4, 128: 3e-4}   # of Adam by width, to know facts about equally well
 READ = 12   # times that facts are read where sizes are compared
@@ -188,11 +227,16 @@ def ends_with(reading) -> int:
 def lasting(z: Sizes) -> list[Arm]:
     "Facts and text, then text; for sizes with moments reset between the two, or the momentum tail would be in what lasts."
     def make(name, d, reading, after, every, facts=z.facts, lr=1e-3, objective=TokenLoss(), **words):
-        task = Episodes(quiz=Quiz(facts=facts, controls=facts // 2), reading=reading, after=after, length=z.length, **z.source)
-        return arm(name, task, z.read(d), z.moments(lr * z.adam / 1e-3), FactScores(every=every, metrics=('margin',), digits=3), objective=objective, **words)
-    made = [make(f'retention, width {d}', d, Massed(exposures=READ), 3 * z.tail, EVERY, lr=RATES[d], objective=ByLoop(loss=TokenLoss(), loops=3, states='reset'), question='retention', width=d) for d in z.widths]
-    made += [make(f'facts {name}', 64, reading, z.long - ends_with(reading), EVERY, question='reading', how=name) for name, reading in READINGS.items()]
-    return made + [make('facts one by one', 64, Injected(exposures=2, every=1), 0, 1, z.facts // 2, question='interference')]
+        task = Episodes(quiz=Quiz(facts=facts, controls=facts // 2), reading=reading, after=after, length=z.length,
+                        **z.source)
+        return arm(name, task, z.read(d), z.moments(lr * z.adam / 1e-3),
+                   FactScores(every=every, metrics=('margin',), digits=3), objective=objective, **words)
+    made = [make(f'retention, width {d}', d, Massed(exposures=READ), 3 * z.tail, EVERY, lr=RATES[d],
+                 objective=ByLoop(loss=TokenLoss(), loops=3, states='reset'), question='retention', width=d) for d in z.widths]
+    made += [make(f'facts {name}', 64, reading, z.long - ends_with(reading), EVERY, question='reading', how=name)
+             for name, reading in READINGS.items()]
+    return made + [make('facts one by one', 64, Injected(exposures=2, every=1), 0, 1, z.facts // 2,
+                        question='interference')]
 
 # %% ../../nbs/studies/memory_loops.ipynb #def3065b
 def everything(z: Sizes) -> Preset:
@@ -203,8 +247,10 @@ def everything(z: Sizes) -> Preset:
 
 def quick() -> Preset:
     "Toys, to see that everything runs."
-    return everything(Sizes(seeds=(0,), many=(0,), documents=4, steps=1, passes=3, focal=(0, 1, 2), several=((1, .1),), kept=(1,), sizes=((16, 1, .1), (32, 1, .1)), tasks=(5,), before=10, tail=4, long=12,
-                            texts=2, repeats=3, slots=(0, 1, 1, 2), visits=(1, 2), new=1, rounds=2, facts=4, widths=(32, 128), wide=32))
+    return everything(Sizes(seeds=(0,), many=(0,), documents=4, steps=1, passes=3, focal=(0, 1, 2), several=((1, .1),),
+                            kept=(1,), sizes=((16, 1, .1), (32, 1, .1)), tasks=(5,), before=10, tail=4, long=12,
+                            texts=2, repeats=3, slots=(0, 1, 1, 2), visits=(1, 2), new=1, rounds=2, facts=4,
+                            widths=(32, 128), wide=32))
 
 SIZES = ((16, 1, .25), (16, 2, .25), (32, 1, .2), (32, 2, .15), (64, 1, .1), (64, 2, .1), (128, 1, .06), (128, 2, .06))
 
@@ -217,7 +263,8 @@ NEWS = (('corpus', 'hub:abisee/cnn_dailymail:3.0.0:20MB'), ('tokenizer', f'hub:{
 
 def gpu() -> Preset:
     "Pythia, fine-tuned."
-    return everything(Sizes(seeds=tuple(range(12)), many=tuple(range(20)), lr=.01, adam=1e-5, several=((1, .03), (3, .03), (30, .01 / 3)), length=128, hub=PYTHIA, widths=(), text=NEWS))
+    return everything(Sizes(seeds=tuple(range(12)), many=tuple(range(20)), lr=.01, adam=1e-5,
+                            several=((1, .03), (3, .03), (30, .01 / 3)), length=128, hub=PYTHIA, widths=(), text=NEWS))
 
 study = Study('memory_loops', 'What comes back before it is seen again, and why?', dict(quick=quick, cpu=cpu, gpu=gpu))
 
@@ -227,11 +274,13 @@ def by_run(records: pd.DataFrame, arm: str, read: Callable[[list], object], *met
     rows = records[(records.arm == arm) & records.metric.isin(metrics)]
     return pd.Series({seed: read(mine.to_dict('records')) for seed, mine in rows.groupby('seed')})
 
-def matrices(records: pd.DataFrame, arm: str) -> pd.Series: return by_run(records, arm, loss_matrix, 'doc_loss', 'visited')
+def matrices(records: pd.DataFrame, arm: str) -> pd.Series:
+    return by_run(records, arm, loss_matrix, 'doc_loss', 'visited')
 
 def scores(records: pd.DataFrame, arm: str) -> pd.DataFrame:
     "Recovery in the last gap; one row a seed, one column a document that was evaluated."
-    return pd.DataFrame({seed: {i: recovery_of(m, i)[-1].item() for i in m.evaluated} for seed, m in matrices(records, arm).items()}).T
+    return pd.DataFrame({seed: {i: recovery_of(m, i)[-1].item() for i in m.evaluated}
+                         for seed, m in matrices(records, arm).items()}).T
 
 def excess(records: pd.DataFrame, gap: int = -1, cycle: str = 'cyclic', locked: tuple[str, ...] = LOCKED) -> pd.Series:
     "Recovery in a cycle beyond that of slot-locked shuffles, mean over the documents that these lock; NaN where one fails the guards, or there are fewer gaps."
@@ -257,7 +306,8 @@ def flipped(values: pd.Series, rule: More | Less | Equal) -> str:
     if isinstance(rule, Equal) or len(values) > FLIPPED: return ''
     return f'exact sign-flip p = {sign_flip(values, rule.least if isinstance(rule, More) else rule.most):.2g}'
 
-def claim(id: str, statement: str, read: Callable, *arms: str, gate: Callable | None = None, guarded: bool = False, **plan) -> None:
+def claim(id: str, statement: str, read: Callable, *arms: str, gate: Callable | None = None, guarded: bool = False,
+          **plan) -> None:
     "A claim about one number a seed, with its sign-flip test."
     def told(records):
         values = read(records).astype(float)
@@ -265,14 +315,16 @@ def claim(id: str, statement: str, read: Callable, *arms: str, gate: Callable | 
     study.reading(id, statement, told, fits(read) if guarded else gate, arms=arms, **dict(seeds=12, unit='nats') | plan)
 
 # %% ../../nbs/studies/memory_loops.ipynb #9530d5d6
-claim('ML3', 'A document comes back before it is seen again: in the last pass a cycle undoes more of the forgetting than the slot-locked shuffle does.',
-      excess, 'cyclic', *LOCKED, guarded=True,
+claim('ML3',
+      'A document comes back before it is seen again: in the last pass a cycle undoes more of the forgetting than '
+      'the slot-locked shuffle does.', excess, 'cyclic', *LOCKED, guarded=True,
       source='sequential-memory claim 3; Yang et al. 2024',
       measured='recovery score of the last gap, cyclic minus slot-locked, mean over three documents',
       rule=More(least=.15, said=.33), unit='of the forgetting', sd=.08)
 growth = lambda records: excess(records) - excess(records, -4)
-claim('ML4a', 'Recovery grows from pass to pass.', growth, 'cyclic', *LOCKED, guarded=True, source='sequential-memory claim 4; Yang et al. 2024',
-      measured='the same, last gap minus three gaps before it', rule=More(least=.05, said=.1), unit='of the forgetting', sd=.08)
+claim('ML4a', 'Recovery grows from pass to pass.', growth, 'cyclic', *LOCKED, guarded=True,
+      source='sequential-memory claim 4; Yang et al. 2024', measured='the same, last gap minus three gaps before it',
+      rule=More(least=.05, said=.1), unit='of the forgetting', sd=.08)
 longer = lambda records: beyond_null(records, 'M = 30') - beyond_null(records, '64 × 2')
 claim('ML4b', 'Thirty steps a visit bring more recovery than ten, at equal steps times rate.',
       longer, *(f'{name}, {what}' for name in ('M = 30', '64 × 2') for what in ('cyclic', 'locked')), guarded=True,
@@ -286,20 +338,28 @@ FIT = .02, .1   # nats after the last visit but one: sizes are compared where th
 def by_size(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     "Recovery beyond its null, fit and parameters; one row a seed and size."
     names = [a.removesuffix(', cyclic') for a in runs.arm.unique() if a.endswith(', cyclic') and not a.startswith('M =')]
-    found = [pd.DataFrame(dict(size=n, params=runs[runs.arm == f'{n}, cyclic'].params.iloc[0], value=beyond_null(records, n), fit=matrices(records, f'{n}, cyclic').map(lambda m: fit_after(m, slice(-2, -1))))) for n in names]
-    return pd.concat(found).rename_axis('seed').reset_index() if found else pd.DataFrame(columns=['seed', 'size', 'params', 'value', 'fit'])
+    found = [pd.DataFrame(dict(size=n, params=runs[runs.arm == f'{n}, cyclic'].params.iloc[0],
+                               value=beyond_null(records, n),
+                               fit=matrices(records, f'{n}, cyclic').map(lambda m: fit_after(m, slice(-2, -1))))) for n in names]
+    return pd.concat(found).rename_axis('seed').reset_index() if found else pd.DataFrame(columns=['seed', 'size',
+                                                                                                  'params', 'value',
+                                                                                                  'fit'])
 
-def of_sizes(runs): return tuple(runs.arm[[bool(q == 'size') for q in runs.question]].unique()) if 'question' in runs else ()
+def of_sizes(runs):
+    return tuple(runs.arm[[bool(q == 'size') for q in runs.question]].unique()) if 'question' in runs else ()
 
 GROWS = More(least=.01)
 
-@study.claim('ML5', 'Recovery grows with size, where sizes fit equally well.', source='sequential-memory claim 5; Yang et al. 2024',
-             measured='slope of the recovery beyond its null over the binary logarithm of parameters, sizes that end within .02 to .1 nats',
-             rule=GROWS, arms=of_sizes, unit='of the forgetting, a doubling', seeds=12, sd=.02)
+@study.claim('ML5', 'Recovery grows with size, where sizes fit equally well.',
+             source='sequential-memory claim 5; Yang et al. 2024',
+             measured='slope of the recovery beyond its null over the binary logarithm of parameters, sizes that end '
+                      'within .02 to .1 nats', rule=GROWS, arms=of_sizes, unit='of the forgetting, a doubling',
+             seeds=12, sd=.02)
 def grows_with_size(runs, records):
     found = by_size(runs, records)
     rows = found[found.fit.between(*FIT) & np.isfinite(found.value)]
-    slope = rows.groupby('seed')[['params', 'value']].apply(lambda r: np.polyfit(np.log2(r.params), r.value, 1)[0] if r.params.nunique() > 3 else math.nan).astype(float).dropna()
+    slope = rows.groupby('seed')[['params', 'value']].apply(lambda r: np.polyfit(np.log2(r.params), r.value, 1)[0]
+                                                            if r.params.nunique() > 3 else math.nan).astype(float).dropna()
     if slope.empty: raise Missing('any seed (fewer than four sizes fit)')
     rank = rows.groupby('seed')[['params', 'value']].apply(lambda r: spearmanr(r.params, r.value).statistic).mean()
     return seen(slope, f'mean rank correlation {rank:.2f}; {len(rows)} of {len(found)} runs fit', flipped(slope, GROWS))
@@ -307,19 +367,18 @@ def grows_with_size(runs, records):
 # %% ../../nbs/studies/memory_loops.ipynb #e22e3943
 def before_again(records: pd.DataFrame, arm: str) -> pd.DataFrame:
     "Loss just before a document is seen again, mean over gaps; one row a seed, one column a document that was evaluated."
-    return pd.DataFrame({seed: {i: prequential(m, [i]) for i in m.evaluated} for seed, m in matrices(records, arm).items()}).T
+    return pd.DataFrame({seed: {i: prequential(m, [i]) for i in m.evaluated}
+                         for seed, m in matrices(records, arm).items()}).T
 
-claim('ML6a', 'A cycle keeps what comes next in mind: documents lose less just before they are seen again than in an order drawn anew.',
-      lambda records: (before_again(records, 'shuffled') - before_again(records, 'cyclic')).mean(axis=1), 'shuffled', 'cyclic',
-      source='sequential-memory claim 6',
-      measured='prequential loss of three documents, shuffled minus cyclic',
-      rule=More(least=.1), sd=.2)
+claim('ML6a',
+      'A cycle keeps what comes next in mind: documents lose less just before they are seen again than in an order '
+      'drawn anew.', lambda records: (before_again(records, 'shuffled') - before_again(records, 'cyclic')).mean(axis=1),
+      'shuffled', 'cyclic', source='sequential-memory claim 6',
+      measured='prequential loss of three documents, shuffled minus cyclic', rule=More(least=.1), sd=.2)
 claim('ML6b', 'So it does against the slot-locked shuffle, whose gaps are as long.',
       lambda records: (pd.concat([before_again(records, a) for a in LOCKED], axis=1) - before_again(records, 'cyclic')).mean(axis=1),
-      'cyclic', *LOCKED,
-      source='sequential-memory claim 6',
-      measured='prequential loss of three documents, slot-locked minus cyclic',
-      rule=More(least=.1), sd=.2)
+      'cyclic', *LOCKED, source='sequential-memory claim 6',
+      measured='prequential loss of three documents, slot-locked minus cyclic', rule=More(least=.1), sd=.2)
 KEPT = 'locked middle, 8 kept', 'locked middle, 0 kept'
 kept_more = lambda records: (scores(records, KEPT[0]) - scores(records, KEPT[1])).mean(axis=1, skipna=False)
 claim('ML6c', 'The nearest predecessors do it: with eight of them in place there is more recovery than with none.',
@@ -335,12 +394,13 @@ def explained(records: pd.DataFrame) -> pd.Series:
     simulated, predicted = table('simulated'), table('predicted')
     return 1 - ((simulated - predicted) ** 2).sum(axis=1) / simulated.sub(simulated.mean(axis=1), axis=0).pow(2).sum(axis=1)
 
-claim('ML7', 'In a linear model with a shared bias the slowest mode of a pass says how much comes back.',
-      explained,
-      *(f'linear, {w}' for w in ('5 tasks', '10 tasks', '25 tasks', '50 tasks', 'weak bias', 'strong bias', 'no bias, inputs alike')),
+claim('ML7', 'In a linear model with a shared bias the slowest mode of a pass says how much comes back.', explained,
+      *(f'linear, {w}'
+        for w in ('5 tasks', '10 tasks', '25 tasks', '50 tasks', 'weak bias', 'strong bias', 'no bias, inputs alike')),
       source='sequential-memory claim 7',
-      measured='share of the variance of simulated recovery, over numbers of tasks, biases and inputs, that the mode explains',
-      rule=More(least=.9, said=.99, null=0., bounds=(-math.inf, 1.)), unit='of the variance', sd=.03)
+      measured='share of the variance of simulated recovery, over numbers of tasks, biases and inputs, that the mode '
+               'explains', rule=More(least=.9, said=.99, null=0., bounds=(-math.inf, 1.)), unit='of the variance',
+      sd=.03)
 
 # %% ../../nbs/studies/memory_loops.ipynb #5178b48b
 def rise(records: pd.DataFrame, way: str, fallen: bool = False, k: int = 2, excess: bool = False) -> pd.Series:
@@ -353,11 +413,11 @@ def rise(records: pd.DataFrame, way: str, fallen: bool = False, k: int = 2, exce
     return by_run(records, f'tail, {way}', read, 'fact_score').astype(float)
 
 tail = lambda *ways: tuple(f'tail, {w}' for w in ways)
-claim('ML1a', "The momentum tail makes facts better after they were read: with Adam's moments kept they rise more than with moments reset.",
-      lambda records: rise(records, 'kept') - rise(records, 'reset'), *tail('kept', 'reset'),
+claim('ML1a',
+      "The momentum tail makes facts better after they were read: with Adam's moments kept they rise more than with "
+      "moments reset.", lambda records: rise(records, 'kept') - rise(records, 'reset'), *tail('kept', 'reset'),
       source='sequential-memory claim 1, pilot .67; the diary\'s "latent memory"',
-      measured='rise of the score, kept minus reset',
-      rule=More(least=.2, said=.67), unit='nats a token', sd=.15)
+      measured='rise of the score, kept minus reset', rule=More(least=.2, said=.67), unit='nats a token', sd=.15)
 claim('ML1b', 'Without a first moment nothing is left of it.',
       lambda records: rise(records, 'kept, β₁ = 0') - rise(records, 'reset'), *tail('kept, β₁ = 0', 'reset'),
       source='sequential-memory claim 1',
@@ -368,11 +428,10 @@ claim('ML1c', 'Text has no part in it: momentum alone, with gradients of zero, m
       source='sequential-memory claim 1',
       measured='rise of the score, no gradient minus kept',
       rule=More(least=-.1, said=0., null=0.), unit='nats a token', sd=.15)
-claim('ML1d', 'What rises are the facts that were read, not all answers: with moments kept they rise more than controls.',
-      lambda records: rise(records, 'kept', excess=True), 'tail, kept',
-      source='sequential-memory claim 1; our control',
-      measured='rise of the score, facts minus controls',
-      rule=More(least=.1), unit='nats a token', sd=.1)
+claim('ML1d',
+      'What rises are the facts that were read, not all answers: with moments kept they rise more than controls.',
+      lambda records: rise(records, 'kept', excess=True), 'tail, kept', source='sequential-memory claim 1; our control',
+      measured='rise of the score, facts minus controls', rule=More(least=.1), unit='nats a token', sd=.1)
 claim('ML2', 'With moments reset, forgotten facts return later on unrelated text.',
       lambda records: rise(records, 'reset, long', fallen=True, excess=True), 'tail, reset, long',
       source='sequential-memory claim 2, "sinusoidal memory" in the diary',
@@ -382,7 +441,9 @@ claim('ML2', 'With moments reset, forgotten facts return later on unrelated text
 # %% ../../nbs/studies/memory_loops.ipynb #53c982f6
 def margins(rows: list[dict]) -> np.ndarray:
     "Margins by checkpoint and answer, mean over questions."
-    table = pd.DataFrame(rows).assign(answer=lambda t: t['item'].str[-1].astype(int)).pivot_table(index='step', columns='answer', values='value')
+    table = pd.DataFrame(rows).assign(answer=lambda t: t['item'].str[-1].astype(int)).pivot_table(index='step',
+                                                                                                  columns='answer',
+                                                                                                  values='value')
     return table.to_numpy()
 
 def own_first(rows: list[dict], task: MemoryLoops) -> np.ndarray:
@@ -394,8 +455,10 @@ def own_first(rows: list[dict], task: MemoryLoops) -> np.ndarray:
 def planned(records: pd.DataFrame, arm: str):
     "The task of an arm, of the presets in which it is as long as these records: they may read other texts, in the same visits."
     last = records.step[records.arm == arm].max()
-    found = {tuple(a.task.plan(0)): a.task for p in study.presets.values() for a, _ in made(p).plan if a.name == arm and a.task.total == last}
-    if len(found) != 1: raise Missing(f'{arm} (its {last:g} steps are those of {len(found) or "no"} plans: finish its runs)')
+    found = {tuple(a.task.plan(0)): a.task for p in study.presets.values()
+             for a, _ in made(p).plan if a.name == arm and a.task.total == last}
+    if len(found) != 1:
+        raise Missing(f'{arm} (its {last:g} steps are those of {len(found) or "no"} plans: finish its runs)')
     return next(iter(found.values()))
 
 def last_turns(records: pd.DataFrame, arm: str, turns: int = 4) -> pd.DataFrame:
@@ -416,11 +479,11 @@ claim('ML8a', "A loop begins with the other loop's answer.",
       source='sequential-memory claim 8, F8: "the exact opposite effect"',
       measured='margin of the own answer over the other at the start of a turn, mean over four slots',
       rule=Less(most=-.1, said=-.4), sd=.2)
-claim('ML8b', 'It does so whatever texts the loop holds: with texts in an order drawn anew the margin at the start is the same.',
-      lambda records: start(records, 'fixed') - start(records, 'permuted'), *SLOTS['fixed'], *SLOTS['permuted'],
-      source='sequential-memory claim 8, pilot -.24 and -.30',
-      measured='the same, fixed minus drawn texts',
-      rule=Equal(margin=.1), sd=.08)
+claim('ML8b',
+      'It does so whatever texts the loop holds: with texts in an order drawn anew the margin at the start is the '
+      'same.', lambda records: start(records, 'fixed') - start(records, 'permuted'), *SLOTS['fixed'],
+      *SLOTS['permuted'], source='sequential-memory claim 8, pilot -.24 and -.30',
+      measured='the same, fixed minus drawn texts', rule=Equal(margin=.1), sd=.08)
 
 def crosses(records: pd.DataFrame, arm: str) -> pd.Series:
     "The share of turns in which the own answer comes to lead within two visits of where it is taught."
@@ -441,7 +504,8 @@ def locked_to(records: pd.DataFrame, arm: str) -> pd.Series:
     "Phase lock once teaching has stopped, by seed."
     task = planned(records, arm)
     loop = torch.tensor([v.loop for v in task.plan(0)][task.stop:])
-    return by_run(records, arm, lambda rows: phase_lock(torch.tensor(margins(rows)[task.stop + 1:]), loop, task.period).lock, 'margin').astype(float)
+    return by_run(records, arm,
+                  lambda rows: phase_lock(torch.tensor(margins(rows)[task.stop + 1:]), loop, task.period).lock, 'margin').astype(float)
 
 for letter, m in zip('ab', (1, 6)):
     claim(f'ML9{letter}', f"After teaching stops, a loop's texts call up its answer ({m} step{'s' * (m > 1)} a text).",
@@ -449,12 +513,12 @@ for letter, m in zip('ab', (1, 6)):
           source='sequential-memory claim 9, F8: "comes and goes"; pilot -.001 and -.02',
           measured="margin of an answer during its own loop minus during the other, trend removed",
           rule=More(least=.1), sd=.05)
-claim('ML9c', 'Where it does not depend on the order of texts, it is no memory of a place: with texts drawn anew the lock is the same.',
+claim('ML9c',
+      'Where it does not depend on the order of texts, it is no memory of a place: with texts drawn anew the lock is '
+      'the same.',
       lambda records: locked_to(records, 'lock, M = 1, fixed') - locked_to(records, 'lock, M = 1, permuted'),
-      'lock, M = 1, fixed', 'lock, M = 1, permuted',
-      source='sequential-memory claim 9',
-      measured='phase lock, fixed minus drawn texts',
-      rule=Equal(margin=.05), sd=.04)
+      'lock, M = 1, fixed', 'lock, M = 1, permuted', source='sequential-memory claim 9',
+      measured='phase lock, fixed minus drawn texts', rule=Equal(margin=.05), sd=.04)
 
 # %% ../../nbs/studies/memory_loops.ipynb #615dbdb5
 def held(records: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -467,7 +531,8 @@ def held(records: pd.DataFrame, arm: str) -> pd.DataFrame:
 
 def sooner(id: str, statement: str, read: Callable, ours: str, theirs: str, gate: Callable | None = None, **plan) -> None:
     "A claim about steps or half-lives: of one arm, of another, and where counting ends."
-    study.reading(id, statement, lambda records: lasts(read(records, ours), read(records, theirs)), gate, arms=(ours, theirs), **dict(seeds=20, unit='times') | plan)
+    study.reading(id, statement, lambda records: lasts(read(records, ours), read(records, theirs)), gate,
+                  arms=(ours, theirs), **dict(seeds=20, unit='times') | plan)
 
 def lasts(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     "Columns for the rule, and the log-rank test."
@@ -488,13 +553,17 @@ def holds(records: pd.DataFrame, theirs: str) -> tuple:
     ours, other = held(records, OURS), held(records, theirs)
     return ours.left - other.left, 'half-lives: ' + lasts(other, ours)[1], flipped(ours.left - other.left, LEFT)
 
-for letter, theirs, words in (('a', 'loops, SGD', "A loop's own Adam holds more of the answers than SGD does, where both know them equally well."),
-                              ('b', 'loops, Adam reset', "A loop's own Adam state holds more of them than one that is reset."),
-                              ('c', 'loops, Adam shared', "A loop's own Adam state holds more of them than one that is shared.")):
-    study.reading(f'ML10{letter}', words, lambda records, theirs=theirs: holds(records, theirs), alike(held, .3, 2.), arms=(OURS, theirs),
-                  source='sequential-memory claim 10, F8: "stronger with Adam"',
-                  measured='share of the margin that is left in the eighth repeat after the stop, own Adam minus the other',
-                  rule=LEFT, unit='of the margin', seeds=20, sd=.15)
+for letter, theirs, words in (('a', 'loops, SGD',
+                               "A loop's own Adam holds more of the answers than SGD does, where both know them "
+                               "equally well."),
+                              ('b', 'loops, Adam reset',
+                               "A loop's own Adam state holds more of them than one that is reset."),
+                              ('c', 'loops, Adam shared',
+                               "A loop's own Adam state holds more of them than one that is shared.")):
+    study.reading(f'ML10{letter}', words, lambda records, theirs=theirs: holds(records, theirs), alike(held, .3, 2.),
+                  arms=(OURS, theirs), source='sequential-memory claim 10, F8: "stronger with Adam"',
+                  measured='share of the margin that is left in the eighth repeat after the stop, own Adam minus the '
+                           'other', rule=LEFT, unit='of the margin', seeds=20, sd=.15)
 
 # %% ../../nbs/studies/memory_loops.ipynb #f300c53c
 KNOWN = .3   # nats: a loop is known. A mean over loops would have to guess for those that never are
@@ -504,7 +573,8 @@ def first_known(records: pd.DataFrame, arm: str) -> pd.DataFrame:
     task = planned(records, arm)
     turn = task.texts * task.repeats
     def one(rows, loop):
-        return next((r['step'] - loop * turn for r in rows if r['item'] == f'loop {loop}' and loop * turn < r['step'] <= (loop + 1) * turn and r['value'] <= KNOWN), math.inf)
+        return next((r['step'] - loop * turn
+                     for r in rows if r['item'] == f'loop {loop}' and loop * turn < r['step'] <= (loop + 1) * turn and r['value'] <= KNOWN), math.inf)
     def read(rows):
         steps = sorted(one(sorted(rows, key=lambda r: r['step']), loop) for loop in range(OLD, task.loops))
         return steps[len(steps) // 2]
@@ -522,16 +592,17 @@ sooner('ML11b', 'The first moment has a part in it: mean m and v are quicker tha
        measured='steps to .3 nats, the median of new loops, from mean v over from mean m and v',
        rule=Sooner(least=1.05, said=1.2), sd=.12)
 
-def keeps(records: pd.DataFrame, ours: str) -> pd.Series: return at_end(records, 'loop_loss', 'loops, not steered', 'loop 0') - at_end(records, 'loop_loss', ours, 'loop 0')
+def keeps(records: pd.DataFrame, ours: str) -> pd.Series:
+    return at_end(records, 'loop_loss', 'loops, not steered', 'loop 0') - at_end(records, 'loop_loss', ours, 'loop 0')
 def level(records: pd.DataFrame, ours: str, theirs: str) -> tuple[pd.Series, str]:
     "Whether a steered arm loses at most a little more on the loop that was read last."
     return at_end(records, 'loop_loss', ours, 'loop 1') - at_end(records, 'loop_loss', theirs, 'loop 1') < .05, 'lose as little on the last loop'
 
 for letter, name in zip('abcd', [n for n in KEEPING if n != 'not steered']):
-    claim(f'ML15{letter}', f'Of two loops the one before is kept better where steps are {name.replace("conflicts removed", "rid of conflicts")}, '
-                              'and the last one is learned as well.',
-          lambda records, ours=f'loops, {name}': keeps(records, ours), f'loops, {name}', 'loops, not steered', gate=level,
-          source='sequential-memory claim 15',
+    claim(f'ML15{letter}',
+          f'Of two loops the one before is kept better where steps are {name.replace("conflicts removed", "rid of conflicts")}, ' 'and the last one is learned as well.',
+          lambda records, ours=f'loops, {name}': keeps(records, ours), f'loops, {name}', 'loops, not steered',
+          gate=level, source='sequential-memory claim 15',
           measured='loss of the first loop after the last turn of the second, not steered minus steered',
           rule=More(least=.1), sd=.1)
 
@@ -554,20 +625,22 @@ sooner('ML21', 'Facts last longer in a wider model (128 against 32), where both 
        measured='half-life under text, width 128 over 32',
        rule=Sooner(least=1.25, said=2.), sd=.4)
 
-def left_over(records: pd.DataFrame, arm: str) -> pd.Series: return by_run(records, arm, lambda rows: corrected(rows)[-1].mean().item(), 'margin').astype(float)
-BETTER = {'half of a batch': 'where they are half of a batch of text', 'one in a batch': 'where one stands in every batch of text',
-          'alone, spaced': 'alone, with text between them'}
+def left_over(records: pd.DataFrame, arm: str) -> pd.Series:
+    return by_run(records, arm, lambda rows: corrected(rows)[-1].mean().item(), 'margin').astype(float)
+BETTER = {'half of a batch': 'where they are half of a batch of text',
+          'one in a batch': 'where one stands in every batch of text', 'alone, spaced': 'alone, with text between them'}
 for letter, (name, words) in zip('abc', BETTER.items()):
-    claim(f'ML22{letter}', f'Read as often, facts are kept better {words} than massed.',
-          lambda records, ours=f'facts {name}': left_over(records, ours) - left_over(records, 'facts massed'), f'facts {name}', 'facts massed',
-          source='sequential-memory claim 22, F7 experiment 2',
+    claim(f'ML22{letter}', f'Read as often, facts are kept better {words} than massed.', lambda records,
+          ours=f'facts {name}': left_over(records, ours) - left_over(records, 'facts massed'), f'facts {name}',
+          'facts massed', source='sequential-memory claim 22, F7 experiment 2',
           measured='margin beyond controls 400 batches of text after the last reading, minus that of massed facts',
           rule=More(least=.1), sd=.2)
 
 def harm(rows: list[dict], task: Episodes) -> float:
     "What reading a fact does to the margins of the others."
     plan = task.plan(rows[0]['seed'])
-    change = interference(corrected(rows), [[v for v, visit in enumerate(plan) if i in visit.items] for i in range(task.quiz.facts)])
+    change = interference(corrected(rows),
+                          [[v for v, visit in enumerate(plan) if i in visit.items] for i in range(task.quiz.facts)])
     return change[~torch.eye(len(change), dtype=torch.bool)].mean().item()
 
 def harms(records: pd.DataFrame) -> pd.Series:

@@ -45,7 +45,8 @@ SOLVED = .99   # a run counts as solved
 
 def training(steps: int, lr: float, every: int) -> FitConfig:
     "How an arm is trained: it may stop when two evaluations have reached .995."
-    return FitConfig(steps=steps, optimizer=AdamWConfig(lr=lr), schedule=Cosine(warmup=min(100, steps // 10)), objective=RecallLoss(), solved=Solved(), log_every=min(every, steps))
+    return FitConfig(steps=steps, optimizer=AdamWConfig(lr=lr), schedule=Cosine(warmup=min(100, steps // 10)),
+                     objective=RecallLoss(), solved=Solved(), log_every=min(every, steps))
 
 def asked(rows: int) -> tuple:
     "What every trained arm is asked, on so many rows."
@@ -58,7 +59,8 @@ def load(pairs: int, vocab_size: int = 256) -> RecallConfig:
 
 NANO, OVERWRITE = load(8, 128), RecallConfig(vocab_size=128, length=40, pairs=8, updates=4)
 SHIFT = dict(conv=4)                                             # a short convolution
-RAW = dict(q_kernel='none', k_kernel='none', denominator=False, out_norm='rms', q_norm='l2', k_norm='l2')   # additive memory without a denominator
+# additive memory without a denominator
+RAW = dict(q_kernel='none', k_kernel='none', denominator=False, out_norm='rms', q_norm='l2', k_norm='l2')
 
 def even_std(width: int) -> float:
     "Of initial weights that pass on as much variance as .02 does at width 768."
@@ -66,7 +68,8 @@ def even_std(width: int) -> float:
 
 def lm(task: RecallConfig, *mixers, layers: int = 1, **options) -> MixerLMConfig:
     "A model of some mixers, repeated, for a task."
-    return MixerLMConfig(vocab_size=task.vocab_size, mixers=mixers * layers, **dict(std=even_std(mixers[0].d_model)) | options)
+    return MixerLMConfig(vocab_size=task.vocab_size, mixers=mixers * layers,
+                         **dict(std=even_std(mixers[0].d_model)) | options)
 
 # %% ../../nbs/studies/mqar.ipynb #efd4cbff
 @dataclass(frozen=True)
@@ -80,11 +83,14 @@ class Sizes:
     rows: int = 64
     test_rows: int = 256
 
-    def arm(self, name: str, model: MixerLMConfig, *configs: RecallConfig, steps: int | None = None, lr: float = 3e-3, every: int | None = None, elsewhere: dict | None = None, shuffled: bool = False, examples: int | None = None, **words) -> Arm:
+    def arm(self, name: str, model: MixerLMConfig, *configs: RecallConfig, steps: int | None = None, lr: float = 3e-3,
+            every: int | None = None, elsewhere: dict | None = None, shuffled: bool = False,
+            examples: int | None = None, **words) -> Arm:
         "An arm of these sizes; `words` are its factors, `elsewhere` what it is asked beside its task."
         task = RecallTask(configs=configs, rows=self.rows, shuffled=shuffled, examples=examples)
         more = (RecallElsewhere(rows=self.test_rows, **elsewhere),) if elsewhere else ()
-        return Arm(name=name, task=task, model=model, train=training(steps or self.steps, lr, every or self.every), measures=asked(self.test_rows) + more, factors=factors(**words))
+        return Arm(name=name, task=task, model=model, train=training(steps or self.steps, lr, every or self.every),
+                   measures=asked(self.test_rows) + more, factors=factors(**words))
 
     def soon(self) -> int:
         "Steps between evaluations where the step at which a run is solved counts."
@@ -93,15 +99,18 @@ class Sizes:
 # %% ../../nbs/studies/mqar.ipynb #353fbd4e
 def shifts(z: Sizes) -> list[Arm]:
     "Attention with and without a convolution."
-    a, learned = lambda **kw: AttentionConfig(d_model=z.width, n_heads=2, **kw), dict(positions='learned', max_len=NANO.length)
+    a, learned = lambda **kw: AttentionConfig(d_model=z.width, n_heads=2, **kw), dict(positions='learned',
+                                                                                      max_len=NANO.length)
     arms = [z.arm(f'attention conv {n}', lm(NANO, a(**SHIFT), layers=n), NANO, every=z.soon()) for n in (1, 2)]
     return arms + [z.arm(f'attention learned {n}', lm(NANO, a(), layers=n, **learned), NANO) for n in (1, 2)]
 
 def controls(z: Sizes) -> list[Arm]:
     "Other ways of telling positions, and answers that cannot be recalled."
     a = lambda **kw: AttentionConfig(d_model=z.width, n_heads=2, **kw)
-    arms = [z.arm('attention rope 2', lm(NANO, a(rope=True), layers=2), NANO), z.arm('attention nope 2', lm(NANO, a(), layers=2), NANO)]
-    return arms + [z.arm('shuffled answers', lm(NANO, a(**SHIFT), layers=2, positions='learned', max_len=NANO.length), NANO, shuffled=True)]
+    arms = [z.arm('attention rope 2', lm(NANO, a(rope=True), layers=2), NANO),
+            z.arm('attention nope 2', lm(NANO, a(), layers=2), NANO)]
+    return arms + [z.arm('shuffled answers', lm(NANO, a(**SHIFT), layers=2, positions='learned', max_len=NANO.length),
+                         NANO, shuffled=True)]
 
 # %% ../../nbs/studies/mqar.ipynb #256af646
 def unified(z: Sizes, *, name: str, task: RecallConfig, width: int, n_heads: int, dk: int, layers: int, **options) -> list[Arm]:
@@ -118,59 +127,77 @@ def unified(z: Sizes, *, name: str, task: RecallConfig, width: int, n_heads: int
 def loads(z: Sizes, pairs: tuple[int, ...]) -> list[Arm]:
     "A memory of one head under growing load."
     kw = dict(d_model=z.width, n_heads=1, dk=16, **SHIFT)
-    mixers = {'attention': AttentionConfig(**kw), 'delta': DeltaNetConfig(**kw), 'additive': LinearAttentionConfig(**kw, **RAW), 'elu+1': LinearAttentionConfig(**kw)}
-    return [z.arm(f'{name} load {n}', lm(load(n), m), load(n), steps=z.loaded, question='load', memory=name, pairs=n) for n in pairs for name, m in mixers.items()]
+    mixers = {'attention': AttentionConfig(**kw), 'delta': DeltaNetConfig(**kw),
+              'additive': LinearAttentionConfig(**kw, **RAW), 'elu+1': LinearAttentionConfig(**kw)}
+    return [z.arm(f'{name} load {n}', lm(load(n), m), load(n), steps=z.loaded, question='load', memory=name, pairs=n)
+            for n in pairs for name, m in mixers.items()]
 
 def overwrites(z: Sizes) -> list[Arm]:
     "The same with some keys given another value."
     kw = dict(d_model=z.width, n_heads=1, dk=16, **SHIFT)
-    mixers = dict(delta=DeltaNetConfig(**kw), additive=LinearAttentionConfig(**kw, **RAW), attention=AttentionConfig(**kw), gated_delta=mixer_config('gated_delta', **kw), titans=TitansConfig(**kw))
+    mixers = dict(delta=DeltaNetConfig(**kw), additive=LinearAttentionConfig(**kw, **RAW),
+                  attention=AttentionConfig(**kw), gated_delta=mixer_config('gated_delta', **kw),
+                  titans=TitansConfig(**kw))
     return [z.arm(f'{name} overwrite', lm(OVERWRITE, m), OVERWRITE, steps=z.loaded) for name, m in mixers.items()]
 
 def carries(z: Sizes) -> list[Arm]:
     "Asked with nothing but the memory carried over, with that memory emptied, and with all but its last tokens cut off."
     kw = dict(d_model=z.width, n_heads=2, **SHIFT)
-    mixers = dict(delta=DeltaNetConfig(**kw), gated_delta=mixer_config('gated_delta', **kw), attention=AttentionConfig(**kw))
-    return [z.arm(f'{name} carried', lm(NANO, m, layers=2), NANO, elsewhere=dict(carried=True, emptied=True, cut=8 if name == 'attention' else None)) for name, m in mixers.items()]
+    mixers = dict(delta=DeltaNetConfig(**kw), gated_delta=mixer_config('gated_delta', **kw),
+                  attention=AttentionConfig(**kw))
+    return [z.arm(f'{name} carried', lm(NANO, m, layers=2), NANO,
+                  elsewhere=dict(carried=True, emptied=True, cut=8 if name == 'attention' else None)) for name, m in mixers.items()]
 
 # %% ../../nbs/studies/mqar.ipynb #9a19a6d0
 def holdings(z: Sizes, pairs: int, floats: tuple[int, ...], windows: tuple[int, ...] = ()) -> dict[str, list[Arm]]:
     "Families at equal numbers held: `floats`, powers of two from 64; `windows`, more of them for windows alone."
     task, d, kw = load(pairs), z.width, dict(d_model=z.width, n_heads=1, **SHIFT)
     def shape(f): return dict(dk=2 ** ((f.bit_length() - 1) // 2), dv=f // 2 ** ((f.bit_length() - 1) // 2))
-    families = dict(delta=lambda f: DeltaNetConfig(**kw, **shape(f)), gla=lambda f: GLAConfig(**kw, **shape(f)), mamba2=lambda f: Mamba2Config(d_model=d, dk=f // (2 * d)),
+    families = dict(delta=lambda f: DeltaNetConfig(**kw, **shape(f)), gla=lambda f: GLAConfig(**kw, **shape(f)),
+                    mamba2=lambda f: Mamba2Config(d_model=d, dk=f // (2 * d)),
                     window=lambda f: AttentionConfig(**kw, dk=16, window=1 + f // 32))
     sizes = {n: floats + windows if n == 'window' else floats for n in families}
-    return {n: [z.arm(f'{n} holds {f}', lm(task, make(f)), task, steps=z.loaded, question='holds', memory=n, floats=f) for f in sizes[n]] for n, make in families.items()}
+    return {n: [z.arm(f'{n} holds {f}', lm(task, make(f)), task, steps=z.loaded, question='holds', memory=n, floats=f)
+                for f in sizes[n]] for n, make in families.items()}
 
 def everyone(z: Sizes, pairs: int) -> list[Arm]:
     "Each mixer once, at its defaults but for one head of 16 and a convolution."
     task, kw = load(pairs), dict(d_model=z.width, n_heads=1, dk=16, **SHIFT)
-    mixers = {'attention': AttentionConfig(**kw), 'unified_kv': UnifiedKVConfig(**kw), 'linear': LinearAttentionConfig(**kw), 'additive': LinearAttentionConfig(**kw, **RAW), 'retention': mixer_config('retention', **kw),
-              'based': mixer_config('based', **kw | dict(dk=8)), 'gated_delta': mixer_config('gated_delta', **kw), 'ttt': mixer_config('ttt', **kw), 'titans': TitansConfig(**kw)}
-    return [z.arm(f'{name} once', lm(task, m), task, steps=z.loaded, question='once', memory=name) for name, m in mixers.items()]
+    mixers = {'attention': AttentionConfig(**kw), 'unified_kv': UnifiedKVConfig(**kw),
+              'linear': LinearAttentionConfig(**kw), 'additive': LinearAttentionConfig(**kw, **RAW),
+              'retention': mixer_config('retention', **kw), 'based': mixer_config('based', **kw | dict(dk=8)),
+              'gated_delta': mixer_config('gated_delta', **kw), 'ttt': mixer_config('ttt', **kw),
+              'titans': TitansConfig(**kw)}
+    return [z.arm(f'{name} once', lm(task, m), task, steps=z.loaded, question='once', memory=name)
+            for name, m in mixers.items()]
 
 # %% ../../nbs/studies/mqar.ipynb #822c298e
 def windows_of_rates(z: Sizes, rates: tuple[float, ...]) -> list[Arm]:
     "Attention and three recurrent memories at every rate."
     kw = dict(d_model=z.width, n_heads=2, **SHIFT)
-    mixers = dict(attention=AttentionConfig(**kw), delta=DeltaNetConfig(**kw), gla=GLAConfig(**kw), mamba2=Mamba2Config(d_model=z.width, dk=16))
-    return [z.arm(f'{name} rate {lr:g}', lm(NANO, m, layers=2), NANO, lr=lr, question='rate', memory=name, rate=lr) for name, m in mixers.items() for lr in rates]
+    mixers = dict(attention=AttentionConfig(**kw), delta=DeltaNetConfig(**kw), gla=GLAConfig(**kw),
+                  mamba2=Mamba2Config(d_model=z.width, dk=16))
+    return [z.arm(f'{name} rate {lr:g}', lm(NANO, m, layers=2), NANO, lr=lr, question='rate', memory=name, rate=lr)
+            for name, m in mixers.items() for lr in rates]
 
 def extrapolations(z: Sizes, trained: tuple[int, ...], asked: tuple[int, ...]) -> list[Arm]:
     "Trained on few pairs, asked for many."
-    kw, options = dict(d_model=z.width, n_heads=1, **SHIFT), dict(elsewhere=dict(tests=tuple(load(n) for n in asked)), steps=z.loaded)
+    kw, options = dict(d_model=z.width, n_heads=1, **SHIFT), dict(elsewhere=dict(tests=tuple(load(n) for n in asked)),
+                                                                  steps=z.loaded)
     tasks = tuple(load(n) for n in trained)
     arms = [z.arm('attention extrapolates', lm(tasks[0], AttentionConfig(**kw, dk=16), layers=2), *tasks, **options)]
-    return arms + [z.arm(f'delta {k} extrapolates', lm(tasks[0], DeltaNetConfig(**kw, dk=k), layers=2), *tasks, **options) for k in DELTA_WIDTHS]
+    return arms + [z.arm(f'delta {k} extrapolates', lm(tasks[0], DeltaNetConfig(**kw, dk=k), layers=2), *tasks,
+                         **options) for k in DELTA_WIDTHS]
 
 def feedforwards(z: Sizes) -> list[Arm]:
     "A convolution with a feed-forward layer behind it, and with a memory in its place, at equal parameters, each with small and with even initial weights."
-    conv, wide = BaseConvConfig(d_model=z.width, taps=3), lambda dk: TitansConfig(d_model=z.width, n_heads=1, dk=dk, conv=0)
+    conv, wide = BaseConvConfig(d_model=z.width, taps=3), lambda dk: TitansConfig(d_model=z.width, n_heads=1, dk=dk,
+                                                                                  conv=0)
     static = lm(NANO, conv, layers=2, expand=4)
     written = lambda dk: lm(NANO, conv, wide(dk), layers=2)
     models = {'static feed-forward': static, 'memory as feed-forward': written(match_width(written, count_of(static)))}
-    return [z.arm(name + label, replace(model, std=std), NANO) for name, model in models.items() for label, std in {'': .02, ', even': even_std(z.width)}.items()]
+    return [z.arm(name + label, replace(model, std=std), NANO) for name, model in models.items()
+            for label, std in {'': .02, ', even': even_std(z.width)}.items()]
 
 # %% ../../nbs/studies/mqar.ipynb #3c14b905
 def tuned(plan: list[Planned], z: Sizes) -> Preset:
@@ -178,16 +205,25 @@ def tuned(plan: list[Planned], z: Sizes) -> Preset:
     return staged(plan, z.rates, leave_out=(RecallElsewhere,))
 
 DELTA_WIDTHS = (8, 16, 32)   # of memories that are asked for more than they were trained on
-COUNTED = ('delta overwrite', 'additive overwrite', 'attention overwrite', *(f'{m} bare' for m in ('attention', 'unified')), *(f'{m} conv' for m in ('attention', 'unified')))   # arms whose successes or steps are counted
+# arms whose successes or steps are counted
+COUNTED = ('delta overwrite', 'additive overwrite', 'attention overwrite',
+           *(f'{m} bare' for m in ('attention', 'unified')), *(f'{m} conv' for m in ('attention', 'unified')))
 
-def everything(z: Sizes, *, bare: Sizes, few: tuple[int, ...], some: tuple[int, ...], many: tuple[int, ...], pairs: tuple[int, ...], middle: int, floats: tuple[int, ...], windows: tuple[int, ...], rates: tuple[float, ...], long: tuple[int, ...]) -> Preset:
+def everything(z: Sizes, *, bare: Sizes, few: tuple[int, ...], some: tuple[int, ...], many: tuple[int, ...],
+               pairs: tuple[int, ...], middle: int, floats: tuple[int, ...], windows: tuple[int, ...],
+               rates: tuple[float, ...], long: tuple[int, ...]) -> Preset:
     "All arms of this study."
     arms = unified(z, name='conv', task=NANO, width=z.width, n_heads=2, dk=12, layers=2, **SHIFT) + overwrites(z) + carries(z) + everyone(z, middle) + extrapolations(z, (pairs[0] // 2, *pairs[:2]), long) + feedforwards(z) + controls(z)
-    plan = [Planned(a, many, a.name) for a in shifts(z)] + [Planned(a, many if a.name in COUNTED else few, a.name) for a in arms]
+    plan = [Planned(a, many, a.name) for a in shifts(z)] + [Planned(a, many if a.name in COUNTED else few, a.name)
+                                                            for a in arms]
     plan += [Planned(a, some, f"{a.name.rsplit(' ', 1)[0]} {middle}") for a in loads(z, pairs)]
-    for family in holdings(z, middle, floats, windows).values(): plan += [Planned(a, few, family[len(family) // 2].name) for a in family]
+    for family in holdings(z, middle, floats, windows).values():
+        plan += [Planned(a, few, family[len(family) // 2].name) for a in family]
     plan += [Planned(a, few) for a in windows_of_rates(z, rates)]
-    return tuned(plan + [Planned(a, many if a.name in COUNTED else few) for a in unified(bare, name='bare', task=NANO, width=2 * z.width, n_heads=1, dk=48 * z.width // 32, layers=2, lr=1e-3)], z)
+    return tuned(plan + [Planned(a, many if a.name in COUNTED else few) for a in unified(bare, name='bare', task=NANO,
+                                                                                         width=2 * z.width, n_heads=1,
+                                                                                         dk=48 * z.width // 32,
+                                                                                         layers=2, lr=1e-3)], z)
 
 EIGHT_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, .1, .3, 1.)
 FLOATS, WINDOWS = (64, 128, 256, 512, 1024), (1280, 1536, 1792, 2048)
@@ -195,11 +231,14 @@ FLOATS, WINDOWS = (64, 128, 256, 512, 1024), (1280, 1536, 1792, 2048)
 def quick() -> Preset:
     "Toys, to see that everything runs."
     z = Sizes(steps=4, loaded=4, width=16, every=2, rates=(3e-3,), rows=4, test_rows=8)
-    return everything(z, bare=z, few=(0,), some=(0,), many=(0,), pairs=(4, 8), middle=8, floats=FLOATS[:1] + FLOATS[-1:], windows=(), rates=(1e-3, 1e-2), long=(16,))
+    return everything(z, bare=z, few=(0,), some=(0,), many=(0,), pairs=(4, 8), middle=8,
+                      floats=FLOATS[:1] + FLOATS[-1:], windows=(), rates=(1e-3, 1e-2), long=(16,))
 
 def cpu() -> Preset:
     "Models of width 32 on a laptop."
-    return everything(Sizes(steps=3000, loaded=3000), bare=Sizes(steps=4000, loaded=0, every=200), few=tuple(range(5)), some=tuple(range(12)), many=tuple(range(20)), pairs=(8, 16, 32), middle=16, floats=FLOATS, windows=WINDOWS, rates=EIGHT_RATES, long=(32, 64))
+    return everything(Sizes(steps=3000, loaded=3000), bare=Sizes(steps=4000, loaded=0, every=200), few=tuple(range(5)),
+                      some=tuple(range(12)), many=tuple(range(20)), pairs=(8, 16, 32), middle=16, floats=FLOATS,
+                      windows=WINDOWS, rates=EIGHT_RATES, long=(32, 64))
 
 # %% ../../nbs/studies/mqar.ipynb #e352a089
 LENGTHS, WIDTHS = ((64, 4), (128, 8), (256, 16)), (32, 64, 128, 256)
@@ -210,14 +249,17 @@ def lengths(z: Sizes) -> list[Arm]:
     for length, pairs in LENGTHS:
         task = RecallConfig(vocab_size=8192, length=length, pairs=pairs)
         for d in WIDTHS:
-            mixers = dict(baseconv=BaseConvConfig(d_model=d, taps=length), attention=AttentionConfig(d_model=d, n_heads=1, form='fused', **SHIFT))
-            arms += [z.arm(f'{name} T {length} d {d}', lm(task, m, layers=2), task, question='width', memory=name, length=length, width=d) for name, m in mixers.items()]
+            mixers = dict(baseconv=BaseConvConfig(d_model=d, taps=length),
+                          attention=AttentionConfig(d_model=d, n_heads=1, form='fused', **SHIFT))
+            arms += [z.arm(f'{name} T {length} d {d}', lm(task, m, layers=2), task, question='width', memory=name,
+                           length=length, width=d) for name, m in mixers.items()]
     return arms
 
 def gpu() -> Preset:
     "Width against length, for one modern GPU."
     z = Sizes(steps=2000, loaded=2000, rows=128, test_rows=512)
-    return replace(tuned([Planned(a, (0, 1, 2, 3, 4), a.name) for a in lengths(z)], z), note='width against length: claim 8')
+    return replace(tuned([Planned(a, (0, 1, 2, 3, 4), a.name) for a in lengths(z)], z),
+                   note='width against length: claim 8')
 
 def full() -> Preset:
     "The source's two models and a delta rule of the same size on its fixed rows, and the families at the field's width."
@@ -225,9 +267,12 @@ def full() -> Preset:
     task, heads = RecallConfig(vocab_size=2048, length=128, pairs=32), dict(d_model=64, n_heads=2)
     model = lambda mixer: lm(task, mixer, layers=4, std=.02)
     delta = lambda dk: model(DeltaNetConfig(**heads, dk=dk))
-    models = dict(attention=model(AttentionConfig(**heads, dk=48)), unified_kv=model(UnifiedKVConfig(**heads, dk=64)), delta=delta(match_width(delta, 98_560)))
-    plan = [Planned(z.arm(f'{name} of the source', m, task, lr=1e-3, examples=40_000), (0, 1, 2, 3, 4)) for name, m in models.items()]
-    for family in holdings(field := replace(z, rows=256, every=1000), 64, (1024, 4096, 16_384)).values(): plan += [Planned(a, (0, 1, 2, 3, 4), family[1].name) for a in family]
+    models = dict(attention=model(AttentionConfig(**heads, dk=48)), unified_kv=model(UnifiedKVConfig(**heads, dk=64)),
+                  delta=delta(match_width(delta, 98_560)))
+    plan = [Planned(z.arm(f'{name} of the source', m, task, lr=1e-3, examples=40_000), (0, 1, 2, 3, 4))
+            for name, m in models.items()]
+    for family in holdings(field := replace(z, rows=256, every=1000), 64, (1024, 4096, 16_384)).values():
+        plan += [Planned(a, (0, 1, 2, 3, 4), family[1].name) for a in family]
     return tuned(plan, field)
 
 # %% ../../nbs/studies/mqar.ipynb #ddf682af
@@ -248,8 +293,10 @@ def own_arm(
     "A model of one kind of mixer on one task."
     task = RecallConfig(vocab_size=vocab_size, length=input_seq_len, pairs=num_kv_pairs)
     model = lm(task, mixer_config(mixer, d_model=dim, **fields), layers=n_layers, expand=4 * use_ffn)
-    count_of(model)                                              # refuses what only building shows, such as a form the mixer does not have
-    return Arm(name=mixer, task=RecallTask(configs=(task,), rows=batch_size), model=model, train=training(steps, lr, every), measures=asked(256))
+    # refuses what only building shows, such as a form the mixer does not have
+    count_of(model)
+    return Arm(name=mixer, task=RecallTask(configs=(task,), rows=batch_size), model=model,
+               train=training(steps, lr, every), measures=asked(256))
 
 # %% ../../nbs/studies/mqar.ipynb #ce46cdc1
 def accuracy(records: pd.DataFrame, arm: str, item: str | None = None) -> pd.Series:
@@ -267,40 +314,60 @@ def rested(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
 def solving(records: pd.DataFrame, ours: str, theirs: str) -> tuple[pd.DataFrame, str]:
     "Steps to solve of two arms with the last step of the longer run, and how they compare."
     end = records[records.arm.isin((ours, theirs))].step.max()
-    values = pd.DataFrame(dict(ours=steps_to(records, ours, SOLVED), theirs=steps_to(records, theirs, SOLVED), end=float(end)))
+    values = pd.DataFrame(dict(ours=steps_to(records, ours, SOLVED), theirs=steps_to(records, theirs, SOLVED),
+                               end=float(end)))
     return values, log_rank(values)
 
 # %% ../../nbs/studies/mqar.ipynb #dcac3185
-study = Study('mqar', 'What must a memory do to recall, and does it need a key and a value?', dict(quick=quick, cpu=cpu, gpu=gpu, full=full), planted=dict(recall=planted_recall))
+study = Study('mqar', 'What must a memory do to recall, and does it need a key and a value?',
+              dict(quick=quick, cpu=cpu, gpu=gpu, full=full), planted=dict(recall=planted_recall))
 
-@study.claim('MQ2', 'With learned positions and no convolution, two layers of attention first learn where a pair is asked for, and rest at what positions alone tell.', source='a reading of the task: first keys tend to be asked first',
-             measured='share of seeds whose accuracy stays within [1/n + .03, positional ceiling + .02] for 1,000 steps on end', rule=Often(least=.8), arms=('attention learned 2',), unit='of the seeds', seeds=20)
+@study.claim('MQ2',
+             'With learned positions and no convolution, two layers of attention first learn where a pair is asked '
+             'for, and rest at what positions alone tell.',
+             source='a reading of the task: first keys tend to be asked first',
+             measured='share of seeds whose accuracy stays within [1/n + .03, positional ceiling + .02] for 1,000 '
+                      'steps on end', rule=Often(least=.8), arms=('attention learned 2',), unit='of the seeds', seeds=20)
 def rests_at_ceiling(runs, records):
     arm = 'attention learned 2'
     steps = stretch(records, arm, floor_of(records, arm, 'row') + .03, floor_of(records, arm, 'position') + .02)
     cut = int((steps >= records[records.arm == arm].step.max() - 300).sum())
-    return seen(steps >= 1000, f"median {steps.median():g} steps, ceiling {floor_of(records, arm, 'position'):.3f}, 1/n {floor_of(records, arm, 'row'):.3f}" + f'; {cut} still rested when their run ended' * bool(cut))
+    return seen(steps >= 1000,
+                f"median {steps.median():g} steps, ceiling {floor_of(records, arm, 'position'):.3f}, 1/n {floor_of(records, arm, 'row'):.3f}" + f'; {cut} still rested when their run ended' * bool(cut))
 
 # %% ../../nbs/studies/mqar.ipynb #d13cb9c5
 for id, layers, said in (('MQ3a', 2, 12.), ('MQ3b', 1, 6.)):
     arms = f'attention conv {layers}', f'attention learned {layers}'
-    study.reading(id, f'A short convolution on queries, keys and values lets {"one layer" if layers == 1 else "two layers"} of attention recall in a fifth of the steps that learned positions need.',
-                  partial(solving, ours=arms[0], theirs=arms[1]), source=f'calibration: stuck at .15 to .20 without, solved at step {500 if layers == 1 else 250} with',
-                  measured='steps to .99 without a convolution over those with it', rule=Sooner(least=5., said=said), arms=arms, unit='times as soon', seeds=20, sd=.2)
+    study.reading(id,
+                  f'A short convolution on queries, keys and values lets {"one layer" if layers == 1 else "two layers"} '
+                  f'of attention recall in a fifth of the steps that learned positions need.',
+                  partial(solving, ours=arms[0], theirs=arms[1]),
+                  source=f'calibration: stuck at .15 to .20 without, solved at step {500 if layers == 1 else 250} '
+                         f'with', measured='steps to .99 without a convolution over those with it',
+                  rule=Sooner(least=5., said=said), arms=arms, unit='times as soon', seeds=20, sd=.2)
 
 # %% ../../nbs/studies/mqar.ipynb #08ebc360
-study.reading('MQ4a', 'With a short convolution one projection for key and value recalls as well as two, at equal parameters and two thirds of the cache.',
-              lambda records: accuracy(records, 'unified conv') - accuracy(records, 'attention conv'), source='the logged pair of runs, which reported no accuracy',
-              measured="accuracy of unified KV minus attention's", rule=More(least=-.01, said=0., bounds=(-1, 1)), arms=('unified conv', 'attention conv'),
-              unit='accuracy', seeds=20, sd=.005)
+study.reading('MQ4a',
+              'With a short convolution one projection for key and value recalls as well as two, at equal parameters '
+              'and two thirds of the cache.',
+              lambda records: accuracy(records, 'unified conv') - accuracy(records, 'attention conv'),
+              source='the logged pair of runs, which reported no accuracy',
+              measured="accuracy of unified KV minus attention's", rule=More(least=-.01, said=0., bounds=(-1, 1)),
+              arms=('unified conv', 'attention conv'), unit='accuracy', seeds=20, sd=.005)
 
-study.reading('MQ4c', 'With a short convolution one projection for key and value needs at most 1.5 times the steps that two need, at equal parameters.',
-              partial(solving, ours='unified conv', theirs='attention conv'), source='the logged pair of runs; calibration: 300 to 400 steps against 300',
-              measured='steps to .99 of attention over those of unified KV', rule=Sooner(least=1 / 1.5, said=1.), arms=('unified conv', 'attention conv'),
-              unit='times as soon', seeds=20, sd=.2)
+study.reading('MQ4c',
+              'With a short convolution one projection for key and value needs at most 1.5 times the steps that two '
+              'need, at equal parameters.', partial(solving, ours='unified conv', theirs='attention conv'),
+              source='the logged pair of runs; calibration: 300 to 400 steps against 300',
+              measured='steps to .99 of attention over those of unified KV', rule=Sooner(least=1 / 1.5, said=1.),
+              arms=('unified conv', 'attention conv'), unit='times as soon', seeds=20, sd=.2)
 
-@study.claim('MQ4b', 'Without a convolution, too, one projection for key and value solves the task on as many seeds as two, within 30 percentage points.', source='calibration: attention solved 3 of 3 seeds, unified KV 1 of 3',
-             measured='share of seeds that unified KV solves minus the share that attention solves, equal parameters, width 64', rule=MoreOften(least=-.3, said=0.), arms=('unified bare', 'attention bare'), unit='of the seeds', seeds=20)
+@study.claim('MQ4b',
+             'Without a convolution, too, one projection for key and value solves the task on as many seeds as two, '
+             'within 30 percentage points.', source='calibration: attention solved 3 of 3 seeds, unified KV 1 of 3',
+             measured='share of seeds that unified KV solves minus the share that attention solves, equal '
+                      'parameters, width 64', rule=MoreOften(least=-.3, said=0.),
+             arms=('unified bare', 'attention bare'), unit='of the seeds', seeds=20)
 def unified_without_shift(runs, records):
     solved = pd.DataFrame({a: np.isfinite(steps_to(records, a, SOLVED)) for a in ('unified bare', 'attention bare')})
     if not solved.any(axis=None): raise Missing('any seed (no model does the task: a longer run could)')
@@ -309,7 +376,8 @@ def unified_without_shift(runs, records):
 # %% ../../nbs/studies/mqar.ipynb #3630366b
 def surplus(records: pd.DataFrame, pairs: int) -> pd.Series:
     "Accuracy of the delta rule minus that of the better additive memory, by seed."
-    return accuracy(records, f'delta load {pairs}') - np.maximum(accuracy(records, f'additive load {pairs}'), accuracy(records, f'elu+1 load {pairs}'))
+    return accuracy(records, f'delta load {pairs}') - np.maximum(accuracy(records, f'additive load {pairs}'),
+                                                                 accuracy(records, f'elu+1 load {pairs}'))
 
 def of_load(*pairs: int) -> tuple[str, ...]:
     "The arms that `surplus` reads."
@@ -320,43 +388,64 @@ def under_load(id: str, statement: str, read, pairs: tuple[int, ...], **plan):
     study.reading(id, statement, read, rested, arms=of_load(*pairs), unit='accuracy', **plan)
 
 for id, n, said in (('MQ5a', 16, .02), ('MQ5b', 32, .07)):
-    under_load(id, f'A memory of one head of 16 that replaces (delta rule) holds more of {n} pairs than one that adds.', lambda records, n=n: surplus(records, n), (n,), source=f'calibration: {dict(MQ5a=".85 against .83", MQ5b=".62 against .55")[id]}',
-               measured='accuracy of the delta rule minus the better of two additive memories', rule=More(least=.02, said=said, bounds=(-1, 1)), seeds=12, sd=.04)
-under_load('MQ5c', 'What replacing gains over adding is larger at 32 pairs than at 8.', lambda records: surplus(records, 32) - surplus(records, 8), (8, 32), source='calibration: .01 at 8 pairs, .07 at 32', measured='surplus of the delta rule at 32 pairs minus that at 8',
+    under_load(id, f'A memory of one head of 16 that replaces (delta rule) holds more of {n} pairs than one that adds.',
+               lambda records, n=n: surplus(records, n), (n,),
+               source=f'calibration: {dict(MQ5a=".85 against .83", MQ5b=".62 against .55")[id]}',
+               measured='accuracy of the delta rule minus the better of two additive memories',
+               rule=More(least=.02, said=said, bounds=(-1, 1)), seeds=12, sd=.04)
+under_load('MQ5c', 'What replacing gains over adding is larger at 32 pairs than at 8.',
+           lambda records: surplus(records, 32) - surplus(records, 8), (8, 32),
+           source='calibration: .01 at 8 pairs, .07 at 32',
+           measured='surplus of the delta rule at 32 pairs minus that at 8',
            rule=More(least=.02, said=.06, bounds=(-2, 2)), seeds=12, sd=.05)
-under_load('MQ5d', 'At 16 pairs elu+1 keys with a denominator hold less than raw keys with a norm on what is read.', lambda records: accuracy(records, 'additive load 16') - accuracy(records, 'elu+1 load 16'), (16,), source='calibration: .83 against .29',
-           measured='accuracy of raw keys with a norm minus that of elu+1 with a denominator', rule=More(least=.2, said=.54, bounds=(-1, 1)), seeds=12, sd=.07)
+under_load('MQ5d', 'At 16 pairs elu+1 keys with a denominator hold less than raw keys with a norm on what is read.',
+           lambda records: accuracy(records, 'additive load 16') - accuracy(records, 'elu+1 load 16'), (16,),
+           source='calibration: .83 against .29',
+           measured='accuracy of raw keys with a norm minus that of elu+1 with a denominator',
+           rule=More(least=.2, said=.54, bounds=(-1, 1)), seeds=12, sd=.07)
 
 # %% ../../nbs/studies/mqar.ipynb #f022f3ed
 def overwriting(id: str, memory: str, statement: str, source: str, passes):
     "How often a memory treats changed keys in some way."
     arm = f'{memory} overwrite'
-    @study.claim(id, statement, source=source, measured='share of seeds, among those that answer 90 % of the untouched keys', rule=Often(least=.8), arms=(arm,), unit='of the seeds', seeds=20)
+    @study.claim(id, statement, source=source,
+                 measured='share of seeds, among those that answer 90 % of the untouched keys', rule=Often(least=.8),
+                 arms=(arm,), unit='of the seeds', seeds=20)
     def read(runs, records):
         got = {m: at_end(records, m, arm) for m in ('untouched', 'updated', 'stale')}
         seeds, note = learned(got['untouched'] >= .9, 'know the untouched keys')
-        return seen(passes(got)[seeds], note, f"median updated {got['updated'].median():.2f}, stale {got['stale'].median():.2f}")
+        return seen(passes(got)[seeds], note,
+                    f"median updated {got['updated'].median():.2f}, stale {got['stale'].median():.2f}")
 
 stays = lambda got: (got['updated'] <= .7) & (got['stale'] >= .2)
-overwriting('MQ6a', 'delta', 'One layer of the delta rule updates what it holds: it gives the new value of a changed key, not the old one.', 'calibration: updated .996, stale .002', lambda got: (got['updated'] >= .95) & (got['stale'] <= .02))
-overwriting('MQ6b', 'additive', 'One layer of an additive memory often returns the old value of a changed key.', 'calibration: updated .50, stale .37', stays)
-overwriting('MQ6c', 'attention', 'One layer of attention without positions often returns the old value of a changed key.', 'calibration: updated .60, stale .33', stays)
+overwriting('MQ6a', 'delta',
+            'One layer of the delta rule updates what it holds: it gives the new value of a changed key, not the old '
+            'one.', 'calibration: updated .996, stale .002', lambda got: (got['updated'] >= .95) & (got['stale'] <= .02))
+overwriting('MQ6b', 'additive', 'One layer of an additive memory often returns the old value of a changed key.',
+            'calibration: updated .50, stale .37', stays)
+overwriting('MQ6c', 'attention',
+            'One layer of attention without positions often returns the old value of a changed key.',
+            'calibration: updated .60, stale .33', stays)
 
 # %% ../../nbs/studies/mqar.ipynb #556f9880
 FAMILIES = ('delta', 'gla', 'mamba2', 'window')
 
 def held(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     "Numbers, bytes and accuracy of each size of each family, one row a seed."
-    rows = [pd.DataFrame(dict(family=f['memory'], floats=f['floats'], bytes=at_end(records, 'state_bytes', a).iloc[0], accuracy=accuracy(records, a), off_floor=accuracy(records, a).median() > floor_of(records, a, 'row'))).rename_axis('seed').reset_index()
-            for a, f in arms_where(runs, question='holds', trial=None).items()]
+    rows = [pd.DataFrame(dict(family=f['memory'], floats=f['floats'], bytes=at_end(records, 'state_bytes', a).iloc[0],
+                              accuracy=accuracy(records, a),
+                              off_floor=accuracy(records, a).median() > floor_of(records, a, 'row'))).rename_axis('seed').reset_index() for a, f in arms_where(runs, question='holds', trial=None).items()]
     return pd.concat(rows)
 
 def of_families(runs: pd.DataFrame) -> list[str]:
     "The arms of all families."
     return list(arms_where(runs, question='holds', trial=None)) if 'question' in runs else []
 
-@study.claim('MQ7a', 'Within a family of memories accuracy follows the bytes of state.', source='the figure of 2025, by bytes', measured='rank correlation of bytes and accuracy over the sizes off the floor, the lowest of the families that have four such sizes',
-             rule=More(least=.9, said=1., bounds=(-1, 1)), arms=of_families, unit='rank correlation', sd=.05)
+@study.claim('MQ7a', 'Within a family of memories accuracy follows the bytes of state.',
+             source='the figure of 2025, by bytes',
+             measured='rank correlation of bytes and accuracy over the sizes off the floor, the lowest of the '
+                      'families that have four such sizes', rule=More(least=.9, said=1., bounds=(-1, 1)),
+             arms=of_families, unit='rank correlation', sd=.05)
 def bytes_predict(runs, records):
     table = held(runs, records).query('off_floor')
     sizes = table.groupby('family').bytes.nunique()
@@ -364,55 +453,75 @@ def bytes_predict(runs, records):
     if not read: raise Missing('any family (none has four sizes off the floor)')
     rho = table[table.family.isin(read)].groupby(['seed', 'family'])[['bytes', 'accuracy']].apply(lambda t: t.bytes.rank().corr(t.accuracy.rank())).unstack()
     seeds, note = learned(*rested(records, *of_families(runs)))
-    return seen(rho.min(axis=1)[seeds], note, ', '.join(f'{f} {rho[f].mean():.2f}' for f in read), *(f'{f} has {sizes.get(f, 0)} sizes off the floor' for f in FAMILIES if f not in read))
+    return seen(rho.min(axis=1)[seeds], note, ', '.join(f'{f} {rho[f].mean():.2f}' for f in read),
+                *(f'{f} has {sizes.get(f, 0)} sizes off the floor' for f in FAMILIES if f not in read))
 
-@study.claim('MQ7b', 'Of memories of equally many numbers (states of convolutions aside) the delta rule holds most, then GLA, then Mamba-2, then a window.', source='the figure of 2025, by bytes', measured='share of neighbouring pairs in that order (ties within .01 count), over sizes at which the better of the two is off the floor',
-             rule=More(least=.8, said=1., bounds=(0, 1)), arms=of_families, unit='of the pairs', sd=.08)
+@study.claim('MQ7b',
+             'Of memories of equally many numbers (states of convolutions aside) the delta rule holds most, then '
+             'GLA, then Mamba-2, then a window.', source='the figure of 2025, by bytes',
+             measured='share of neighbouring pairs in that order (ties within .01 count), over sizes at which the '
+                      'better of the two is off the floor', rule=More(least=.8, said=1., bounds=(0, 1)),
+             arms=of_families, unit='of the pairs', sd=.08)
 def families_are_ordered(runs, records):
     table = held(runs, records)
     wide = table[table.floats.isin(FLOATS)].pivot(index=['seed', 'floats'], columns='family', values='accuracy')[list(FAMILIES)]
     read = table.pivot_table(index='floats', columns='family', values='off_floor', aggfunc='first')
-    pairs = [(a, b, f) for f in wide.index.unique('floats') for a, b in zip(FAMILIES, FAMILIES[1:]) if read.loc[f, [a, b]].any()]
+    pairs = [(a, b, f) for f in wide.index.unique('floats')
+             for a, b in zip(FAMILIES, FAMILIES[1:]) if read.loc[f, [a, b]].any()]
     if not pairs: raise Missing('any pair of families (all at the floor)')
-    by = pd.DataFrame({f'{a} {b} {f}': wide.xs(f, level='floats')[a] >= wide.xs(f, level='floats')[b] - .01 for a, b, f in pairs})
+    by = pd.DataFrame({f'{a} {b} {f}': wide.xs(f, level='floats')[a] >= wide.xs(f, level='floats')[b] - .01
+                       for a, b, f in pairs})
     seeds, note = learned(*rested(records, *of_families(runs)))
-    return seen(by.mean(axis=1)[seeds], note, 'out of order on most seeds: ' + (', '.join(c for c in by if by[c].mean() < .5) or 'none'))
+    return seen(by.mean(axis=1)[seeds], note,
+                'out of order on most seeds: ' + (', '.join(c for c in by if by[c].mean() < .5) or 'none'))
 
 # %% ../../nbs/studies/mqar.ipynb #f14e02e5
 def needed(records: pd.DataFrame, mixer: str) -> pd.DataFrame:
     "The smallest width that reaches .9 at each length, in doublings of the smallest tried; one row a seed."
     wide = lambda t: pd.DataFrame({d: accuracy(records, f'{mixer} T {t} d {d}') >= .9 for d in WIDTHS})
-    return pd.DataFrame({t: np.log2(w.idxmax(axis=1).where(w.any(axis=1), 2 * WIDTHS[-1]) / WIDTHS[0]) for t, _ in LENGTHS for w in [wide(t)]})
+    return pd.DataFrame({t: np.log2(w.idxmax(axis=1).where(w.any(axis=1), 2 * WIDTHS[-1]) / WIDTHS[0])
+                         for t, _ in LENGTHS for w in [wide(t)]})
 
 def by_width(mixer: str) -> tuple[str, ...]: return tuple(f'{mixer} T {t} d {d}' for t, _ in LENGTHS for d in WIDTHS)
 
 study.reading('MQ8a', 'The width that a gated convolution needs grows with sequence length.',
               lambda records: needed(records, 'baseconv').pipe(lambda w: w.iloc[:, -1] - w.iloc[:, 0]),
-              source='the figure of 2023: width 64 to 512 against length 64 to 512', measured='doublings of the smallest width that reaches .9, from length 64 to 256',
+              source='the figure of 2023: width 64 to 512 against length 64 to 512',
+              measured='doublings of the smallest width that reaches .9, from length 64 to 256',
               rule=More(least=1., said=2.), arms=by_width('baseconv'), unit='doublings', sd=.5)
 
 study.reading('MQ8b', "The width that attention needs does not grow with sequence length.",
-              lambda records: needed(records, 'attention').pipe(lambda w: w.iloc[:, 0] - w.iloc[:, -1]), source='the figure of 2023',
-              measured='doublings of the smallest width that reaches .9, from length 256 down to 64', rule=More(least=-.5, said=0.), arms=by_width('attention'),
-              unit='doublings', sd=.3)
+              lambda records: needed(records, 'attention').pipe(lambda w: w.iloc[:, 0] - w.iloc[:, -1]),
+              source='the figure of 2023',
+              measured='doublings of the smallest width that reaches .9, from length 256 down to 64',
+              rule=More(least=-.5, said=0.), arms=by_width('attention'), unit='doublings', sd=.3)
 
 # %% ../../nbs/studies/mqar.ipynb #5d88d0b5
 RECURRENT = dict(delta='the delta rule', gla='GLA', mamba2='Mamba-2')
 
-def at_rates(mixer: str): return lambda runs: list(arms_where(runs, question='rate', memory=mixer)) if 'question' in runs else []
+def at_rates(mixer: str):
+    return lambda runs: list(arms_where(runs, question='rate', memory=mixer)) if 'question' in runs else []
 
 def share_of_rates(runs: pd.DataFrame, records: pd.DataFrame, mixer: str) -> pd.Series:
     "The share of the rates at which a mixer solves the task, by seed."
     if not (arms := at_rates(mixer)(runs)): raise Missing(f'{mixer} at any rate (no run)')
     return pd.DataFrame({a: np.isfinite(steps_to(records, a, SOLVED)) for a in arms}).mean(axis=1)
 
-@study.claim('MQ9a', 'Attention with a short convolution solves the task at more than half of eight learning rates from .0003 to 1.', source='Okpekpe and Orvieto 2025', measured='share of eight rates at which it solves', rule=More(least=.5, said=.6, bounds=(0, 1)), arms=at_rates('attention'), may_diverge=True, unit='of the rates', sd=.06)
+@study.claim('MQ9a',
+             'Attention with a short convolution solves the task at more than half of eight learning rates from '
+             '.0003 to 1.', source='Okpekpe and Orvieto 2025', measured='share of eight rates at which it solves',
+             rule=More(least=.5, said=.6, bounds=(0, 1)), arms=at_rates('attention'), may_diverge=True,
+             unit='of the rates', sd=.06)
 def attention_learns(runs, records): return share_of_rates(runs, records, 'attention')
 
 for id, mixer in zip(('MQ9b', 'MQ9c', 'MQ9d'), RECURRENT):
-    @study.claim(id, f'Of eight learning rates from .0003 to 1, {RECURRENT[mixer]} solves the task at fewer than attention does.', source='Okpekpe and Orvieto 2025', measured='share of eight rates at which attention solves minus that of the memory',
-                 rule=More(least=.1, said=.25, bounds=(-1, 1)), arms=lambda runs, m=mixer: at_rates('attention')(runs) + at_rates(m)(runs), may_diverge=True, unit='of the rates', sd=.08)
-    def narrower(runs, records, m=mixer): return share_of_rates(runs, records, 'attention') - share_of_rates(runs, records, m)
+    @study.claim(id, f'Of eight learning rates from .0003 to 1, {RECURRENT[mixer]} solves the task at fewer than '
+                 f'attention does.', source='Okpekpe and Orvieto 2025',
+                 measured='share of eight rates at which attention solves minus that of the memory',
+                 rule=More(least=.1, said=.25, bounds=(-1, 1)), arms=lambda runs,
+                 m=mixer: at_rates('attention')(runs) + at_rates(m)(runs), may_diverge=True, unit='of the rates', sd=.08)
+    def narrower(runs, records, m=mixer):
+        return share_of_rates(runs, records, 'attention') - share_of_rates(runs, records, m)
 
 # %% ../../nbs/studies/mqar.ipynb #ed0cdf5f
 EXTRAPOLATES = ('attention extrapolates', *(f'delta {k} extrapolates' for k in DELTA_WIDTHS))
@@ -422,38 +531,56 @@ def kept(records: pd.DataFrame, arm: str, item: str) -> pd.Series:
     return accuracy(records, arm, item) / accuracy(records, arm)
 
 study.reading('MQ11a', 'Attention trained on up to 16 pairs recalls 64.',
-              partial(kept, arm=EXTRAPOLATES[0], item='64 pairs'), source="extrapolation in the field's figures", measured='accuracy at 64 pairs over that at 16',
-              rule=More(least=.9, said=1.), arms=EXTRAPOLATES[:1], unit='of its accuracy', sd=.01)
+              partial(kept, arm=EXTRAPOLATES[0], item='64 pairs'), source="extrapolation in the field's figures",
+              measured='accuracy at 64 pairs over that at 16', rule=More(least=.9, said=1.), arms=EXTRAPOLATES[:1],
+              unit='of its accuracy', sd=.01)
 
-@study.claim('MQ11b', 'Of delta-rule memories trained on up to 16 pairs, smaller ones lose more of their accuracy at 32.', source="extrapolation in the field's figures", measured='accuracy at 32 pairs over that at 16: the smaller of the two steps from width 8 to 16 to 32',
+@study.claim('MQ11b',
+             'Of delta-rule memories trained on up to 16 pairs, smaller ones lose more of their accuracy at 32.',
+             source="extrapolation in the field's figures",
+             measured='accuracy at 32 pairs over that at 16: the smaller of the two steps from width 8 to 16 to 32',
              rule=More(least=.02, said=.1), arms=EXTRAPOLATES[1:], unit='of its accuracy', sd=.08)
 def in_order_of_size(runs, records):
     share = pd.DataFrame({k: kept(records, a, '32 pairs') for k, a in zip(DELTA_WIDTHS, EXTRAPOLATES[1:])})
-    return seen(share.diff(axis=1).iloc[:, 1:].min(axis=1), ', '.join(f'{accuracy(records, a).mean():.2f} at 16 pairs, {share[k].mean():.2f} of it kept with width {k}' for k, a in zip(DELTA_WIDTHS, EXTRAPOLATES[1:])))
+    return seen(share.diff(axis=1).iloc[:, 1:].min(axis=1), ', '.join(f'{accuracy(records, a).mean():.2f} at 16 '
+                                                                      f'pairs, {share[k].mean():.2f} of it kept with '
+                                                                      f'width {k}'
+                                                                      for k, a in zip(DELTA_WIDTHS, EXTRAPOLATES[1:])))
 
 # %% ../../nbs/studies/mqar.ipynb #1aa2e505
 for id, memory, name in (('MQ12a', 'delta', 'the delta rule'), ('MQ12b', 'gated_delta', 'the gated delta rule')):
-    study.reading(id, f'A memory that is a state can be carried: asked in a new segment with nothing but its state, {name} recalls.',
-                  partial(accuracy, arm=f'{memory} carried', item='carried'), source='the title of the project: a long-term memory that can be updated',
-                  measured='accuracy with only the state carried over', rule=More(least=.95, said=1., bounds=(0, 1)), arms=(f'{memory} carried',), unit='accuracy',
-                  sd=.01)
+    study.reading(id, f'A memory that is a state can be carried: asked in a new segment with nothing but its state, '
+                  f'{name} recalls.', partial(accuracy, arm=f'{memory} carried', item='carried'),
+                  source='the title of the project: a long-term memory that can be updated',
+                  measured='accuracy with only the state carried over', rule=More(least=.95, said=1., bounds=(0, 1)),
+                  arms=(f'{memory} carried',), unit='accuracy', sd=.01)
 
 study.reading('MQ12c', 'It is the state that is carried: the same delta rule with its state emptied does not recall.',
-              lambda records: accuracy(records, 'delta carried', 'carried') - accuracy(records, 'delta carried', 'carried, emptied'), source='a control',
-              measured='accuracy with the state carried minus that with an emptied one', rule=More(least=.5, said=.8, bounds=(-1, 1)), arms=('delta carried',),
-              unit='accuracy', sd=.03)
+              lambda records: accuracy(records, 'delta carried', 'carried') - accuracy(records, 'delta carried',
+                                                                                       'carried, emptied'),
+              source='a control', measured='accuracy with the state carried minus that with an emptied one',
+              rule=More(least=.5, said=.8, bounds=(-1, 1)), arms=('delta carried',), unit='accuracy', sd=.03)
 
 study.reading('MQ12d', 'A cache of which only the last eight tokens are carried does not recall.',
-              lambda records: accuracy(records, 'attention carried', 'carried') - accuracy(records, 'attention carried', 'carried, last 8'), source='a control',
-              measured='accuracy of full attention with its whole cache carried minus that with the last eight tokens', rule=More(least=.5, said=.8, bounds=(-1, 1)),
-              arms=('attention carried',), unit='accuracy', sd=.03)
+              lambda records: accuracy(records, 'attention carried', 'carried') - accuracy(records, 'attention carried',
+                                                                                           'carried, last 8'),
+              source='a control',
+              measured='accuracy of full attention with its whole cache carried minus that with the last eight tokens',
+              rule=More(least=.5, said=.8, bounds=(-1, 1)), arms=('attention carried',), unit='accuracy', sd=.03)
 
 # %% ../../nbs/studies/mqar.ipynb #0385555d
 EVEN, SMALL, STATIC = 'memory as feed-forward, even', 'memory as feed-forward', 'static feed-forward, even'
-study.reading('MQ14a', 'Behind short convolutions, a Titans memory in the place of the feed-forward layer recalls half of the pairs or more.',
-              lambda records: (accuracy(records, EVEN), f'with initial weights of .02 it reaches {accuracy(records, SMALL).mean():.2f}'), source="the project's question",
-              measured='accuracy', rule=More(least=.5, said=None, bounds=(0, 1)), arms=(EVEN, SMALL), unit='accuracy', sd=.05)
-study.reading('MQ14b', 'Behind short convolutions, an ordinary feed-forward layer of as many parameters, which mixes no tokens, does no better than guessing.',
+study.reading('MQ14a',
+              'Behind short convolutions, a Titans memory in the place of the feed-forward layer recalls half of the '
+              'pairs or more.',
+              lambda records: (accuracy(records, EVEN),
+                               f'with initial weights of .02 it reaches {accuracy(records, SMALL).mean():.2f}'),
+              source="the project's question", measured='accuracy', rule=More(least=.5, said=None, bounds=(0, 1)),
+              arms=(EVEN, SMALL), unit='accuracy', sd=.05)
+study.reading('MQ14b',
+              'Behind short convolutions, an ordinary feed-forward layer of as many parameters, which mixes no '
+              'tokens, does no better than guessing.',
               lambda records: max(floors(records, STATIC).values()) - accuracy(records, STATIC), rested,
-              source='a control: two convolutions of three taps see five tokens', measured='the best guess minus accuracy',
-              rule=More(least=-.03, said=0., bounds=(-1, 1)), arms=(STATIC,), unit='accuracy', sd=.02)
+              source='a control: two convolutions of three taps see five tokens',
+              measured='the best guess minus accuracy', rule=More(least=-.03, said=0., bounds=(-1, 1)), arms=(STATIC,),
+              unit='accuracy', sd=.02)

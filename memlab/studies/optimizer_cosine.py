@@ -57,11 +57,14 @@ class Sizes:
         return dict(SGD=SGDConfig(lr=self.sgd), Adam=AdamWConfig(lr=self.adam, betas=(.9, .999), weight_decay=0.))
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #fe67c928
-def arm(z: Sizes, name: str, task, rule: str, objective: Objective, *measures: Measure, model=None, steps: int | None = None, **words) -> Arm:
+def arm(z: Sizes, name: str, task, rule: str, objective: Objective, *measures: Measure, model=None,
+        steps: int | None = None, **words) -> Arm:
     "A model that two optimizers train in turns."
     steps = steps or z.steps
-    how = FitConfig(steps=steps, optimizer=z.rules[rule], objective=objective, schedule=Constant(warmup=0), clip=None, log_every=max(1, steps // 10))
-    return Arm(name=name, task=task, model=model or z.model, train=how, measures=measures, factors=factors(rule=rule, **words))
+    how = FitConfig(steps=steps, optimizer=z.rules[rule], objective=objective, schedule=Constant(warmup=0), clip=None,
+                    log_every=max(1, steps // 10))
+    return Arm(name=name, task=task, model=model or z.model, train=how, measures=measures,
+               factors=factors(rule=rule, **words))
 
 def turns(*steering: Steering, loss: Objective = ClassLoss(), **how) -> Alternating:
     "Two optimizers in turn, the second one steered."
@@ -76,52 +79,64 @@ METHODS = {'one optimizer': turns(states='shared'), 'not steered': turns(), 'ort
 def orders(z: Sizes) -> dict[str, Digits]:
     "The digits in three orders."
     stored = Digits(images=z.images, samples=z.even, rows=z.rows, shuffled=False)
-    return {'stored': stored, 'stored, odd': replace(stored, samples=z.even + z.rows), 'shuffled': replace(stored, shuffled=True)}
+    return {'stored': stored, 'stored, odd': replace(stored, samples=z.even + z.rows),
+            'shuffled': replace(stored, shuffled=True)}
 
 def table(z: Sizes) -> list[Arm]:
     "Every method, with both optimizers, in every order."
-    return [arm(z, f'{rule} {method}, {order}', task, rule, way, StepRelations(), Classified(), question='table', method=method, order=order)
+    return [arm(z, f'{rule} {method}, {order}', task, rule, way, StepRelations(), Classified(), question='table',
+                method=method, order=order)
             for rule in z.rules for order, task in orders(z).items() for method, way in METHODS.items()]
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #4f4d5653
-SWEPT = {'SGD': ('SGD', lambda s: Target(cosine=s)), 'SGD, length alone': ('SGD', lambda s: Matched(cosine=s)), 'SGD, tensor by tensor': ('SGD', lambda s: Target(cosine=s, against='gradient', each='tensor')),
-         'Adam': ('Adam', lambda s: Target(cosine=s, of='displacement')), 'Adam, length alone': ('Adam', lambda s: Matched(cosine=s))}
+SWEPT = {'SGD': ('SGD', lambda s: Target(cosine=s)), 'SGD, length alone': ('SGD', lambda s: Matched(cosine=s)),
+         'SGD, tensor by tensor': ('SGD', lambda s: Target(cosine=s, against='gradient', each='tensor')),
+         'Adam': ('Adam', lambda s: Target(cosine=s, of='displacement')),
+         'Adam, length alone': ('Adam', lambda s: Matched(cosine=s))}
 SURE = 'SGD', 'SGD, length alone', 'Adam', 'Adam, length alone'
 
 def sweep(z: Sizes, kind: str, targets: tuple[float, ...], end: str = '', **size) -> list[Arm]:
     "One kind of steering at every target."
     rule, way = SWEPT[kind]
-    return [arm(z, f'{kind} to {s:g}{end}', orders(z)['stored'], rule, turns(way(s)), StepRelations(at='end'), Classified(), question=f'sweep{end}', kind=kind, target=s, **size) for s in targets]
+    return [arm(z, f'{kind} to {s:g}{end}', orders(z)['stored'], rule, turns(way(s)), StepRelations(at='end'),
+                Classified(), question=f'sweep{end}', kind=kind, target=s, **size) for s in targets]
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #313e626e
-KEEPING = {'alternation': (), 'steered to 0': (Target(cosine=0., of='displacement'),), 'conflicts removed': (Orthogonal(of='displacement', conflicts_only=True),)}
+KEEPING = {'alternation': (), 'steered to 0': (Target(cosine=0., of='displacement'),),
+           'conflicts removed': (Orthogonal(of='displacement', conflicts_only=True),)}
 
 def pairs(z: Sizes) -> list[Arm]:
     "Two halves of the digits, with ten outputs or with five that they share, or all digits and all with their pixels permuted."
     digits = lambda **kw: Digits(images=z.images, samples=z.even // 2, rows=z.rows // 2, **kw)
     low, high = digits(classes=(0, 1, 2, 3, 4)), digits(classes=(5, 6, 7, 8, 9))
-    tasks = {'halves': (low, high), 'shared outputs': tuple(replace(t, by_place=True) for t in (low, high)), 'permuted': (digits(), digits(permuted=1))}
+    tasks = {'halves': (low, high), 'shared outputs': tuple(replace(t, by_place=True) for t in (low, high)),
+             'permuted': (digits(), digits(permuted=1))}
     way = lambda s: turns(*s, each=z.turn, both=True, beta=.9)
-    return [arm(z, f'{rule} {kind}, {name}', InTurn(tasks=two, each=z.turn), rule, way(s), StepRelations(), Classified(at='log'), steps=10 * z.turn, question=kind, keeping=name)
+    return [arm(z, f'{rule} {kind}, {name}', InTurn(tasks=two, each=z.turn), rule, way(s), StepRelations(),
+                Classified(at='log'), steps=10 * z.turn, question=kind, keeping=name)
             for kind, two in tasks.items() for rule in z.rules for name, s in KEEPING.items()]
 
 def corpora(z: Sizes) -> list[Arm]:
     "Documentation and code, each with its optimizer."
     texts = tuple(Windows(corpus=f'stdlib-{c}', length=64, rows=16) for c in ('docs', 'code'))
-    model = ContinuousConfig(vocab_size=texts[0].vocab_size, d_model=64, cell='none', inside=2, n_heads=2, intermediate=256, rotary_pct=1., std=.05)
+    model = ContinuousConfig(vocab_size=texts[0].vocab_size, d_model=64, cell='none', inside=2, n_heads=2,
+                             intermediate=256, rotary_pct=1., std=.05)
     way = lambda s: turns(*s, loss=TokenLoss(), each=z.read // 10, both=True, beta=.9)
-    return [arm(z, f'corpora, {name}', InTurn(tasks=texts, each=z.read // 10), 'Adam', way(s), StepRelations(), ReadInTurn(at='log'), model=model, steps=z.read, question='corpora', keeping=name) for name, s in KEEPING.items()]
+    return [arm(z, f'corpora, {name}', InTurn(tasks=texts, each=z.read // 10), 'Adam', way(s), StepRelations(),
+                ReadInTurn(at='log'), model=model, steps=z.read, question='corpora', keeping=name) for name, s in KEEPING.items()]
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #8f5b5bf6
 def everything(z: Sizes) -> Preset:
     "All arms of this study."
     many = table(z) + pairs(z) + corpora(z) + [a for kind in SURE for a in sweep(z, kind, z.targets)]
-    few = sweep(z, 'SGD, tensor by tensor', z.targets) + [a for kind in ('SGD', 'Adam') for a in sweep(z, kind, z.near, ', longer', steps=z.longer)]
+    few = sweep(z, 'SGD, tensor by tensor', z.targets) + [a for kind in ('SGD', 'Adam')
+                                                          for a in sweep(z, kind, z.near, ', longer', steps=z.longer)]
     return Preset(tuple((a, z.seeds) for a in many) + tuple((a, z.few) for a in few))
 
 def quick() -> Preset:
     "Toys, to see that everything runs."
-    return everything(Sizes(steps=6, longer=8, turn=2, read=20, seeds=(0,), few=(0,), targets=(-1., 0., 1.), near=(-1., -.875)))
+    return everything(Sizes(steps=6, longer=8, turn=2, read=20, seeds=(0,), few=(0,), targets=(-1., 0., 1.),
+                            near=(-1., -.875)))
 
 def cpu() -> Preset:
     "The digits that scikit-learn carries."
@@ -129,9 +144,12 @@ def cpu() -> Preset:
 
 def gpu() -> Preset:
     "MNIST."
-    return everything(Sizes(steps=470, longer=940, turn=47, read=4000, seeds=tuple(range(12)), few=tuple(range(5)), images='hub:ylecun/mnist', even=46_080, rows=640, model=MLPConfig(inputs=784, hidden=256), sgd=.05))
+    return everything(Sizes(steps=470, longer=940, turn=47, read=4000, seeds=tuple(range(12)), few=tuple(range(5)),
+                            images='hub:ylecun/mnist', even=46_080, rows=640, model=MLPConfig(inputs=784, hidden=256),
+                            sgd=.05))
 
-study = Study('optimizer_cosine', 'Can the angle between two optimizers of one model be steered, and what does it buy?', dict(quick=quick, cpu=cpu, gpu=gpu))
+study = Study('optimizer_cosine', 'Can the angle between two optimizers of one model be steered, and what does it buy?',
+              dict(quick=quick, cpu=cpu, gpu=gpu))
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #e278ecf4
 def aligned(records: pd.DataFrame, arm: str) -> pd.Series:
@@ -139,38 +157,69 @@ def aligned(records: pd.DataFrame, arm: str) -> pd.Series:
     rows = records[(records.arm == arm) & (records.metric == 'update_cosine') & (records.item == 'second')]
     return rows.groupby('seed').value.mean().astype(float)
 
-def closer(records: pd.DataFrame, ours: str, theirs: str) -> pd.Series: return aligned(records, ours) - aligned(records, theirs)
-def worse(records: pd.DataFrame, ours: str, theirs: str) -> pd.Series: return at_end(records, 'val_loss', ours) - at_end(records, 'val_loss', theirs)
+def closer(records: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
+    return aligned(records, ours) - aligned(records, theirs)
+def worse(records: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
+    return at_end(records, 'val_loss', ours) - at_end(records, 'val_loss', theirs)
 
 def learn(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     "Whether all arms lose half a nat less than one who guesses among ten digits."
     return (each(records, arms, 'val_loss') < math.log(10) - .5).all(axis=1), 'have learned digits'
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #b5853263
-study.reading('OC12', 'Two Adam optimizers that take turns make less aligned steps than one Adam.', lambda records: closer(records, 'Adam one optimizer, stored', 'Adam not steered, stored'), source='sequential-memory claim 12: .997 and .964 in a pilot, "basically the exact same thing" in the diary',
-              measured='mean update cosine with one Adam minus that with two', rule=More(least=.02, said=.033), arms=('Adam one optimizer, stored', 'Adam not steered, stored'), unit='cosine', seeds=12, sd=.02)
+study.reading('OC12', 'Two Adam optimizers that take turns make less aligned steps than one Adam.',
+              lambda records: closer(records, 'Adam one optimizer, stored', 'Adam not steered, stored'),
+              source='sequential-memory claim 12: .997 and .964 in a pilot, "basically the exact same thing" in the '
+                     'diary', measured='mean update cosine with one Adam minus that with two',
+              rule=More(least=.02, said=.033), arms=('Adam one optimizer, stored', 'Adam not steered, stored'),
+              unit='cosine', seeds=12, sd=.02)
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #9ae3fda1
-SIGNS = dict(SGD=('abcd', .023, .045, .104, .119), Adam=('efgh', .77, None, None, None))   # of a pilot; of the source's table
+# of a pilot; of the source's table
+SIGNS = dict(SGD=('abcd', .023, .045, .104, .119), Adam=('efgh', .77, None, None, None))
 
 for rule, (letters, *said) in SIGNS.items():
     published, right, none = (f'{rule} {m}, stored' for m in ('repulsion as published', 'repulsion', 'not steered'))
-    for letter, size, (ours, theirs), statement, least, read, gate in zip(letters, said, ((published, none), (none, right)) * 2, (
-            'What was published as repulsion attracts: with {} steps of two optimizers are more aligned than without it.', 'With its sign put right, repulsion repels: with {} steps are less aligned than without it.',
-            'Attraction by that sign lowers the loss that {} ends with.', 'Repulsion raises the loss that {} ends with.'), (.01, .01, .01, .01), (closer, closer, lambda r, a, b: worse(r, b, a), lambda r, a, b: worse(r, b, a)), (None, None, learn, learn)):
-        study.reading(f'OC13{letter}', statement.format(rule), lambda records, read=read, pair=(ours, theirs): read(records, *pair), gate, source='sequential-memory claim 13, F9', measured='mean update cosine, the first arm minus the second' if gate is None else 'held-out loss of the second arm minus that of the first',
-                      rule=More(least=least, said=size), arms=(ours, theirs), unit='cosine' if gate is None else 'nats', seeds=12, sd=.02)
+    for letter, size, (ours, theirs), statement, least, read, gate in zip(letters, said,
+                                                                          ((published, none), (none, right)) * 2,
+                                                                          ('What was published as repulsion '
+                                                                           'attracts: with {} steps of two '
+                                                                           'optimizers are more aligned than without '
+                                                                           'it.', 'With its sign put right, repulsion '
+                                                                           'repels: with {} steps are less aligned '
+                                                                           'than without it.',
+                                                                           'Attraction by that sign lowers the loss '
+                                                                           'that {} ends with.',
+                                                                           'Repulsion raises the loss that {} ends '
+                                                                           'with.'),
+                                                                          (.01, .01, .01, .01),
+                                                                          (closer, closer, lambda r, a,
+                                                                           b: worse(r, b, a), lambda r, a,
+                                                                           b: worse(r, b, a)),
+                                                                          (None, None, learn, learn)):
+        study.reading(f'OC13{letter}', statement.format(rule), lambda records, read=read,
+                      pair=(ours, theirs): read(records, *pair), gate, source='sequential-memory claim 13, F9',
+                      measured='mean update cosine, the first arm minus the second' if gate is None else 'held-out loss of the second arm minus that of the first',
+                      rule=More(least=least, said=size), arms=(ours, theirs), unit='cosine' if gate is None else 'nats',
+                      seeds=12, sd=.02)
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #c778353c
 WITHIN = [round(i / 10, 1) for i in range(-9, 10)]   # targets that are judged
 
 def gaps(records: pd.DataFrame, kind: str) -> pd.DataFrame:
     "Relative difference of the final loss with a target from that of the control; one column a target."
-    return pd.DataFrame({s: at_end(records, 'val_loss', f'{kind} to {s:g}') / at_end(records, 'val_loss', f'{kind}, length alone to {s:g}') - 1 for s in WITHIN})
+    return pd.DataFrame({s: at_end(records, 'val_loss', f'{kind} to {s:g}') / at_end(records, 'val_loss',
+                                                                                     f'{kind}, length alone to {s:g}') - 1 for s in WITHIN})
 
 for rule, id in dict(SGD='OC14a', Adam='OC14d').items():
-    study.reading(id, f'For {rule} a target cosine is a hidden change of the step size: a control that goes as far ends with the same loss within 5 %, at every target from -.9 to .9.', lambda records, rule=rule: gaps(records, rule).abs().max(axis=1), source='sequential-memory claim 14',
-                  measured='largest relative difference of held-out losses over 19 targets', rule=Less(most=.05, said=.02), arms=tuple(f'{kind} to {s:g}' for s in WITHIN for kind in (rule, f'{rule}, length alone')), unit='of the loss', seeds=12, sd=.02)
+    study.reading(id,
+                  f'For {rule} a target cosine is a hidden change of the step size: a control that goes as far ends '
+                  f'with the same loss within 5 %, at every target from -.9 to .9.', lambda records,
+                  rule=rule: gaps(records, rule).abs().max(axis=1), source='sequential-memory claim 14',
+                  measured='largest relative difference of held-out losses over 19 targets',
+                  rule=Less(most=.05, said=.02),
+                  arms=tuple(f'{kind} to {s:g}' for s in WITHIN for kind in (rule, f'{rule}, length alone')),
+                  unit='of the loss', seeds=12, sd=.02)
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #45ebdd7b
 def price(records: pd.DataFrame, rule: str) -> pd.Series:
@@ -178,8 +227,11 @@ def price(records: pd.DataFrame, rule: str) -> pd.Series:
     return worse(records, f'{rule} to 0', f'{rule} not steered, stored')
 
 COSTS = tuple(f'{rule} {m}' for rule in ('SGD', 'Adam') for m in ('to 0', 'not steered, stored'))
-study.reading('OC14b', "Steering Adam's steps to right angles costs no more final loss than steering SGD's, within .05 nats.", lambda records: price(records, 'Adam') - price(records, 'SGD'), learn, source='ours',
-              measured='rise of the held-out loss when Adam is steered to 0 minus that when SGD is', rule=Equal(margin=.05), arms=COSTS, unit='nats', seeds=12, sd=.03)
+study.reading('OC14b',
+              "Steering Adam's steps to right angles costs no more final loss than steering SGD's, within .05 nats.",
+              lambda records: price(records, 'Adam') - price(records, 'SGD'), learn, source='ours',
+              measured='rise of the held-out loss when Adam is steered to 0 minus that when SGD is',
+              rule=Equal(margin=.05), arms=COSTS, unit='nats', seeds=12, sd=.03)
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #20bf8495
 def forgotten(records: pd.DataFrame, arm: str) -> pd.Series:
@@ -192,9 +244,19 @@ def level(records: pd.DataFrame, *arms: str, by: float = .05, least: float = .1)
     new = each(records, arms, 'val_loss', 'task 2')
     return (new[arms[0]] - new[arms[1]] < by) & (forgotten(records, arms[1]) > least), 'lose as little on the new task, where alternation forgets .1 nats or more'
 
-for id, of, words in (('OC14c', 'SGD halves', 'SGD, two halves of the digits'), ('OC14e', 'Adam halves', 'Adam, two halves of the digits'), ('OC14f', 'corpora', 'Adam, documentation and code'),
-                      ('OC14g', 'SGD permuted', 'SGD, digits and the same with their pixels permuted'), ('OC14h', 'Adam permuted', 'Adam, digits and the same with their pixels permuted'),
-                      ('OC14i', 'SGD shared outputs', 'SGD, two halves of the digits that share five outputs'), ('OC14j', 'Adam shared outputs', 'Adam, two halves of the digits that share five outputs')):
+for id, of, words in (('OC14c', 'SGD halves', 'SGD, two halves of the digits'),
+                      ('OC14e', 'Adam halves', 'Adam, two halves of the digits'),
+                      ('OC14f', 'corpora', 'Adam, documentation and code'),
+                      ('OC14g', 'SGD permuted', 'SGD, digits and the same with their pixels permuted'),
+                      ('OC14h', 'Adam permuted', 'Adam, digits and the same with their pixels permuted'),
+                      ('OC14i', 'SGD shared outputs', 'SGD, two halves of the digits that share five outputs'),
+                      ('OC14j', 'Adam shared outputs', 'Adam, two halves of the digits that share five outputs')):
     pair = f'{of}, steered to 0', f'{of}, alternation'
-    study.reading(id, f'Between two tasks, steering to right angles forgets the first less than plain alternation does, where it learns the second no worse ({words}).', lambda records, pair=pair: at_end(records, 'val_loss', pair[1], 'task 1') - at_end(records, 'val_loss', pair[0], 'task 1'), level, source='ours',
-                  measured='held-out loss of the first task after the last turn of the second: alternation minus steered', rule=More(least=.05), arms=pair, unit='nats', seeds=12, sd=.1)
+    study.reading(id,
+                  f'Between two tasks, steering to right angles forgets the first less than plain alternation does, '
+                  f'where it learns the second no worse ({words}).', lambda records,
+                  pair=pair: at_end(records, 'val_loss', pair[1], 'task 1') - at_end(records, 'val_loss', pair[0],
+                                                                                     'task 1'),
+                  level, source='ours',
+                  measured='held-out loss of the first task after the last turn of the second: alternation minus '
+                           'steered', rule=More(least=.05), arms=pair, unit='nats', seeds=12, sd=.1)
