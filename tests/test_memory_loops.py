@@ -162,6 +162,7 @@ SCENES = {   # claim -> arms for which it is supported; then what refutes it, an
     'ML8b': (SLOTS('fixed', -.4) | SLOTS('permuted', -.42), SLOTS('permuted', .2), SLOTS('permuted', split(-.5, -.2))),
     'ML8c': (SLOTS('fixed', -.4), SLOTS('fixed', .2), SLOTS('fixed', split(-.4, .2))),
     'ML9c': ({'lock, M = 1, fixed': ran(locked, 0.), 'lock, M = 1, permuted': ran(locked, .01)}, {'lock, M = 1, fixed': ran(locked, .3)}, {'lock, M = 1, fixed': ran(locked, split(0., .2))}),
+    'ML9d': ({'lock, M = 6, fixed': ran(locked, 0.), 'lock, M = 6, one Adam': ran(locked, .01)}, {'lock, M = 6, fixed': ran(locked, .3)}, {'lock, M = 6, fixed': ran(locked, split(0., .2))}),
     'ML11a': (NEW(6, 12), NEW(14), NEW(split(6, 16))),
     'ML11b': ({a: r for a, r in NEW(6, 12, 12).items() if a != study.NEW[1]}, {study.NEW[2]: ran(known, 5)}, {study.NEW[0]: ran(known, split(6, 16))}),
     'ML21': ({'retention, width 32': ran(halved, 1.2, 5.), 'retention, width 128': ran(halved, 1.2, 20.)}, {'retention, width 128': ran(halved, 1.2, 5.)}, {'retention, width 128': ran(halved, 1.2, split(4., 20.))}),
