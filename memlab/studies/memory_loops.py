@@ -189,7 +189,8 @@ def taught(z: Sizes) -> list[Arm]:
     made += [make(f'lock, M = {m}, {filler}', loops(z, steps=m, filler=filler), question='lock', visit=m, filler=filler)
              for m in z.visits for filler in ('fixed', 'permuted')]
     many = z.visits[-1]
-    made.append(make(f'lock, M = {many}, one Adam', loops(z, steps=many), 'shared', question='lock', visit=many, filler='fixed', policy='Adam shared'))
+    made.append(make(f'lock, M = {many}, one Adam', loops(z, steps=many), 'shared',
+                     question='lock', visit=many, filler='fixed', policy='Adam shared'))
     return made + [make(f'loops, {name}', loops(z), states, optimizer, question='policy', policy=name)
                    for name, states, optimizer in (('Adam shared', 'shared', z.moments()),
                                                    ('Adam reset', 'reset', z.moments()),
