@@ -122,7 +122,7 @@ def photographs(z: Sizes, wide: Rig, narrow: Rig) -> list[Arm]:
     return [base, arm(z, wide, 'noise', loss=CURES['noise']), arm(z, wide, 'only memory', context=False), arm(z, wide, 'memory dropped', *dial(z), memory_drop=.2),
             arm(z, narrow, BASE), arm(z, narrow, 'frozen projection', frozen=True)]
 
-# %% ../../nbs/studies/image_memory.ipynb #e15a36f1
+# %% ../../nbs/studies/image_memory.ipynb #165e4635
 def everything(z: Sizes) -> Preset:
     "All arms of this study."
     r = rigs(z)
@@ -135,7 +135,7 @@ def quick() -> Preset:
 
 def cpu() -> Preset:
     "The digits that scikit-learn carries."
-    return everything(Sizes(seeds=tuple(range(5)), steps=(1000, 1000, 0), rows=(32, 16, 16)))
+    return everything(Sizes(seeds=tuple(range(5)), steps=(800, 800, 0), rows=(32, 16, 16), lr=2e-3))
 
 def gpu() -> Preset:
     "The same, longer, and CIFAR-10."
