@@ -64,11 +64,11 @@ SCENES = {   # claim -> how its effect makes arms; effects that support it, refu
     'IM2c': (lambda x: {D2: Ran(at={None: does(lambda v: .3 + v, x), 'early': .3})}, .2, -.1, (-.1, .2)),
     'IM3a': (self_more_codes := lambda x: {D2: Ran({('nmse_fr', None): does(lambda v: .2 + v, x), ('sketch_error', None): .2})}, .1, -.1, (-.1, .2)),
     'IM3b': (more(D2, way(D2, 'only memory'), 'nmse_fr'), .1, -.1, (-.1, .2)),
-    'IM3c': (lambda x: {D1: Ran({('nmse_fr', None): does(lambda v: .2 - v, x), ('sketch_error', None): .2})}, .1, -.1, (-.1, .15)),
-    'IM3d': (more(way(D1, 'only memory'), D1, 'nmse_fr'), .1, -.1, (-.1, .15)),
-    'IM3e': (lambda x: {CIFAR: self_more_codes(x)[D2]}, .1, -.1, (-.1, .2)), 'IM3f': (more(CIFAR, way(CIFAR, 'only memory'), 'nmse_fr'), .1, -.1, (-.1, .2)),
-    'IM4a': (times(way(D2, 'noise'), D2, 'nmse_fr'), .3, .9, (.2, .9)), 'IM4b': (times(way(D1, 'noise'), D1, 'nmse_fr'), .7, 1.1, (.7, 1.1)), 'IM4e': (times(way(CIFAR, 'noise'), CIFAR, 'nmse_fr'), .3, .9, (.2, .9)),
-    'IM4c': (more(way(D2, 'noise'), D2, 'guidance_gain'), .1, -.2, (-.1, .1)), 'IM4d': (more(way(D1, 'noise'), D1, 'guidance_gain'), .1, -.2, (-.1, .1)),
+    'IM3e': (lambda x: {D1: Ran({('nmse_fr', None): does(lambda v: .2 - v, x), ('sketch_error', None): .2})}, .1, -.1, (-.1, .15)),
+    'IM3f': (more(way(D1, 'only memory'), D1, 'nmse_fr'), .1, -.1, (-.1, .15)),
+    'IM3c': (lambda x: {CIFAR: self_more_codes(x)[D2]}, .1, -.1, (-.1, .2)), 'IM3d': (more(CIFAR, way(CIFAR, 'only memory'), 'nmse_fr'), .1, -.1, (-.1, .2)),
+    'IM4a': (times(way(D2, 'noise'), D2, 'nmse_fr'), .3, .9, (.2, .9)), 'IM4b': (times(way(D1, 'noise'), D1, 'nmse_fr'), .7, 1.1, (.7, 1.1)), 'IM4c': (times(way(CIFAR, 'noise'), CIFAR, 'nmse_fr'), .3, .9, (.2, .9)),
+    'IM4d': (more(way(D2, 'noise'), D2, 'guidance_gain'), .1, -.2, (-.1, .1)), 'IM4e': (more(way(D1, 'noise'), D1, 'guidance_gain'), .1, -.2, (-.1, .1)),
     'IM5a': (times(D1, way(D1, 'no memory'), 'nmse_fr'), .5, 1.1, (.5, 1.1)), 'IM5b': (times(D2, way(D2, 'no memory'), 'nmse_fr'), .5, 1.1, (.5, 1.1)),
     'IM7a': (self_more(D1, 'w_mem', 'early', None), .3, 0., (0., .3)), 'IM7b': (self_more(D2, 'w_mem', 'early', None), .3, 0., (0., .3)),
     'IM8a': (more(way(D1, 'frozen projection'), D1, 'nmse_fr'), .002, .1, (-.03, .03)), 'IM8b': (more(way(D1, 'frozen projection'), D1, 'w_mem'), .01, .3, (-.2, .2)),
@@ -86,8 +86,8 @@ for letter, a in (('f', 'last'), ('g', FULL)): SCENES[f'IM6{letter}'] = (lambda 
 for letter, a, b in (('a', FULL, CAUSAL), ('b', BASE, FULL), ('c', BASE, CAUSAL)): SCENES[f'IM9{letter}'] = more(way(D1, a), way(D1, b), 'swap_agreement'), .3, -.1, (-.1, .3)
 for letters, name in (('bc', 'wrong codes'), ('de', "the prior's codes")):
     SCENES |= {f'IM11{letters[0]}': (recovers(name), .9, .1, (.1, .9)), f'IM11{letters[1]}': (more(way(D1, name), D1, 'guidance_gain'), .1, -.2, (-.1, .1))}
-for letters, head in (('ce', 'mixture'), ('df', 'diffusion')): SCENES |= {f'IM13{letters[0]}': (pushed(head, 'outside'), .2, -.1, (-.1, .2)), f'IM13{letters[1]}': (pushed(head, 'w_mem'), .2, -.1, (-.1, .2))}
-for letters, head in (('ac', 'mixture'), ('bd', 'diffusion')): SCENES |= {f'IM14{letters[0]}': (one(way(D1, head), 'variety'), .6, .1, (.1, .6)), f'IM14{letters[1]}': (times(way(D1, head), D1, 'fd_probe'), .9, 1.5, (.8, 1.5))}
+for letters, head in (('cd', 'mixture'), ('ef', 'diffusion')): SCENES |= {f'IM13{letters[0]}': (pushed(head, 'outside'), .2, -.1, (-.1, .2)), f'IM13{letters[1]}': (pushed(head, 'w_mem'), .2, -.1, (-.1, .2))}
+for letters, head in (('ab', 'mixture'), ('cd', 'diffusion')): SCENES |= {f'IM14{letters[0]}': (one(way(D1, head), 'variety'), .6, .1, (.1, .6)), f'IM14{letters[1]}': (times(way(D1, head), D1, 'fd_probe'), .9, 1.5, (.8, 1.5))}
 CASES = [(claim, verdict, i) for claim in CLAIMS for i, verdict in enumerate(('supported', 'refuted', 'inconclusive'), 1)]
 
 

@@ -187,29 +187,29 @@ claim('IM2c', 'And the end of its own pictures gets worse.',
       lambda records: last_quarter(records, D2) - last_quarter(records, D2, 'early'), D2,
       measured='FR in the last quarter of positions, end minus early', rule=More(least=.02, said=.14), unit='of the variance', sd=.05)
 
-# %% ../../nbs/studies/image_memory.ipynb #096a16fa
+# %% ../../nbs/studies/image_memory.ipynb #f7ba1893
 def beyond_codes(records: pd.DataFrame, base: str) -> pd.Series: return at_end(records, 'nmse_fr', base) - at_end(records, 'sketch_error', base)
 
-for base, letters, said in ((D2, 'ab', (.09, .21)), (CIFAR, 'ef', (None, None))):
+for base, letters, said in ((D2, 'ab', (.09, .21)), (CIFAR, 'cd', (None, None))):
     claim(f'IM3{letters[0]}', f'With a context that is easily copied, a model that reads it does worse on its own pictures than the codes as they are ({on(base)}).',
           lambda records, base=base: beyond_codes(records, base), base,
           measured='FR minus the error of the codes', rule=More(least=.03, said=said[0]), unit='of the variance', sd=.04)
     claim(f'IM3{letters[1]}', f'And worse than a model that was trained to see nothing but memory ({on(base)}).',
           lambda records, base=base: change(records, 'nmse_fr', base, of(base, 'only memory')), base, of(base, 'only memory'),
           measured='FR minus FR of only memory', rule=More(least=.03, said=said[1]), unit='of the variance', sd=.04)
-claim('IM3c', 'Where copying is hard the order is reversed: it does better than the codes as they are (digits).',
+claim('IM3e', 'Where copying is hard the order is reversed: it does better than the codes as they are (digits).',
       lambda records: -beyond_codes(records, D1), D1,
       measured='error of the codes minus FR', rule=More(least=.03, said=.1), unit='of the variance', sd=.005)
-claim('IM3d', 'And better than only memory (digits).',
+claim('IM3f', 'And better than only memory (digits).',
       lambda records: change(records, 'nmse_fr', of(D1, 'only memory'), D1), D1, of(D1, 'only memory'),
       measured='FR of only memory minus FR', rule=More(least=.01, said=.017), unit='of the variance', sd=.005)
 
-# %% ../../nbs/studies/image_memory.ipynb #3c76d90b
-for letter, base, most, said, sd in (('a', D2, .5, .28, .04), ('b', D1, .9, .87, .02), ('e', CIFAR, .5, None, .05)):
+# %% ../../nbs/studies/image_memory.ipynb #8b5c0fdb
+for letter, base, most, said, sd in (('a', D2, .5, .28, .04), ('b', D1, .9, .87, .02), ('c', CIFAR, .5, None, .05)):
     claim(f'IM4{letter}', f'Noise on the context of training {"halves" if most == .5 else "lowers by a tenth"} the error of own pictures ({on(base)}).',
           lambda records, base=base: ratio(records, 'nmse_fr', of(base, 'noise'), base), base, of(base, 'noise'),
           measured='FR with noise over FR without', rule=Less(most=most, said=said, null=1.), unit='times', sd=sd)
-for letter, base in (('c', D2), ('d', D1)):
+for letter, base in (('d', D2), ('e', D1)):
     claim(f'IM4{letter}', f'It costs no guidance by memory ({on(base)}).',
           lambda records, base=base: change(records, 'guidance_gain', of(base, 'noise'), base), base, of(base, 'noise'),
           measured='G with noise minus G without', rule=More(least=-.02, said=0.), unit='of the gain', sd=.02)
@@ -276,7 +276,7 @@ for letters, way, words in (('bc', 'wrong codes', 'a fifth of codes drawn at ran
           lambda records, way=way: change(records, 'guidance_gain', of(D1, way), D1), D1, of(D1, way),
           measured='G minus G without', rule=More(least=-.02, said=0.), unit='of the gain', sd=.015)
 
-# %% ../../nbs/studies/image_memory.ipynb #896c9a94
+# %% ../../nbs/studies/image_memory.ipynb #a71d7170
 def dialled(records: pd.DataFrame, arm: str) -> pd.DataFrame: return pd.DataFrame({s: at_end(records, 'w_mem', arm, f's_m {s:g}') for s in DIAL})
 def rises(records: pd.DataFrame, arm: str) -> pd.Series:
     "Rank correlation of W_mem with s_m; none where W_mem stands still."
@@ -300,15 +300,15 @@ claim('IM13a', 'Guiding regressed means is unsafe: with the scale of the class a
 claim('IM13b', 'And memory leads less often.',
       lambda records: yields(records, D1), D1,
       measured='W_mem at s_y = 1 minus W_mem at 2', rule=More(least=.05), unit='of pictures', sd=.04)
-for letters, head in (('ce', 'mixture'), ('df', 'diffusion')):
+for letters, head in (('cd', 'mixture'), ('ef', 'diffusion')):
     pair = D1, of(D1, head)
     for letter, read, words, least, sd in zip(letters, (strays, yields), ('fewer more latents lie out of range', 'memory loses less'), (.01, .03), (.01, .04)):
         claim(f'IM13{letter}', f'With a {head} head {words} than with a mean.',
               lambda records, pair=pair, read=read: read(records, pair[0]) - read(records, pair[1]), *pair,
               measured=('rise of the share out of range' if read is strays else 'fall of W_mem') + ' from s_y = 1 to 2, mean minus this head', rule=More(least=least), unit='of latents' if read is strays else 'of pictures', sd=sd)
 
-# %% ../../nbs/studies/image_memory.ipynb #6e3a486e
-for letters, head in (('ac', 'mixture'), ('bd', 'diffusion')):
+# %% ../../nbs/studies/image_memory.ipynb #d45222be
+for letters, head in (('ab', 'mixture'), ('cd', 'diffusion')):
     pair = D1, of(D1, head)
     claim(f'IM14{letters[0]}', f'For one class and one memory, a {head} head makes different pictures.',
           lambda records, arm=pair[1]: at_end(records, 'variety', arm), pair[1],
