@@ -21,7 +21,6 @@ from torch import nn
 from memlab.core import files
 from memlab.core.files import home, save_tensors
 from memlab.data.digits import Digits
-from memlab.data.image_task import ImageTask
 from memlab.data.recall import RecallConfig, recall_batch
 from memlab.data.text import Windows
 from memlab.data.turns import InTurn, Replayed
@@ -31,6 +30,7 @@ from memlab.lab import records
 from memlab.lab.arm import Arm, execute, learner_of
 from memlab.lab.records import RECORDS, RUNS, read_table, write_table
 from memlab.lab.renew import REHEARSALS
+from memlab.lab.study import find_study
 from memlab.nn.cells import GRU, ContextCell, Feedback
 from memlab.nn.checks import error_ratio
 from memlab.nn.components import DeepMLPConfig
@@ -52,7 +52,6 @@ from memlab.nn.softmax import AttentionConfig
 from memlab.nn.variants import vanilla
 from memlab.train.components import EWC, SI, Apart, Guard, Guarded
 from memlab.train.directions import Recorder, update_cosine
-from memlab.train.image import ImageLoss
 from memlab.train.lagged import LaggedCache, lagged
 from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, FitResult, resume_run, save_run, train_step
@@ -544,12 +543,11 @@ def cached_images():
 
 
 def digits_arm():
-    "Seconds of 1,500 steps of an image model of four layers on digits of 16 positions, told from 20."
-    task, model, objective, config = ImageTask(), ImageConfig(grid=4, width=4, sketch_width=4).build(0), ImageLoss(), FitConfig(steps=1500)
-    learner = Learner(dict(model=model), objective.optimizers(dict(model=model), config), objective.carry(model, task, 0))
-    step, batch = objective.step(config), task.batches(0)
+    "Seconds that an arm on digits of 16 positions trains in the study of image memory, told from 20 of its steps."
+    arm = next(a for a, _ in find_study('image_memory').preset('cpu').plan if a.name == 'D1: noise')
+    learner, step, batch = learner_of(arm, 0), arm.train.objective.step(arm.train), arm.task.batches(0)
     (seconds,) = interleaved(lambda: step(learner, batch(0), 0), inner=20)
-    yield report('an image arm on digits, seconds', 1500 * seconds, 60., 'at most')
+    yield report('an image arm on digits, seconds', arm.train.steps * seconds, 60., 'at most')
 
 
 BENCHES = dict(steps=steps, update_cosines=update_cosines, rate_groups=rate_groups, guards=guards, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,

@@ -41,10 +41,10 @@ class Encoded:
 Tokenizer = PatchTokenizer | VAETokenizer
 
 @lru_cache(maxsize=4)
-def fitted(parts: Parts, kind: str, patch: int, upsample: int, codes: int, width: int | None) -> Tokenizer:
+def fitted(parts: Parts, kind: str, patch: int, upsample: int, codes: int, width: int | None, code: int | None) -> Tokenizer:
     "The tokenizer of a set of pictures, kept for as long as the set is."
-    if kind == 'patches': return fit_tokenizer(parts.train, patch, upsample, codes, width)
-    return fit_vae(parts.train, patch, upsample, codes, width or 4)
+    if kind == 'patches': return fit_tokenizer(parts.train, patch, upsample, codes, width, code)
+    return fit_vae(parts.train, patch, upsample, codes, width or 4, code or 2)
 
 @lru_cache(maxsize=4)
 def on_a_column(tokenizer: VAETokenizer) -> VAETokenizer:
@@ -67,6 +67,7 @@ class ImageTask:
     upsample: int = 1            # enlargement before the cut
     codes: int = 4               # K
     width: int | None = None     # of a latent: principal components; None: every pixel of a patch, or 4 of an autoencoder
+    code: int | None = None      # of a code: first components of a latent; None: all, or 2 of an autoencoder
     rows: int = 64               # of a batch
     most: int | None = None      # pictures read of each file; None: all
     latents: str = 'patches'     # 'patches', or 'vae': a small autoencoder with learned codes
@@ -77,12 +78,12 @@ class ImageTask:
         if not isinstance(self.column, bool): raise ValueError(f'column={self.column!r}: expected True or False (a text counts as true, whatever it says)')
         if self.column and self.latents == 'patches': raise ValueError("column=True changes nothing with latents='patches', whose codes have no neighbours: set latents='vae'")
         check_numbers(vars(self), patch=integer(1), upsample=integer(1), codes=integer(1), rows=integer(1))
-        for name in ('width', 'most'):
+        for name in ('width', 'code', 'most'):
             if getattr(self, name) is not None: check_numbers(vars(self), **{name: integer(1)})
 
     def tokenizer(self) -> Tokenizer:
         "Fitted to the training part."
-        return fitted(load_pictures(self.images, self.most), self.latents, self.patch, self.upsample, self.codes, self.width)
+        return fitted(load_pictures(self.images, self.most), self.latents, self.patch, self.upsample, self.codes, self.width, self.code)
 
     def part(self, name: str) -> Encoded:
         "The part 'train', 'validation' or 'test'."

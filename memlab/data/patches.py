@@ -49,7 +49,7 @@ class PatchTokenizer:
     mean: Float[Tensor, 'p']         # of a patch
     into: Float[Tensor, 'p c']       # from a centred patch to its latent
     back: Float[Tensor, 'c p']
-    codebook: Float[Tensor, 'K c']
+    codebook: Float[Tensor, 'K e']   # the first components of latents, or all
 
     @property
     def grid(self) -> int:
@@ -71,9 +71,9 @@ class PatchTokenizer:
 
     def quantise(self, z: Float[Tensor, 'n N c']) -> Int64[Tensor, 'n N']:
         "The nearest code of every latent."
-        return torch.cat([torch.cdist(part, self.codebook).argmin(-1) for part in z.split(4096)])
+        return torch.cat([torch.cdist(part, self.codebook).argmin(-1) for part in z[..., :self.codebook.shape[1]].split(4096)])
 
-    def lookup(self, ids: Int64[Tensor, 'n N']) -> Float[Tensor, 'n N c']:
+    def lookup(self, ids: Int64[Tensor, 'n N']) -> Float[Tensor, 'n N e']:
         "The memory that codes stand for."
         check_codes(ids, self.grid, self.codes)
         return self.codebook[ids]
@@ -111,6 +111,7 @@ def fit_tokenizer(
     upsample: int = 1,           # enlargement before the cut
     codes: int = 4,
     width: int | None = None,    # principal components; None: every pixel of a patch
+    code: int | None = None,     # first components of a latent that codes are about; None: all
 ) -> PatchTokenizer:
     "Statistics and codebook of some pictures."
     side = pictures.pixels.shape[1]
@@ -118,13 +119,15 @@ def fit_tokenizer(
     if side * upsample % patch: raise ValueError(f'pictures of side {side} × upsample={upsample} = {side * upsample} pixels are not divided by patch={patch}: choose a divisor')
     patches = cut(enlarged(pictures.pixels, upsample), patch).flatten(0, 1)
     if width is not None and width > patches.shape[1]: raise ValueError(f'width={width}: a patch has {patches.shape[1]} values, choose at most as many')
+    if code is not None and code > (width or patches.shape[1]): raise ValueError(f'code={code}: a latent has {width or patches.shape[1]} values, choose at most as many')
     mean, into, back = linear_map(patches, width)
-    return PatchTokenizer(side, patch, upsample, mean, into, back, centroids((patches - mean) @ into, codes))
+    return PatchTokenizer(side, patch, upsample, mean, into, back, centroids(((patches - mean) @ into)[:, :code], codes))
 
 # %% ../../nbs/data/patches.ipynb #47b13336
 def sketch_error(tokenizer: PatchTokenizer, z: Float[Tensor, 'n N c']) -> float:
-    "Squared error of the codes in units of the variance of the latents."
-    return float((tokenizer.lookup(tokenizer.quantise(z)) - z).square().mean() / z.flatten(0, 1).var(0).mean())
+    "Squared error of the codes in units of the variance of the latents; what codes are not about is guessed at its mean."
+    m = tokenizer.lookup(tokenizer.quantise(z))
+    return float((F.pad(m, (0, z.shape[2] - m.shape[2])) - z).square().mean() / z.flatten(0, 1).var(0).mean())
 
 def copy_error(z: Float[Tensor, 'n N c']) -> float:
     "Squared error of the previous latent as a guess, in units of their variance."

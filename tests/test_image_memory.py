@@ -1,0 +1,193 @@
+"""The claims of the study of image memory on invented numbers, and what its arms must share and may differ in."""
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+
+import invented
+import pytest
+import torch
+from invented import diverged, of, without
+from memlab.lab.claims import judge, names_of
+from memlab.lab.rules import error_rates, wrong
+from memlab.lab.values import Missing
+from memlab.studies import image_memory as study
+from memlab.studies.image_memory import BASE, CAUSAL, CIFAR, D1, D2, DIAL, FULL, NARROW
+
+CLAIMS, SEEDS = {c.id: c for c in study.study.claims}, 6
+way = study.of
+
+
+@dataclass(frozen=True)
+class Ran:
+    "What the runs of an arm measured: (metric, item) -> a number, or one for every seed; and errors at four positions, by item."
+    of: dict = field(default_factory=dict)
+    at: dict = field(default_factory=dict)
+    tf: float = .1
+    seeds: int = SEEDS
+
+
+def rows(ran, seed):
+    "Records of one run."
+    for (metric, item), value in ({('nmse_tf', None): ran.tf} | ran.of).items(): yield dict(step=100, metric=metric, value=of(value, seed), item=item)
+    for item, value in ran.at.items():
+        for i, x in enumerate((.1, .1, .1, of(value, seed)), 1): yield dict(step=100, metric='nmse_fr_at', value=x, item=item, position=str(i))
+
+
+def tables(arms): return invented.tables(arms, rows)
+def does(f, x): return [f(v) for v in x] if isinstance(x, list) else f(x)
+def one(arm, metric, item=None): return lambda x: {arm: Ran({(metric, item): x})}
+def more(arm, other, metric, at=.5): return lambda x: {arm: Ran({(metric, None): does(lambda v: at + v, x)}), other: Ran({(metric, None): at})}
+def times(arm, other, metric): return lambda x: {arm: Ran({(metric, None): does(lambda v: .3 * v, x)}), other: Ran({(metric, None): .3})}
+def self_more(arm, metric, ours, theirs): return lambda x: {arm: Ran({(metric, ours): does(lambda v: .4 + v, x), (metric, theirs): .4})}
+def self_times(arm, metric, ours, theirs): return lambda x: {arm: Ran({(metric, ours): does(lambda v: .4 * v, x), (metric, theirs): .4})}
+def dials(arm): return lambda x: {arm: Ran({('w_mem', f's_m {s:g}'): does(lambda v: .2 + v * s / 2, x) for s in DIAL})}
+
+
+def ranked(arm):
+    "The dial turns as said in the first so many of six seeds, and backwards in the others."
+    return lambda n: {arm: Ran({('w_mem', f's_m {s:g}'): [.2 + (s if seed < n else -s) / 20 for seed in range(6)] for s in DIAL})}
+
+
+def recovers(name):
+    "The cure takes away so much of a rise from 10 to 20."
+    return lambda x: {D1: Ran({('fd_probe', None): 10., ('fd_probe', 'sampled'): 20.}), way(D1, name): Ran({('fd_probe', 'sampled'): does(lambda v: 20 - 10 * v, x)})}
+
+
+def pushed(head, metric):
+    "A mean changes by so much more than a head does."
+    one_, two = (None, 's_y 2') if metric == 'w_mem' else ('s_y 2', None)
+    return lambda x: {D1: Ran({(metric, one_): does(lambda v: .3 + v, x), (metric, two): .2}), way(D1, head): Ran({(metric, one_): .3, (metric, two): .2})}
+
+
+SCENES = {   # claim -> how its effect makes arms; effects that support it, refute it, and leave it open
+    'IM1a': (one(D2, 'gap'), 20., 2., (2., 12.)), 'IM1b': (one(D2, 'drift'), 2., 1., (1., 1.8)), 'IM1c': (one(CIFAR, 'gap'), 20., 2., (2., 12.)), 'IM1d': (one(CIFAR, 'drift'), 2., 1., (1., 1.8)),
+    'IM2a': (self_times(D2, 'nmse_tf', None, 'early'), .3, 1.2, (.6, 1.2)), 'IM2b': (self_times(D2, 'gap', None, 'early'), 4., 1., (1., 3.)),
+    'IM2c': (lambda x: {D2: Ran(at={None: does(lambda v: .3 + v, x), 'early': .3})}, .2, -.1, (-.1, .2)),
+    'IM3a': (self_more_codes := lambda x: {D2: Ran({('nmse_fr', None): does(lambda v: .2 + v, x), ('sketch_error', None): .2})}, .1, -.1, (-.1, .2)),
+    'IM3b': (more(D2, way(D2, 'only memory'), 'nmse_fr'), .1, -.1, (-.1, .2)),
+    'IM3e': (lambda x: {D1: Ran({('nmse_fr', None): does(lambda v: .2 - v, x), ('sketch_error', None): .2})}, .1, -.1, (-.1, .15)),
+    'IM3f': (more(way(D1, 'only memory'), D1, 'nmse_fr'), .1, -.1, (-.1, .15)),
+    'IM3c': (lambda x: {CIFAR: self_more_codes(x)[D2]}, .1, -.1, (-.1, .2)), 'IM3d': (more(CIFAR, way(CIFAR, 'only memory'), 'nmse_fr'), .1, -.1, (-.1, .2)),
+    'IM4a': (times(way(D2, 'noise'), D2, 'nmse_fr'), .3, .9, (.2, .9)), 'IM4b': (times(way(D1, 'noise'), D1, 'nmse_fr'), .7, 1.1, (.7, 1.1)), 'IM4c': (times(way(CIFAR, 'noise'), CIFAR, 'nmse_fr'), .3, .9, (.2, .9)),
+    'IM4d': (more(way(D2, 'noise'), D2, 'guidance_gain'), .1, -.2, (-.1, .1)), 'IM4e': (more(way(D1, 'noise'), D1, 'guidance_gain'), .1, -.2, (-.1, .1)),
+    'IM5a': (times(D1, way(D1, 'no memory'), 'nmse_fr'), .5, 1.1, (.5, 1.1)), 'IM5b': (times(D2, way(D2, 'no memory'), 'nmse_fr'), .5, 1.1, (.5, 1.1)),
+    'IM7a': (self_more(D1, 'w_mem', 'early', None), .3, 0., (0., .3)), 'IM7b': (self_more(D2, 'w_mem', 'early', None), .3, 0., (0., .3)),
+    'IM8a': (more(way(D1, 'frozen projection'), D1, 'nmse_fr'), .002, .1, (-.03, .03)), 'IM8b': (more(way(D1, 'frozen projection'), D1, 'w_mem'), .01, .3, (-.2, .2)),
+    'IM8c': (more(way(NARROW, 'frozen projection'), NARROW, 'nmse_fr'), .002, .1, (-.03, .03)), 'IM8d': (more(way(NARROW, 'frozen projection'), NARROW, 'w_mem'), .01, .3, (-.2, .2)),
+    'IM10a': (more(way(D1, 'linear'), D1, 'nmse_fr'), .002, .1, (-.05, .05)), 'IM10b': (more(way(D1, 'linear and normed'), D1, 'nmse_fr'), .002, .1, (-.05, .05)),
+    'IM10c': (self_more(D1, 'nmse_fr', 'normed at inference', None), .1, -.1, (-.1, .2)),
+    'IM11a': (self_times(D1, 'fd_probe', 'sampled', None), 2., 1., (1., 2.)),
+    'IM12a': (ranked(way(D1, 'memory dropped')), 6, 0, None), 'IM12b': (dials(way(D1, 'memory dropped')), .6, .1, (.1, .6)),
+    'IM12c': (ranked(way(CIFAR, 'memory dropped')), 6, 0, None), 'IM12d': (dials(way(CIFAR, 'memory dropped')), .6, .1, (.1, .6)),
+    'IM13a': (lambda x: {D1: Ran({('outside', 's_y 2'): does(lambda v: .1 * v, x), ('outside', None): .1})}, 5., 1., (1., 4.)), 'IM13b': (self_more(D1, 'w_mem', None, 's_y 2'), .2, -.1, (-.1, .2)),
+    'IM15': (more(f'VAE: {BASE}', f'VAE, column: {BASE}', 'agreement'), .3, 0., (0., .3)),
+}
+for letter, a, b in zip('abcde', ('only memory', BASE, 'input', 'last', BASE), (BASE, 'input', 'last', FULL, 'last')): SCENES[f'IM6{letter}'] = more(way(D1, a), way(D1, b), 'w_mem'), .3, -.1, (-.1, .3)
+for letter, a in (('f', 'last'), ('g', FULL)): SCENES[f'IM6{letter}'] = (lambda a: lambda x: {way(D1, a): Ran({('w_mem', None): .2, ('w_cls', None): does(lambda v: .2 + v, x)})})(a), .3, -.1, (-.1, .3)
+for letter, a, b in (('a', FULL, CAUSAL), ('b', BASE, FULL), ('c', BASE, CAUSAL)): SCENES[f'IM9{letter}'] = more(way(D1, a), way(D1, b), 'swap_agreement'), .3, -.1, (-.1, .3)
+for letters, name in (('bc', 'wrong codes'), ('de', "the prior's codes")):
+    SCENES |= {f'IM11{letters[0]}': (recovers(name), .9, .1, (.1, .9)), f'IM11{letters[1]}': (more(way(D1, name), D1, 'guidance_gain'), .1, -.2, (-.1, .1))}
+for letters, head in (('cd', 'mixture'), ('ef', 'diffusion')): SCENES |= {f'IM13{letters[0]}': (pushed(head, 'outside'), .2, -.1, (-.1, .2)), f'IM13{letters[1]}': (pushed(head, 'w_mem'), .2, -.1, (-.1, .2))}
+for letters, head in (('ab', 'mixture'), ('cd', 'diffusion')): SCENES |= {f'IM14{letters[0]}': (one(way(D1, head), 'variety'), .6, .1, (.1, .6)), f'IM14{letters[1]}': (times(way(D1, head), D1, 'fd_probe'), .9, 1.5, (.8, 1.5))}
+CASES = [(claim, verdict, i) for claim in CLAIMS for i, verdict in enumerate(('supported', 'refuted', 'inconclusive'), 1)]
+
+
+def scene(claim, i=1):
+    make, *effects = SCENES[claim]
+    return make(5 if effects[i - 1] is None else list(effects[i - 1]) * 3 if isinstance(effects[i - 1], tuple) else effects[i - 1])
+
+
+def decide(claim, arms): return judge(CLAIMS[claim], *tables(arms), 'cpu')
+
+
+def test_every_claim_has_its_scene(): assert set(SCENES) == set(CLAIMS)
+
+
+@pytest.mark.parametrize('claim, verdict, i', CASES)
+def test_verdict(claim, verdict, i):
+    runs, records = tables(scene(claim, i))
+    assert judge(CLAIMS[claim], runs, records, 'cpu').verdict == verdict
+    assert judge(CLAIMS[claim], runs, records, 'quick').verdict == 'inconclusive'
+    assert set(names_of(CLAIMS[claim], runs)) == set(scene(claim))
+
+
+@pytest.mark.parametrize('claim', SCENES)
+def test_what_is_missing_or_has_learned_nothing_decides_nothing(claim):
+    arms = scene(claim)
+    runs, records = tables(arms)
+    for arm in arms:
+        assert judge(CLAIMS[claim], *without(runs, records, arm), 'cpu').verdict == 'inconclusive'
+        assert 'seed 1' in judge(CLAIMS[claim], *diverged(runs, records, arm, seed=1), 'cpu').note
+    if claim == 'IM2a': return   # its effect is what a gate would read
+    found = decide(claim, {a: replace(ran, tf=.95) for a, ran in arms.items()})
+    assert found.verdict == 'inconclusive' and 'no model does the task: 0 of 6' in found.note
+
+
+@pytest.mark.parametrize('claim', ['IM11b', 'IM11d'])
+def test_where_sampling_costs_nothing_nothing_is_recovered(claim):
+    arms = scene(claim)
+    arms[D1] = Ran({('fd_probe', None): 10., ('fd_probe', 'sampled'): 10.5})
+    found = decide(claim, arms)
+    assert found.verdict == 'inconclusive' and '0 of 6 make worse pictures from sampled codes' in found.note
+
+
+def test_a_dial_that_stands_still_does_not_rise():
+    arm = way(D1, 'memory dropped')
+    assert (study.rises(tables({arm: Ran({('w_mem', f's_m {s:g}'): .5 for s in DIAL})})[1], arm) == 0).all()
+
+
+def test_the_last_quarter_is_that_of_positions():
+    records = tables({D2: Ran(at={None: .7})})[1]
+    assert study.last_quarter(records, D2).tolist() == pytest.approx([.7] * SEEDS)
+    with pytest.raises(Missing): study.last_quarter(records, D2, 'early')
+
+
+def test_no_rule_is_wrong_more_than_once_in_twenty():
+    for c in {(type(c.rule), c.sd): c for c in CLAIMS.values()}.values(): assert wrong(error_rates(c.rule, c.sd, c.seeds, 2000), c.rule) <= .07, c.id   # and the noise of as many made-up studies
+
+
+# -- arms -------------------------------------------------------------------------------------------------------------
+
+@cache
+def plan(preset): return {a.name: (a, seeds) for a, seeds in study.study.presets[preset]().plan}
+
+
+def test_claims_ask_for_arms_that_are_planned_with_their_seeds():
+    for claim in CLAIMS.values():
+        for name in claim.arms:
+            assert len(plan('gpu')[name][1]) >= claim.seeds, f'{claim.id}: {name}'
+            assert name.startswith('CIFAR') or name in plan('cpu')
+
+
+def test_claims_find_what_their_arms_measure():
+    "By metric and item, without a run: items that a claim asks for are asked of its arms."
+    items = {name: {m.item for m in a.measures if hasattr(m, 'item')} for name, (a, _) in plan('gpu').items()}
+    asked = {D1: {'early', 'sampled', 'noised', 's_y 2', 'normed at inference', 'only memory at inference', 'zero memory', 'shuffled memory'}, D2: {'early'}, way(D1, 'noise'): {'early'}, way(D2, 'noise'): {'early'},
+             way(D1, 'memory dropped'): {f's_m {s:g}' for s in DIAL}, way(CIFAR, 'memory dropped'): {f's_m {s:g}' for s in DIAL}, way(D1, 'mixture'): {'s_y 2'}, way(D1, 'diffusion'): {'s_y 2'},
+             way(D1, 'wrong codes'): {'sampled', 'noised'}, way(D1, "the prior's codes"): {'sampled', 'noised'}}
+    for name, want in asked.items(): assert want <= items[name], name
+
+
+def test_arms_of_a_rig_read_the_same_batches_for_as_long():
+    for rig in ('D1', 'D2'):
+        mine = [a for n, (a, _) in plan('cpu').items() if n.startswith(f'{rig}:')]
+        assert len({(a.task, a.train.steps, a.train.optimizer, a.train.schedule) for a in mine}) == 1
+        for step in (0, 40): assert all(torch.equal(x, y) for x, y in zip(mine[0].task.batches(3)(step), mine[-1].task.batches(3)(step)))
+
+
+def config(a): return getattr(a.model, 'model', a.model)
+
+
+def test_arms_differ_from_every_block_in_what_their_name_says():
+    base = plan('cpu')[D1][0]
+    differ = lambda a: {f.name for f in fields(config(a)) if getattr(config(a), f.name) != getattr(config(base), f.name)}
+    loss = lambda a: {f.name for f in fields(a.train.objective) if getattr(a.train.objective, f.name) != f.default}
+    want = {n: (set(f), set()) for n, f in study.WAYS.items()} | {n: (set(), set(f)) for n, f in (study.CURES | study.CODES).items()} | {
+        'mixture': ({'head'}, set()), 'diffusion': ({'head'}, set()), 'frozen projection': ({'frozen'}, set()), 'memory dropped': ({'memory_drop'}, set())}
+    found = {n.removeprefix('D1: '): (differ(a), loss(a)) for n, (a, _) in plan('cpu').items() if n.startswith('D1:') and n != D1}
+    assert found == want
+
+
+def test_the_column_is_a_defect_of_the_task_alone():
+    grid, column = (plan('cpu')[f'{n}: {BASE}'][0] for n in ('VAE', 'VAE, column'))
+    assert replace(column.task, column=False) == grid.task and column.task != grid.task
+    assert (column.model, column.train) == (grid.model, grid.train)
