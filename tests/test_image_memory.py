@@ -59,35 +59,35 @@ def pushed(head, metric):
 
 
 SCENES = {   # claim -> how its effect makes arms; effects that support it, refute it, and leave it open
-    'IM1a': (one(D2, 'gap'), 20., 2., (2., 12.)), 'IM1b': (one(D2, 'drift'), 2., 1., (1., 1.8)), 'IM1c': (one(CIFAR, 'gap'), 20., 2., (2., 12.)), 'IM1d': (one(CIFAR, 'drift'), 2., 1., (1., 1.8)),
-    'IM2a': (self_times(D2, 'nmse_tf', None, 'early'), .3, 1.2, (.6, 1.2)), 'IM2b': (self_times(D2, 'gap', None, 'early'), 4., 1., (1., 3.)),
-    'IM2c': (lambda x: {D2: Ran(at={None: does(lambda v: .3 + v, x), 'early': .3})}, .2, -.1, (-.1, .2)),
-    'IM3a': (self_more_codes := lambda x: {D2: Ran({('nmse_fr', None): does(lambda v: .2 + v, x), ('sketch_error', None): .2})}, .1, -.1, (-.1, .2)),
-    'IM3b': (more(D2, way(D2, 'only memory'), 'nmse_fr'), .1, -.1, (-.1, .2)),
-    'IM3e': (lambda x: {D1: Ran({('nmse_fr', None): does(lambda v: .2 - v, x), ('sketch_error', None): .2})}, .1, -.1, (-.1, .15)),
-    'IM3f': (more(way(D1, 'only memory'), D1, 'nmse_fr'), .1, -.1, (-.1, .15)),
-    'IM3c': (lambda x: {CIFAR: self_more_codes(x)[D2]}, .1, -.1, (-.1, .2)), 'IM3d': (more(CIFAR, way(CIFAR, 'only memory'), 'nmse_fr'), .1, -.1, (-.1, .2)),
-    'IM4a': (times(way(D2, 'noise'), D2, 'nmse_fr'), .3, .9, (.2, .9)), 'IM4b': (times(way(D1, 'noise'), D1, 'nmse_fr'), .7, 1.1, (.7, 1.1)), 'IM4c': (times(way(CIFAR, 'noise'), CIFAR, 'nmse_fr'), .3, .9, (.2, .9)),
-    'IM4d': (more(way(D2, 'noise'), D2, 'guidance_gain'), .1, -.2, (-.1, .1)), 'IM4e': (more(way(D1, 'noise'), D1, 'guidance_gain'), .1, -.2, (-.1, .1)),
-    'IM5a': (times(D1, way(D1, 'no memory'), 'nmse_fr'), .5, 1.1, (.5, 1.1)), 'IM5b': (times(D2, way(D2, 'no memory'), 'nmse_fr'), .5, 1.1, (.5, 1.1)),
-    'IM7a': (self_more(D1, 'w_mem', 'early', None), .3, 0., (0., .3)), 'IM7b': (self_more(D2, 'w_mem', 'early', None), .3, 0., (0., .3)),
-    'IM8a': (more(way(D1, 'frozen projection'), D1, 'nmse_fr'), .002, .1, (-.03, .03)), 'IM8b': (more(way(D1, 'frozen projection'), D1, 'w_mem'), .01, .3, (-.2, .2)),
-    'IM8c': (more(way(NARROW, 'frozen projection'), NARROW, 'nmse_fr'), .002, .1, (-.03, .03)), 'IM8d': (more(way(NARROW, 'frozen projection'), NARROW, 'w_mem'), .01, .3, (-.2, .2)),
-    'IM10a': (more(way(D1, 'linear'), D1, 'nmse_fr'), .002, .1, (-.05, .05)), 'IM10b': (more(way(D1, 'linear and normed'), D1, 'nmse_fr'), .002, .1, (-.05, .05)),
-    'IM10c': (self_more(D1, 'nmse_fr', 'normed at inference', None), .1, -.1, (-.1, .2)),
-    'IM11a': (self_times(D1, 'fd_probe', 'sampled', None), 2., 1., (1., 2.)),
-    'IM12a': (ranked(way(D1, 'memory dropped')), 6, 0, None), 'IM12b': (dials(way(D1, 'memory dropped')), .6, .1, (.1, .6)),
-    'IM12c': (ranked(way(CIFAR, 'memory dropped')), 6, 0, None), 'IM12d': (dials(way(CIFAR, 'memory dropped')), .6, .1, (.1, .6)),
-    'IM13a': (lambda x: {D1: Ran({('outside', 's_y 2'): does(lambda v: .1 * v, x), ('outside', None): .1})}, 5., 1., (1., 4.)), 'IM13b': (self_more(D1, 'w_mem', None, 's_y 2'), .2, -.1, (-.1, .2)),
-    'IM15': (more(f'VAE: {BASE}', f'VAE, column: {BASE}', 'agreement'), .3, 0., (0., .3)),
+    'IG1a': (one(D2, 'gap'), 20., 2., (2., 12.)), 'IG1b': (one(D2, 'drift'), 2., 1., (1., 1.8)), 'IG1c': (one(CIFAR, 'gap'), 20., 2., (2., 12.)), 'IG1d': (one(CIFAR, 'drift'), 2., 1., (1., 1.8)),
+    'IG2a': (self_times(D2, 'nmse_tf', None, 'early'), .3, 1.2, (.6, 1.2)), 'IG2b': (self_times(D2, 'gap', None, 'early'), 4., 1., (1., 3.)),
+    'IG2c': (lambda x: {D2: Ran(at={None: does(lambda v: .3 + v, x), 'early': .3})}, .2, -.1, (-.1, .2)),
+    'IG3a': (self_more_codes := lambda x: {D2: Ran({('nmse_fr', None): does(lambda v: .2 + v, x), ('sketch_error', None): .2})}, .1, -.1, (-.1, .2)),
+    'IG3b': (more(D2, way(D2, 'only memory'), 'nmse_fr'), .1, -.1, (-.1, .2)),
+    'IG3e': (lambda x: {D1: Ran({('nmse_fr', None): does(lambda v: .2 - v, x), ('sketch_error', None): .2})}, .1, -.1, (-.1, .15)),
+    'IG3f': (more(way(D1, 'only memory'), D1, 'nmse_fr'), .1, -.1, (-.1, .15)),
+    'IG3c': (lambda x: {CIFAR: self_more_codes(x)[D2]}, .1, -.1, (-.1, .2)), 'IG3d': (more(CIFAR, way(CIFAR, 'only memory'), 'nmse_fr'), .1, -.1, (-.1, .2)),
+    'IG4a': (times(way(D2, 'noise'), D2, 'nmse_fr'), .3, .9, (.2, .9)), 'IG4b': (times(way(D1, 'noise'), D1, 'nmse_fr'), .7, 1.1, (.7, 1.1)), 'IG4c': (times(way(CIFAR, 'noise'), CIFAR, 'nmse_fr'), .3, .9, (.2, .9)),
+    'IG4d': (more(way(D2, 'noise'), D2, 'guidance_gain'), .1, -.2, (-.1, .1)), 'IG4e': (more(way(D1, 'noise'), D1, 'guidance_gain'), .1, -.2, (-.1, .1)),
+    'IG5a': (times(D1, way(D1, 'no memory'), 'nmse_fr'), .5, 1.1, (.5, 1.1)), 'IG5b': (times(D2, way(D2, 'no memory'), 'nmse_fr'), .5, 1.1, (.5, 1.1)),
+    'IG7a': (self_more(D1, 'w_mem', 'early', None), .3, 0., (0., .3)), 'IG7b': (self_more(D2, 'w_mem', 'early', None), .3, 0., (0., .3)),
+    'IG8a': (more(way(D1, 'frozen projection'), D1, 'nmse_fr'), .002, .1, (-.03, .03)), 'IG8b': (more(way(D1, 'frozen projection'), D1, 'w_mem'), .01, .3, (-.2, .2)),
+    'IG8c': (more(way(NARROW, 'frozen projection'), NARROW, 'nmse_fr'), .002, .1, (-.03, .03)), 'IG8d': (more(way(NARROW, 'frozen projection'), NARROW, 'w_mem'), .01, .3, (-.2, .2)),
+    'IG10a': (more(way(D1, 'linear'), D1, 'nmse_fr'), .002, .1, (-.05, .05)), 'IG10b': (more(way(D1, 'linear and normed'), D1, 'nmse_fr'), .002, .1, (-.05, .05)),
+    'IG10c': (self_more(D1, 'nmse_fr', 'normed at inference', None), .1, -.1, (-.1, .2)),
+    'IG11a': (self_times(D1, 'fd_probe', 'sampled', None), 2., 1., (1., 2.)),
+    'IG12a': (ranked(way(D1, 'memory dropped')), 6, 0, None), 'IG12b': (dials(way(D1, 'memory dropped')), .6, .1, (.1, .6)),
+    'IG12c': (ranked(way(CIFAR, 'memory dropped')), 6, 0, None), 'IG12d': (dials(way(CIFAR, 'memory dropped')), .6, .1, (.1, .6)),
+    'IG13a': (lambda x: {D1: Ran({('outside', 's_y 2'): does(lambda v: .1 * v, x), ('outside', None): .1})}, 5., 1., (1., 4.)), 'IG13b': (self_more(D1, 'w_mem', None, 's_y 2'), .2, -.1, (-.1, .2)),
+    'IG15': (more(f'VAE: {BASE}', f'VAE, column: {BASE}', 'agreement'), .3, 0., (0., .3)),
 }
-for letter, a, b in zip('abcde', ('only memory', BASE, 'input', 'last', BASE), (BASE, 'input', 'last', FULL, 'last')): SCENES[f'IM6{letter}'] = more(way(D1, a), way(D1, b), 'w_mem'), .3, -.1, (-.1, .3)
-for letter, a in (('f', 'last'), ('g', FULL)): SCENES[f'IM6{letter}'] = (lambda a: lambda x: {way(D1, a): Ran({('w_mem', None): .2, ('w_cls', None): does(lambda v: .2 + v, x)})})(a), .3, -.1, (-.1, .3)
-for letter, a, b in (('a', FULL, CAUSAL), ('b', BASE, FULL), ('c', BASE, CAUSAL)): SCENES[f'IM9{letter}'] = more(way(D1, a), way(D1, b), 'swap_agreement'), .3, -.1, (-.1, .3)
+for letter, a, b in zip('abcde', ('only memory', BASE, 'input', 'last', BASE), (BASE, 'input', 'last', FULL, 'last')): SCENES[f'IG6{letter}'] = more(way(D1, a), way(D1, b), 'w_mem'), .3, -.1, (-.1, .3)
+for letter, a in (('f', 'last'), ('g', FULL)): SCENES[f'IG6{letter}'] = (lambda a: lambda x: {way(D1, a): Ran({('w_mem', None): .2, ('w_cls', None): does(lambda v: .2 + v, x)})})(a), .3, -.1, (-.1, .3)
+for letter, a, b in (('a', FULL, CAUSAL), ('b', BASE, FULL), ('c', BASE, CAUSAL)): SCENES[f'IG9{letter}'] = more(way(D1, a), way(D1, b), 'swap_agreement'), .3, -.1, (-.1, .3)
 for letters, name in (('bc', 'wrong codes'), ('de', "the prior's codes")):
-    SCENES |= {f'IM11{letters[0]}': (recovers(name), .9, .1, (.1, .9)), f'IM11{letters[1]}': (more(way(D1, name), D1, 'guidance_gain'), .1, -.2, (-.1, .1))}
-for letters, head in (('cd', 'mixture'), ('ef', 'diffusion')): SCENES |= {f'IM13{letters[0]}': (pushed(head, 'outside'), .2, -.1, (-.1, .2)), f'IM13{letters[1]}': (pushed(head, 'w_mem'), .2, -.1, (-.1, .2))}
-for letters, head in (('ab', 'mixture'), ('cd', 'diffusion')): SCENES |= {f'IM14{letters[0]}': (one(way(D1, head), 'variety'), .6, .1, (.1, .6)), f'IM14{letters[1]}': (times(way(D1, head), D1, 'fd_probe'), .9, 1.5, (.8, 1.5))}
+    SCENES |= {f'IG11{letters[0]}': (recovers(name), .9, .1, (.1, .9)), f'IG11{letters[1]}': (more(way(D1, name), D1, 'guidance_gain'), .1, -.2, (-.1, .1))}
+for letters, head in (('cd', 'mixture'), ('ef', 'diffusion')): SCENES |= {f'IG13{letters[0]}': (pushed(head, 'outside'), .2, -.1, (-.1, .2)), f'IG13{letters[1]}': (pushed(head, 'w_mem'), .2, -.1, (-.1, .2))}
+for letters, head in (('ab', 'mixture'), ('cd', 'diffusion')): SCENES |= {f'IG14{letters[0]}': (one(way(D1, head), 'variety'), .6, .1, (.1, .6)), f'IG14{letters[1]}': (times(way(D1, head), D1, 'fd_probe'), .9, 1.5, (.8, 1.5))}
 CASES = [(claim, verdict, i) for claim in CLAIMS for i, verdict in enumerate(('supported', 'refuted', 'inconclusive'), 1)]
 
 
@@ -117,12 +117,12 @@ def test_what_is_missing_or_has_learned_nothing_decides_nothing(claim):
     for arm in arms:
         assert judge(CLAIMS[claim], *without(runs, records, arm), 'cpu').verdict == 'inconclusive'
         assert 'seed 1' in judge(CLAIMS[claim], *diverged(runs, records, arm, seed=1), 'cpu').note
-    if claim == 'IM2a': return   # its effect is what a gate would read
+    if claim == 'IG2a': return   # its effect is what a gate would read
     found = decide(claim, {a: replace(ran, tf=.95) for a, ran in arms.items()})
     assert found.verdict == 'inconclusive' and 'no model does the task: 0 of 6' in found.note
 
 
-@pytest.mark.parametrize('claim', ['IM11b', 'IM11d'])
+@pytest.mark.parametrize('claim', ['IG11b', 'IG11d'])
 def test_where_sampling_costs_nothing_nothing_is_recovered(claim):
     arms = scene(claim)
     arms[D1] = Ran({('fd_probe', None): 10., ('fd_probe', 'sampled'): 10.5})

@@ -165,10 +165,10 @@ def on(base: str) -> str: return 'enlarged digits' if base == D2 else 'digits' i
 
 # %% ../../nbs/studies/image_memory.ipynb #2cca71a1
 for base, letters, gap in ((D2, 'ab', 31.), (CIFAR, 'cd', None)):
-    claim(f'IM1{letters[0]}', f'Trained on true contexts, a model errs at least five times as much on its own pictures ({on(base)}).',
+    claim(f'IG1{letters[0]}', f'Trained on true contexts, a model errs at least five times as much on its own pictures ({on(base)}).',
           lambda records, base=base: at_end(records, 'gap', base), base,
           measured='FR / TF', rule=More(least=5., said=gap, null=1.), unit='times', sd=4.)
-    claim(f'IM1{letters[1]}', f'The error grows along the picture ({on(base)}).',
+    claim(f'IG1{letters[1]}', f'The error grows along the picture ({on(base)}).',
           lambda records, base=base: at_end(records, 'drift', base), base,
           measured='FR in the last quarter of positions over the first', rule=More(least=1.3, null=1.), unit='times', sd=.2)
 
@@ -177,13 +177,13 @@ def last_quarter(records: pd.DataFrame, arm: str, item: str | None = None) -> pd
     rows = rows_of(records, 'nmse_fr_at', arm, item=item).assign(at=lambda r: r.position.astype(int))
     return rows[rows['at'] > .75 * rows['at'].max()].groupby('seed').value.mean().astype(float)
 
-claim('IM2a', 'From a tenth of training to its end the error with a true context falls (enlarged digits).',
+claim('IG2a', 'From a tenth of training to its end the error with a true context falls (enlarged digits).',
       lambda records: ratio(records, 'nmse_tf', D2, D2, other='early'), D2,
       measured='TF at the end over TF early', rule=Less(most=.9, said=.26, null=1.), unit='times', sd=.05)
-claim('IM2b', 'Meanwhile the gap at least doubles.',
+claim('IG2b', 'Meanwhile the gap at least doubles.',
       lambda records: ratio(records, 'gap', D2, D2, other='early'), D2,
       measured='FR / TF at the end over FR / TF early', rule=More(least=2., said=3.7, null=1.), unit='times', sd=.6)
-claim('IM2c', 'And the end of its own pictures gets worse.',
+claim('IG2c', 'And the end of its own pictures gets worse.',
       lambda records: last_quarter(records, D2) - last_quarter(records, D2, 'early'), D2,
       measured='FR in the last quarter of positions, end minus early', rule=More(least=.02, said=.14), unit='of the variance', sd=.05)
 
@@ -191,68 +191,68 @@ claim('IM2c', 'And the end of its own pictures gets worse.',
 def beyond_codes(records: pd.DataFrame, base: str) -> pd.Series: return at_end(records, 'nmse_fr', base) - at_end(records, 'sketch_error', base)
 
 for base, letters, said in ((D2, 'ab', (.09, .21)), (CIFAR, 'cd', (None, None))):
-    claim(f'IM3{letters[0]}', f'With a context that is easily copied, a model that reads it does worse on its own pictures than the codes as they are ({on(base)}).',
+    claim(f'IG3{letters[0]}', f'With a context that is easily copied, a model that reads it does worse on its own pictures than the codes as they are ({on(base)}).',
           lambda records, base=base: beyond_codes(records, base), base,
           measured='FR minus the error of the codes', rule=More(least=.03, said=said[0]), unit='of the variance', sd=.04)
-    claim(f'IM3{letters[1]}', f'And worse than a model that was trained to see nothing but memory ({on(base)}).',
+    claim(f'IG3{letters[1]}', f'And worse than a model that was trained to see nothing but memory ({on(base)}).',
           lambda records, base=base: change(records, 'nmse_fr', base, of(base, 'only memory')), base, of(base, 'only memory'),
           measured='FR minus FR of only memory', rule=More(least=.03, said=said[1]), unit='of the variance', sd=.04)
-claim('IM3e', 'Where copying is hard the order is reversed: it does better than the codes as they are (digits).',
+claim('IG3e', 'Where copying is hard the order is reversed: it does better than the codes as they are (digits).',
       lambda records: -beyond_codes(records, D1), D1,
       measured='error of the codes minus FR', rule=More(least=.03, said=.1), unit='of the variance', sd=.005)
-claim('IM3f', 'And better than only memory (digits).',
+claim('IG3f', 'And better than only memory (digits).',
       lambda records: change(records, 'nmse_fr', of(D1, 'only memory'), D1), D1, of(D1, 'only memory'),
       measured='FR of only memory minus FR', rule=More(least=.01, said=.017), unit='of the variance', sd=.005)
 
 # %% ../../nbs/studies/image_memory.ipynb #8b5c0fdb
 for letter, base, most, said, sd in (('a', D2, .5, .28, .04), ('b', D1, .9, .87, .02), ('c', CIFAR, .5, None, .05)):
-    claim(f'IM4{letter}', f'Noise on the context of training {"halves" if most == .5 else "lowers by a tenth"} the error of own pictures ({on(base)}).',
+    claim(f'IG4{letter}', f'Noise on the context of training {"halves" if most == .5 else "lowers by a tenth"} the error of own pictures ({on(base)}).',
           lambda records, base=base: ratio(records, 'nmse_fr', of(base, 'noise'), base), base, of(base, 'noise'),
           measured='FR with noise over FR without', rule=Less(most=most, said=said, null=1.), unit='times', sd=sd)
 for letter, base in (('d', D2), ('e', D1)):
-    claim(f'IM4{letter}', f'It costs no guidance by memory ({on(base)}).',
+    claim(f'IG4{letter}', f'It costs no guidance by memory ({on(base)}).',
           lambda records, base=base: change(records, 'guidance_gain', of(base, 'noise'), base), base, of(base, 'noise'),
           measured='G with noise minus G without', rule=More(least=-.02, said=0.), unit='of the gain', sd=.02)
 
 for letter, base, said, sd in (('a', D1, None, .02), ('b', D2, .74, .08)):
-    claim(f'IM5{letter}', f'Memory lowers the error of own pictures by a fifth or more ({on(base)}).',
+    claim(f'IG5{letter}', f'Memory lowers the error of own pictures by a fifth or more ({on(base)}).',
           lambda records, base=base: ratio(records, 'nmse_fr', base, of(base, 'no memory')), base, of(base, 'no memory'),
           measured='FR over FR without memory', rule=Less(most=.8, said=said, null=1.), unit='times', sd=sd)
 
 # %% ../../nbs/studies/image_memory.ipynb #8145bad6
 FULL, CAUSAL = 'cross-attention, full', 'cross-attention, causal'
 for letter, ours, theirs, least, said in (('a', 'only memory', BASE, .03, .35), ('b', BASE, 'input', .03, .07), ('c', 'input', 'last', .03, .16), ('d', 'last', FULL, .03, .13), ('e', BASE, 'last', .1, .23)):
-    claim(f'IM6{letter}', f'Memory that enters at "{ours}" leads more often than at "{theirs}"' + ', by a tenth of the pictures' * (letter == 'e') + ' (digits).',
+    claim(f'IG6{letter}', f'Memory that enters at "{ours}" leads more often than at "{theirs}"' + ', by a tenth of the pictures' * (letter == 'e') + ' (digits).',
           lambda records, pair=(of(D1, ours), of(D1, theirs)): change(records, 'w_mem', *pair), of(D1, ours), of(D1, theirs),
           measured='difference of W_mem', rule=More(least=least, said=said), unit='of pictures', sd=.04)
 for letter, way, said in (('f', 'last', .26), ('g', FULL, .6)):
-    claim(f'IM6{letter}', f'Where memory enters at "{way}", the class leads (digits).',
+    claim(f'IG6{letter}', f'Where memory enters at "{way}", the class leads (digits).',
           lambda records, way=way: at_end(records, 'w_cls', of(D1, way)) - at_end(records, 'w_mem', of(D1, way)), of(D1, way),
           measured='W_cls minus W_mem', rule=More(least=.05, said=said), unit='of pictures', sd=.06)
 
 for letter, base, said in (('a', D1, .24), ('b', D2, None)):
-    claim(f'IM7{letter}', f'Control moves from memory to context and class while a model is trained ({on(base)}).',
+    claim(f'IG7{letter}', f'Control moves from memory to context and class while a model is trained ({on(base)}).',
           lambda records, base=base: change(records, 'w_mem', base, base, 'early'), base,
           measured='W_mem early minus W_mem at the end', rule=More(least=.1, said=said), unit='of pictures', sd=.05)
 
 for letters, base in (('ab', D1), ('cd', NARROW)):
     pair = base, of(base, 'frozen projection')
     for letter, metric, words, margin, unit, sd in zip(letters, ('nmse_fr', 'w_mem'), ('FR', 'W_mem'), (.01, .05), ('of the variance', 'of pictures'), (.005, .03)):
-        claim(f'IM8{letter}', f'A projection of the memory that is never trained does no harm: {words} is the same ({on(base)}).',
+        claim(f'IG8{letter}', f'A projection of the memory that is never trained does no harm: {words} is the same ({on(base)}).',
               lambda records, pair=pair, metric=metric: change(records, metric, *pair[::-1]), *pair,
               measured=f'{words} frozen minus trained', rule=Equal(margin=margin), unit=unit, sd=sd)
 
 # %% ../../nbs/studies/image_memory.ipynb #f98cc700
 for letter, ours, theirs, least, said in (('a', FULL, CAUSAL, .05, None), ('b', BASE, FULL, .02, .12), ('c', BASE, CAUSAL, .02, None)):
-    claim(f'IM9{letter}', f'A swapped memory is followed more at "{ours}" than at "{theirs}" (digits).',
+    claim(f'IG9{letter}', f'A swapped memory is followed more at "{ours}" than at "{theirs}" (digits).',
           lambda records, pair=(of(D1, ours), of(D1, theirs)): change(records, 'swap_agreement', *pair), of(D1, ours), of(D1, theirs),
           measured='difference of A×', rule=More(least=least, said=said), unit='of positions', sd=.02)
 
 for letter, way in (('a', 'linear'), ('b', 'linear and normed')):
-    claim(f'IM10{letter}', f'A matrix for each block ("{way}") changes nothing once it is trained (digits).',
+    claim(f'IG10{letter}', f'A matrix for each block ("{way}") changes nothing once it is trained (digits).',
           lambda records, way=way: change(records, 'nmse_fr', of(D1, way), D1), of(D1, way), D1,
           measured='FR minus FR of every block', rule=Equal(margin=.02), unit='of the variance', sd=.006)
-claim('IM10c', 'A norm that is put on the memory at inference only makes pictures worse (digits).',
+claim('IG10c', 'A norm that is put on the memory at inference only makes pictures worse (digits).',
       lambda records: change(records, 'nmse_fr', D1, D1, 'normed at inference'), D1,
       measured='FR with the norm minus FR without', rule=More(least=.02), unit='of the variance', sd=.03)
 
@@ -265,14 +265,14 @@ def recovered(records: pd.DataFrame, way: str) -> pd.Series:
     "Share of the rise of FD from true to sampled codes that a cure takes away."
     return change(records, 'fd_probe', D1, of(D1, way), 'sampled', 'sampled') / change(records, 'fd_probe', D1, D1, 'sampled')
 
-claim('IM11a', 'From true codes to those that the prior samples, pictures get worse by half or more (digits).',
+claim('IG11a', 'From true codes to those that the prior samples, pictures get worse by half or more (digits).',
       lambda records: ratio(records, 'fd_probe', D1, D1, 'sampled'), D1,
       measured='FD with sampled codes over FD with true ones', rule=More(least=1.5, null=1.), unit='times', sd=.3)
 for letters, way, words in (('bc', 'wrong codes', 'a fifth of codes drawn at random'), ('de', "the prior's codes", "a fifth of codes drawn by the prior")):
-    claim(f'IM11{letters[0]}', f'Training with {words} recovers at least half of that.',
+    claim(f'IG11{letters[0]}', f'Training with {words} recovers at least half of that.',
           lambda records, way=way: recovered(records, way), D1, of(D1, way), gate=falls,
           measured='share of the rise of FD that is gone', rule=More(least=.5), unit='of the rise', sd=.3)
-    claim(f'IM11{letters[1]}', f'Training with {words} costs no guidance by memory.',
+    claim(f'IG11{letters[1]}', f'Training with {words} costs no guidance by memory.',
           lambda records, way=way: change(records, 'guidance_gain', of(D1, way), D1), D1, of(D1, way),
           measured='G minus G without', rule=More(least=-.02, said=0.), unit='of the gain', sd=.015)
 
@@ -284,39 +284,39 @@ def rises(records: pd.DataFrame, arm: str) -> pd.Series:
 
 for letters, base in (('ab', D1), ('cd', CIFAR)):
     dropped = of(base, 'memory dropped')
-    claim(f'IM12{letters[0]}', f'A model that was trained to do without memory now and then has a dial: the larger s_m, the more often memory leads ({on(base)}).',
+    claim(f'IG12{letters[0]}', f'A model that was trained to do without memory now and then has a dial: the larger s_m, the more often memory leads ({on(base)}).',
           lambda records, arm=dropped: rises(records, arm), dropped,
           measured='rank correlation of W_mem with s_m from 0 to 2', rule=More(least=.9, said=1., bounds=(-1., 1.)), unit='correlation', sd=.05)
-    claim(f'IM12{letters[1]}', f'The dial reaches far ({on(base)}).',
+    claim(f'IG12{letters[1]}', f'The dial reaches far ({on(base)}).',
           lambda records, arm=dropped: dialled(records, arm)[2.] - dialled(records, arm)[0.], dropped,
           measured='W_mem at s_m = 2 minus W_mem at 0', rule=More(least=.3), unit='of pictures', sd=.06)
 
 def strays(records: pd.DataFrame, arm: str) -> pd.Series: return change(records, 'outside', arm, arm, 's_y 2')
 def yields(records: pd.DataFrame, arm: str) -> pd.Series: return change(records, 'w_mem', arm, arm, None, 's_y 2')
 
-claim('IM13a', 'Guiding regressed means is unsafe: with the scale of the class at 2, at least twice as many latents lie out of range (digits).',
+claim('IG13a', 'Guiding regressed means is unsafe: with the scale of the class at 2, at least twice as many latents lie out of range (digits).',
       lambda records: (at_end(records, 'outside', D1, 's_y 2') + 1e-3) / (at_end(records, 'outside', D1) + 1e-3), D1,
       measured='share out of the training range at s_y = 2 over that at 1, .001 added to both', rule=More(least=2., null=1.), unit='times', sd=1.)
-claim('IM13b', 'And memory leads less often.',
+claim('IG13b', 'And memory leads less often.',
       lambda records: yields(records, D1), D1,
       measured='W_mem at s_y = 1 minus W_mem at 2', rule=More(least=.05), unit='of pictures', sd=.04)
 for letters, head in (('cd', 'mixture'), ('ef', 'diffusion')):
     pair = D1, of(D1, head)
     for letter, read, words, least, sd in zip(letters, (strays, yields), ('fewer more latents lie out of range', 'memory loses less'), (.01, .03), (.01, .04)):
-        claim(f'IM13{letter}', f'With a {head} head {words} than with a mean.',
+        claim(f'IG13{letter}', f'With a {head} head {words} than with a mean.',
               lambda records, pair=pair, read=read: read(records, pair[0]) - read(records, pair[1]), *pair,
               measured=('rise of the share out of range' if read is strays else 'fall of W_mem') + ' from s_y = 1 to 2, mean minus this head', rule=More(least=least), unit='of latents' if read is strays else 'of pictures', sd=sd)
 
 # %% ../../nbs/studies/image_memory.ipynb #d45222be
 for letters, head in (('ab', 'mixture'), ('cd', 'diffusion')):
     pair = D1, of(D1, head)
-    claim(f'IM14{letters[0]}', f'For one class and one memory, a {head} head makes different pictures.',
+    claim(f'IG14{letters[0]}', f'For one class and one memory, a {head} head makes different pictures.',
           lambda records, arm=pair[1]: at_end(records, 'variety', arm), pair[1],
           measured='distance of two draws for one place over that of two real latents of one code', rule=More(least=.3), unit='of the real distance', sd=.05)
-    claim(f'IM14{letters[1]}', f'And they are no less real than those of a mean ({head}).',
+    claim(f'IG14{letters[1]}', f'And they are no less real than those of a mean ({head}).',
           lambda records, pair=pair: ratio(records, 'fd_probe', pair[1], pair[0]), *pair,
           measured='FD over FD of a mean, true codes', rule=Less(most=1.1, said=1., null=1.), unit='times', sd=.15)
 
-claim('IM15', 'Codes that were computed on a column of positions in training, and on the grid afterwards, are followed less (digits of an autoencoder).',
+claim('IG15', 'Codes that were computed on a column of positions in training, and on the grid afterwards, are followed less (digits of an autoencoder).',
       lambda records: change(records, 'agreement', f'VAE: {BASE}', f'VAE, column: {BASE}'), f'VAE: {BASE}', f'VAE, column: {BASE}',
       measured='A with a consistent path minus A with the defect', rule=More(least=.1), unit='of positions', sd=.03)
