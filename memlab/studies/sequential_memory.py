@@ -57,7 +57,7 @@ class Sizes:
     seeds: tuple[int, ...]
     width: int = 64                       # of language models of two layers
     before: int = 400                     # steps of training before
-    able: int = 1200                      # the same, where copying must have been learned
+    able: int = 800                       # the same, where copying must have been learned
     windows: int = 192                    # of the text that is read in order
     passes: tuple[int, ...] = (1, 5)
     block: int = 8                        # windows
@@ -67,14 +67,14 @@ class Sizes:
     draws: int = 8                        # assignments to groups
     sentences: int = 200
     window: int = 8                       # sentences
-    copies: int = 800                     # sentences on which copying may be unlearned
+    copies: int = 400                     # sentences on which copying may be unlearned
     facts: int = 64
     hold: int = 100                       # steps with the answer in every context
     falls: tuple[int, ...] = (50, 150, 400)          # steps in which it goes
     turns: int = 6                        # of tasks, each `turn` steps
     turn: int = 40
     exposures: tuple[int, ...] = (100, 1000)
-    loads: tuple[int, ...] = (1024, 2048)            # strings to be held
+    loads: tuple[int, ...] = (512, 1024)             # strings to be held
     small: int = 16                       # width of the models that hold them
     look: int = 5                         # exposures from one look at the loss to the next
 
@@ -82,11 +82,11 @@ class Sizes:
         d = d or self.width
         return ResidualLMConfig(block=vanilla(**dict(d_model=d, n_layers=2, n_heads=max(1, d // 32)) | block), max_len=length)
 
-    def after(self, task: Windows, steps: int | None = None) -> Pretrained:
-        "A model that has read other text before."
+    def after(self, task: Windows, steps: int | None = None, **block) -> Pretrained:
+        "A model that has read before."
         steps = steps or self.before
         how = FitConfig(steps=steps, optimizer=AdamWConfig(lr=3e-3), schedule=Cosine(warmup=steps // 10), objective=TokenLoss(), log_every=steps)
-        return Pretrained(model=self.model(task.length), task=task, train=how)
+        return Pretrained(model=self.model(task.length, **block), task=task, train=how)
 
 def adam(lr: float = 1e-3) -> AdamWConfig: return AdamWConfig(lr=lr, weight_decay=0.)
 
@@ -143,8 +143,8 @@ REPEATS = {'no repeats': 0., 'a fifth repeated': .2}
 def copying(z: Sizes) -> list[Arm]:
     "What becomes of copying."
     tasks = {name: SentenceStream(sentences=z.copies, window=5, length=192, tokenizer='bytes', repeats=r) for name, r in REPEATS.items()}
-    model = z.after(Repeating(length=192, rows=8), z.able)
-    return [arm(f'copying, {name}', task, model, adam(), CopyProbe(at='log'), steps=task.steps, logs=16, question='copying', repeats=name) for name, task in tasks.items()]
+    model = z.after(Repeating(length=64, rows=16), z.able, positions='rope', n_heads=max(1, z.width // 16))
+    return [arm(f'copying, {name}', task, model, adam(), CopyProbe(at='log', n=8), steps=task.steps, logs=12, question='copying', repeats=name) for name, task in tasks.items()]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #arms0014
 SPEEDS = 'fast', 'slower', 'slowest'
@@ -206,7 +206,7 @@ def strings(z: Sizes) -> list[Arm]:
         task = RandomStrings(facts=load, rows=128)
         steps = n * task.steps_per_exposure
         marks = tuple(sorted({round(steps * x) for x in (.01, .03, .1, .2, .3, .5, .7)} | {steps})) if not how else 'end'
-        model = z.model(task.length, z.small, n_heads=2, n_layers=1)
+        model = z.model(task.length, z.small, n_heads=1, n_layers=1)
         return arm(f'{name} load, {way}', task, model, adam(3e-3), StringBits(at=marks), steps=steps, logs=n // z.look, how=dict(schedule=Cosine(warmup=steps // 20)) | how, question='strings', load=name, way=way)
     few, many = z.exposures
     ways = [('few times', few, {}), ('many times', many, {})] + [('stopped early', many, dict(solved=Patience(bar=.01)))]
