@@ -58,15 +58,15 @@ def at_scales(prefix, make, by, draws, ours, theirs):
     return arms | {f'{prefix}, {study.grouped(by, "mean", s, k)[0]}': make(ours if s == 1 else .001) for s in study.SCALES for k in range(draws)}
 
 
-def drawn(spread): return {f'pairs, {name}': left([.2 + spread_ * (-1) ** i for spread_ in (spread if isinstance(spread, list) else [spread])] * (1 if isinstance(spread, list) else 1) if isinstance(spread, list) else .2 + spread * (-1) ** i) for i, name in enumerate(study.ASSIGNED)}
+def drawn(spread): return {f'pairs, {name}': left([.2 + s * (-1) ** i for s in (spread if isinstance(spread, list) else [spread])]) for i, name in enumerate(study.ASSIGNED)}
 def guard(kind, name, ours, plain=1., new=.5): return {f'{kind}, {g}, {order}': turns(x, n) for g, x, n in ((name, ours, new), ('alternation', plain, .5)) for order in ('forth', 'back')}
 def held(best, other=.5, **ways): return {f'{load} load, {way}': string(x if load == 'heavy' else other) for way, x in (ways or dict([best])).items() for load in study.LOADS}
 
 
 READ, EVEN = study.READER, f'pairs, {study.EVEN}'
 SCENES = {   # claim -> arms for which it is supported; for which it is refuted; for which it is open
-    **{f'SM20{x}': tuple({f'ordered, {n} passes': block(a), f'shuffled, {n} passes': block()} for a in (-.1, .02, split(-.2, .1))) for x, n in (('a', 1), ('b', 5))},
-    'SM20c': tuple({'ordered, 5 passes': block(near=x), 'shuffled, 5 passes': block()} for x in (-.1, .02, split(-.2, .1))),
+    **{f'SM20{x}': tuple({f'ordered, read {times}': block(a), f'shuffled, read {times}': block()} for a in (-.1, .02, split(-.2, .1))) for x, times in zip('ab', study.PASSES)},
+    'SM20c': tuple({'ordered, read five times': block(near=x), 'shuffled, read five times': block()} for x in (-.1, .02, split(-.2, .1))),
     **{f'SM2{x}': tuple({'texts asked for later': asked(g)} for g in (.3, -.1, split(-.3, .5))) for x in 'ab'},
     'SM16a': tuple({EVEN: left(x), 'pairs, one rate × 1': left(.1)} for x in (.3, .1, split(0., .4))),
     'SM16d': tuple(drawn(x) for x in (.2, .01, split(.01, .12))),
@@ -173,12 +173,12 @@ def test_arms_of_a_question_differ_in_what_is_asked_alone():
         assert len({replace(a.train, optimizer=mine[0].train.optimizer) for a in mine}) == 1
     contexts = [a for a in arms if dict(a.factors)['question'] == 'context']
     assert len({replace(a.task, fade=contexts[0].task.fade) for a in contexts}) == 1 and len({a.train.steps for a in contexts}) == 1
-    ordered, shuffled = (plan('cpu')[f'{o}, 5 passes'][0] for o in ('ordered', 'shuffled'))
+    ordered, shuffled = (plan('cpu')[f'{o}, read five times'][0] for o in ('ordered', 'shuffled'))
     assert replace(ordered.task, shuffled=True) == shuffled.task and ordered.train == shuffled.train
 
 
 def test_readers_of_one_seed_read_the_same_windows():
-    ordered, shuffled = (plan('quick')[f'{o}, 1 passes'][0].task for o in ('ordered', 'shuffled'))
+    ordered, shuffled = (plan('quick')[f'{o}, read once'][0].task for o in ('ordered', 'shuffled'))
     every = [{tuple(t.batches(3)(i)[0][0].tolist()) for i in range(t.steps_per_pass)} for t in (ordered, shuffled)]
     assert every[0] == every[1] and not torch.equal(ordered.batches(3)(0)[0], shuffled.batches(3)(0)[0])
 
