@@ -61,7 +61,7 @@ class Sizes:
     able: int = 600                       # the same, where copying must have been learned
     windows: int = 192                    # of the text that is read in order
     block: int = 8                        # windows
-    texts: int = 400                      # that are asked for some steps later
+    texts: int = 200                      # that are asked for some steps later
     pairs: int = 64                       # texts, each beside the one before
     scales: tuple[float, ...] = (.25, 1., 4., 16.)   # of a learning rate
     draws: int = 8                        # assignments to groups
@@ -113,7 +113,7 @@ def rolling(z: Sizes) -> list[Arm]:
 # %% ../../nbs/studies/sequential_memory.ipynb #a973c96d
 def asked_later(z: Sizes) -> list[Arm]:
     "Texts that are asked for some steps after they were read."
-    task = PreviousTexts(texts=z.texts)
+    task = PreviousTexts(texts=z.texts, least=128)
     return [arm('texts asked for later', task, z.model(task.length), adam(), RecallOfPrevious(at='later'), steps=task.steps, logs=16, question='previous')]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #973563b5
@@ -158,7 +158,7 @@ SPEEDS = 'fast', 'slower', 'slowest'
 
 def coupled(z: Sizes) -> list[Arm]:
     "Facts whose answers leave the context."
-    make = lambda n: CoupledFacts(quiz=Quiz(facts=z.facts, controls=16), fade=Fade(hold=z.hold, fall=n), rows=8, length=144)
+    make = lambda n: CoupledFacts(quiz=Quiz(facts=z.facts, controls=16), fade=Fade(hold=z.hold, fall=n), rows=8)
     falls, steps = {'stays': None, 'at once': 0} | dict(zip(SPEEDS, z.falls)), z.hold + max(z.falls) + z.hold
     return [arm(f'context, {name}', make(n), z.copier(), adam(), CoupledRecall(at='log'), steps=steps, logs=20, question='context', fall=name) for name, n in falls.items()]
 
@@ -173,7 +173,7 @@ def trained(model: Any, classes: int, own: Iterable[str] = ()) -> int:
 
 def as_large(make: Callable[[int], Any], own: tuple[str, ...], classes: int, budget: int) -> Any:
     "The model whose numbers, its own parts twice, are nearest to a budget."
-    return make(nearest_width(lambda w: trained(make(w), classes, own), budget, range(8, 257)))
+    return make(nearest_width(lambda w: trained(make(w), classes, own), budget, range(8, 1537)))
 
 # %% ../../nbs/studies/sequential_memory.ipynb #439b6cc5
 def guarded(z: Sizes, kind: str, tasks: tuple, loss: Objective, lr: float, models: dict[str, Any], own: dict[str, tuple], bottom: tuple[str, ...], hold: tuple[float, float]) -> list[Arm]:
@@ -235,7 +235,7 @@ def cpu() -> Preset:
 
 def gpu() -> Preset:
     "Models of a few million weights."
-    return everything(Sizes(seeds=tuple(range(12)), width=256, before=4000, able=4000, windows=2048, block=32, texts=4000, pairs=1000, sentences=2000, copies=4000, turn=400, falls=(200, 800, 3200), loads=(1024, 2048, 4096)))
+    return everything(Sizes(seeds=tuple(range(12)), width=256, before=4000, able=4000, windows=384, block=16, pairs=300, sentences=2000, copies=4000, turn=400, falls=(200, 800, 3200), loads=(1024, 2048, 4096)))
 
 study = Study('sequential_memory', 'Does a stream leave an ordered trace in the weights of a model that reads it?', dict(quick=quick, cpu=cpu, gpu=gpu))
 
