@@ -69,7 +69,7 @@ class Sizes:
     window: int = 8                       # sentences
     copies: int = 400                     # sentences on which copying may be unlearned
     facts: int = 64
-    hold: int = 100                       # steps with the answer in every context
+    hold: int = 120                       # steps with the answer in every context
     falls: tuple[int, ...] = (40, 120, 320)          # steps in which it goes
     turns: int = 6                        # of tasks, each `turn` steps
     turn: int = 40
@@ -160,7 +160,7 @@ def coupled(z: Sizes) -> list[Arm]:
     "Facts whose answers leave the context."
     make = lambda n: CoupledFacts(quiz=Quiz(facts=z.facts, controls=16), fade=Fade(hold=z.hold, fall=n), rows=8)
     falls, steps = {'stays': None, 'at once': 0} | dict(zip(SPEEDS, z.falls)), z.hold + max(z.falls) + z.hold
-    return [arm(f'context, {name}', make(n), z.copier(), adam(), CoupledRecall(at='log'), steps=steps, logs=20, question='context', fall=name) for name, n in falls.items()]
+    return [arm(f'context, {name}', make(n), z.copier(), adam(), CoupledRecall(at='log'), steps=steps, logs=14, question='context', fall=name) for name, n in falls.items()]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #55f1b319
 def plain(hidden: int) -> DeepMLPConfig: return DeepMLPConfig(hidden=hidden)
