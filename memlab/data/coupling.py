@@ -99,11 +99,12 @@ class CoupledFacts(Text):
             return torch.where(self.helped(seed, step)[:, None], given[some], masked[some]), labels[some]
         return batch
 
-# %% ../../nbs/data/coupling.ipynb #rep00002
+# %% ../../nbs/data/coupling.ipynb #e4006fae
 def letters(tokenizer: Tokenizer) -> Int64[Tensor, '26']:
     "The tokens of a to z."
     return torch.tensor([int(tokenizer.encode(chr(97 + i))[0]) for i in range(26)])
 
+# %% ../../nbs/data/coupling.ipynb #de7b7ddb
 @dataclass(frozen=True, kw_only=True)
 class Repeating(Windows):
     "Rows of random letters that are repeated, and windows of a text."
