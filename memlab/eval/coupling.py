@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.draw import generator_of
 from ..core.numbers import check_numbers, integer
 from ..core.record import Record, record
+from ..data.coupling import letters
 from ..data.recall import IGNORE
 from ..data.tokens import Tokenizer
 from .measure import Measure, Trial
@@ -60,8 +61,7 @@ def copy_rows(
     seed: int = 0,
 ) -> tuple[Int64[Tensor, 'b t'], Int64[Tensor, 'b t']]:
     "Inputs and labels of random strings that are repeated; the repetition counts from its second letter on."
-    letters = torch.tensor([int(tokenizer.encode(chr(97 + i))[0]) for i in range(26)])
-    some = letters[torch.randint(26, (rows, n), generator=generator_of(seed, 'copy probe', n, rows))]
+    some = letters(tokenizer)[torch.randint(26, (rows, n), generator=generator_of(seed, 'copy probe', n, rows))]
     ids = torch.cat([torch.full((rows, 1), tokenizer.separator), some, some], 1)
     return ids[:, :-1], torch.cat([torch.full((rows, n + 1), IGNORE), some[:, 1:]], 1)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'SIZES', 'MIN_SEEDS', 'Evidence', 'numbers', 'error_of', 'beyond', 'sign_flip', 'interval', 'intervals',
            'signed', 'fmt_effect', 'zone', 'zones', 'size_of_effect', 'half_widths', 'seeds_for', 'settle', 'More',
-           'Less', 'Equal', 'exact', 'judged_once', 'Often', 'newcombe', 'newcombe_p', 'MoreOften', 'log_rank',
+           'Less', 'Equal', 'flips', 'exact', 'judged_once', 'Often', 'newcombe', 'newcombe_p', 'MoreOften', 'log_rank',
            'Sooner', 'check_twins', 'check_pairs', 'Artefact', 'error_rates', 'deciding', 'wrong']
 
 # %% ../../nbs/lab/rules.ipynb #e1981160
@@ -291,6 +291,15 @@ class Equal:
         return zones((below <= low) & (high <= above), (low > above) | (high < below), many.shape[1])
 
     sample = More.sample
+
+# %% ../../nbs/lab/rules.ipynb #f11bed02
+def flips(
+    values: Sequence[float],   # one a seed
+    rule: Any,
+) -> str:
+    "The sign-flip test of what `More` or `Less` ask of a mean, in words; nothing for other rules, and of more seeds than can be flipped."
+    if not isinstance(rule, More | Less) or len(values) > 20: return ''
+    return f'exact sign-flip p = {sign_flip(values, rule.least if isinstance(rule, More) else rule.most):.2g}'
 
 # %% ../../nbs/lab/rules.ipynb #3f59f6c9
 @cache
