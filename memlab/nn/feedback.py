@@ -44,7 +44,7 @@ def read_past(
     w = (scores if bias is None else scores + bias).softmax(-1)
     return w[..., :-1] @ V + w[..., -1:] * v, w
 
-# %% ../../nbs/nn/feedback.ipynb #98b4f6b2
+# %% ../../nbs/nn/feedback.ipynb #cc92e317
 def read_past_back(
     g: Tensor,   # of o
     o: Tensor,
@@ -52,16 +52,18 @@ def read_past_back(
     q: Tensor, k: Tensor, v: Tensor, K: Tensor, V: Tensor,
 ) -> tuple[Tensor, ...]:   # of q, k and v, and of the scores of the past
     "The gradient of `read_past`."
-    d, along = q.shape[-1] ** -.5, (g * o).sum(-1, keepdim=True)
-    s, own = w[..., :-1] * (g @ V.mT - along) * d, w[..., -1:] * ((g * v).sum(-1, keepdim=True) - along) * d
+    toward = torch.cat([g @ V.mT, (g * v).sum(-1, keepdim=True)], -1)
+    s = w * (toward - (g * o).sum(-1, keepdim=True)) * q.shape[-1] ** -.5
+    s, own = s[..., :-1], s[..., -1:]
     return s @ K + own * k, own * q, w[..., -1:] * g, s
 
-# %% ../../nbs/nn/feedback.ipynb #991e6f99
+# %% ../../nbs/nn/feedback.ipynb #09faa816
 class Past:
     "Keys and values of tokens, and where their gradient gathers; n rows and heads."
 
-    def __init__(self, k: Float[Tensor, 'n s d'], v: Float[Tensor, 'n s d'], room: int):
-        "What is there, and room for some more entries."
+    def __init__(self, k: Float[Tensor, 'n s d'], v: Float[Tensor, 'n s d'], room: int, learns: bool):
+        "What is there, and room for some more entries; does their gradient gather?"
+        self.learns = learns
         self.k, self.v = (torch.cat([u, u.new_empty(len(u), room, u.shape[2])], 1).detach() for u in (k, v))
         self.dk = self.dv = None
         self.ticket = Write.apply(k.new_zeros(()), k, v, self, 0)
@@ -79,7 +81,7 @@ class Write(torch.autograd.Function):
     def backward(ctx, g):
         return g, ctx.past.dk[:, ctx.part].clone(), ctx.past.dv[:, ctx.part].clone(), None, None
 
-# %% ../../nbs/nn/feedback.ipynb #32c80a79
+# %% ../../nbs/nn/feedback.ipynb #863c97fb
 class Read(torch.autograd.Function):
     "`read_past` of a part."
 
@@ -95,8 +97,9 @@ class Read(torch.autograd.Function):
     def backward(ctx, g):
         (o, w, q, k, v), past, part = ctx.saved_tensors, ctx.past, ctx.part
         dq, dk, dv, s = read_past_back(g, o, w, q, k, v, past.k[:, part], past.v[:, part])
-        past.dk[:, part].addcmul_(s.mT, q)
-        past.dv[:, part].addcmul_(w[..., :-1].mT, g)
+        if past.learns:
+            past.dk[:, part].addcmul_(s.mT, q)
+            past.dv[:, part].addcmul_(w[..., :-1].mT, g)
         return g.new_zeros(()), dq, dk, dv, None, None, None
 
 # %% ../../nbs/nn/feedback.ipynb #3ac0255c
@@ -133,7 +136,7 @@ class FeedbackState(State):
         pad = lambda u: F.pad(u, (0, 0, 0, 0, 0, 0, s - u.shape[1], 0))
         return [cls(pad(x.k), pad(x.v), x.seen) for x in states]
 
-# %% ../../nbs/nn/feedback.ipynb #dab5f49a
+# %% ../../nbs/nn/feedback.ipynb #cca7e216
 class FeedbackStack(nn.Module):
     "Blocks of a transformer, of which each reads what others made of earlier tokens."
 
@@ -147,10 +150,10 @@ class FeedbackStack(nn.Module):
         self.blocks, self.sees, self.detach, self.mask = nn.ModuleList(blocks), sees, detach, mask
         self.mix = nn.Parameter(torch.zeros(len(blocks) + 1)) if sees == 'mixed' else None
 
-    def project(self, block: ResidualBlock, r: Float[Tensor, 'b 1 c']) -> list[Float[Tensor, 'n 1 d']]:
+    def project(self, block: ResidualBlock, r: Float[Tensor, 'b 1 c']) -> tuple[Float[Tensor, 'n 1 d'], ...]:
         "Query, key and value of one token, of all rows and heads."
-        x = block.norm1(r)
-        return [u.transpose(1, 2).flatten(0, 1) for u in block.attn.project(x, None, x)]
+        qkv = block.attn.qkv(block.norm1(r)).unflatten(-1, (3, block.attn.n_heads, -1))
+        return qkv.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind()
 
     def token(self,
               r: Float[Tensor, 'b 1 c'],
@@ -184,7 +187,7 @@ class FeedbackStack(nn.Module):
         check_state(before, self.init_state(0), b)
         docs, held, out = documents(starts, before.seen), before.k.shape[1] * l, []
         everything = state is None and docs is None and self.mask == 'full'
-        past = Past(*(rearrange(u, 'b s l h d -> (b h) (s l) d') for u in (before.k, before.v)), t * l)
+        past = Past(*(rearrange(u, 'b s l h d -> (b h) (s l) d') for u in (before.k, before.v)), t * l, not self.detach)
         for i, r in enumerate(x[:, :, None].unbind(1)):
             reach = before.seen + i if docs is None else docs.at[:, i]
             r, k, v = self.token(r, past, held, None if everything else self.allowed(reach, past.k, held))
