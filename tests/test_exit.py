@@ -1,9 +1,13 @@
 "Early exit, its twelve losses and layer feedback against plain loops, in float64: values, gradients, layers."
+import gc
+import weakref
+
 import exit_references as E
 import pytest
 import torch
 from memlab.core.draw import generator_of
 from memlab.data.recall import IGNORE
+from memlab.nn import feedback
 from memlab.nn.checks import error_ratio
 from memlab.nn.exit import AtLayer, EarlyExit, Halting, Sampled, Threshold, evaluators
 from memlab.nn.feedback import FeedbackConfig
@@ -186,3 +190,23 @@ def test_a_gradient_passes_through_a_cut_and_may_be_asked_for_twice(sees):
     held = torch.autograd.grad(after.k.square().sum() + after.v.sum(), x)[0]                        # what is handed on has a gradient too
     s = stack(x)[1]
     torch.testing.assert_close(held, torch.autograd.grad(s.k.square().sum() + s.v.sum(), x)[0], rtol=1e-9, atol=1e-10)
+
+
+def test_a_step_leaves_nothing_behind(monkeypatch):
+    "What a forward pass holds goes with its output, without a collector."
+    held = []
+
+    class Seen(feedback.Past):
+        def __init__(self, *args):
+            super().__init__(*args)
+            held.append(weakref.ref(self))
+
+    monkeypatch.setattr(feedback, "Past", Seen)
+    stack, x = FeedbackConfig(max_len=16, d_model=8, n_heads=HEADS).build(0, V).layers[0], torch.zeros(1, 3, 8)
+    gc.disable()
+    try:
+        stack(x)[0].sum().backward()
+        y = stack(x)
+        del y
+        assert [r() for r in held] == [None, None]
+    finally: gc.enable()

@@ -7,7 +7,7 @@ __all__ = ['TIMING', 'confidence', 'log_top', 'frozen', 'evaluators', 'running',
            'exit_noise', 'AtLayer', 'Threshold', 'Sampled', 'Halting', 'skippable', 'keys_and_values',
            'read_in_training', 'EarlyExit', 'written', 'check_depths']
 
-# %% ../../nbs/nn/exit.ipynb #82e49d2c
+# %% ../../nbs/nn/exit.ipynb #f61651ea
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -104,14 +103,14 @@ def exit_noise(
     drawn = torch.stack([torch.rand(layers, generator=generator_of(seed, 'exits', p)) for p in places.tolist()], 1)
     return drawn.to(at.device)[:, which]
 
-# %% ../../nbs/nn/exit.ipynb #2c246b71
+# %% ../../nbs/nn/exit.ipynb #9399dbfa
 @dataclass(frozen=True, kw_only=True)
 class AtLayer(ExitRule):
     "Everybody leaves after one layer."
     layer: int   # counts from 1
     def __post_init__(self): check_numbers(vars(self), layer=integer(1))
     def __str__(self): return f'layer {self.layer}'
-    def leaves(self, look: Look) -> Bool[Tensor, 'b t']: return torch.full(look.after.shape[:2], look.layer == self.layer, device=look.after.device)
+    def leaves(self, look: Look) -> Bool[Tensor, 'b t']: return look.after.new_full(look.after.shape[:2], look.layer == self.layer, dtype=torch.bool)
     def check(self, layers: int) -> None:
         if self.layer > layers: raise ValueError(f'layer={self.layer}: the model has layers 1 to {layers}')
 
@@ -123,7 +122,7 @@ class Threshold(ExitRule):
     def __str__(self): return f'p >= {self.p:g}'
     def leaves(self, look: Look) -> Bool[Tensor, 'b t']: return look.log_p.exp() >= self.p
 
-# %% ../../nbs/nn/exit.ipynb #1d0d970f
+# %% ../../nbs/nn/exit.ipynb #cf7dc81b
 @dataclass(frozen=True, kw_only=True)
 class Sampled(ExitRule):
     "Leave with the probability of the likeliest word."
@@ -137,7 +136,9 @@ class Halting(ExitRule):
     tau: float   # cosine that must be exceeded
     def __post_init__(self): check_numbers(vars(self), tau=('a cosine, a number from -1 to 1', lambda x: -1 <= x <= 1))
     def __str__(self): return f'cos > {self.tau:g}'
-    def leaves(self, look: Look) -> Bool[Tensor, 'b t']: return F.cosine_similarity(look.before, look.after, dim=-1, eps=1e-30) > self.tau
+    def leaves(self, look: Look) -> Bool[Tensor, 'b t']:
+        x, y = look.before, look.after
+        return (x * y).sum(-1) > self.tau * x.norm(dim=-1) * y.norm(dim=-1)
 
 # %% ../../nbs/nn/exit.ipynb #5c22dd1d
 def skippable(layer: nn.Module) -> bool:
@@ -153,7 +154,7 @@ def keys_and_values(
     x = layer.norm1(r)
     return layer.attn.project(x, at, x)[1:]
 
-# %% ../../nbs/nn/exit.ipynb #993342c4
+# %% ../../nbs/nn/exit.ipynb #750b07d3
 def read_in_training(model: TransformerLM) -> bool:
     "Do the blocks say that every layer was trained to be read?"
     return all(getattr(getattr(layer, 'config', None), 'loss', 'single') in ('all', 'local') for layer in model.layers)
@@ -187,20 +188,21 @@ class EarlyExit(TransformerLM):
         rs, after, n, made, more = [r], [], len(self.layers), {}, {} if tap is None else dict(tap=tap)
         at = token_positions(r.shape[1], None if states[0] is None else states[0].seen, r.device, starts)
         noise = [None] * n if self.rule.seed is None else exit_noise(self.rule.seed, at.expand(r.shape[:2]), n)
-        left, depth, x = r.new_zeros(r.shape[:2], dtype=torch.bool), torch.full(r.shape[:2], n, device=r.device), self.norm(r)
+        left, depth, x, gone = r.new_zeros(r.shape[:2], dtype=torch.bool), torch.full(r.shape[:2], n, device=r.device), self.norm(r), 0
         for i, (layer, state) in enumerate(zip(self.layers, states), 1):
             r = r.detach() if local and i > 1 else r
-            if skippable(layer) and left.all():
+            if gone == left.numel() and skippable(layer):
                 if id(layer) not in made: made[id(layer)] = keys_and_values(layer, r, at)
-                after.append(written(layer, state, *made[id(layer)], starts))
+                s = written(layer, state, *made[id(layer)], starts)
             else:
                 new, s = read_on(layer, r, state, starts, **more)
-                r = torch.where(left[..., None], r, new)
-                after.append(s)
-                y = self.norm(r)
-                leave = self.rule.leaves(Look(i, x, y, self.readout, noise[i - 1])) & ~left if i < n else left
-                depth, left, x = depth.masked_fill(leave & ~left, i), left | leave, y
-            rs.append(r)
+                r = torch.where(left[..., None], r, new) if gone else new
+            after.append(s), rs.append(r)
+            if gone == left.numel() or i == n: continue
+            x, before = self.norm(r), x
+            if not (leave := self.rule.leaves(Look(i, before, x, self.readout, noise[i - 1]))).any(): continue
+            depth, left = depth.masked_fill(leave & ~left, i), left | leave
+            gone = int(left.sum())
         if self.watch is not None: self.watch(depth)
         return rs, after
 

@@ -57,7 +57,7 @@ def read_past_back(
     s, own = s[..., :-1], s[..., -1:]
     return s @ K + own * k, own * q, w[..., -1:] * g, s
 
-# %% ../../nbs/nn/feedback.ipynb #09faa816
+# %% ../../nbs/nn/feedback.ipynb #a6260a06
 class Past:
     "Keys and values of tokens, and where their gradient gathers; n rows and heads."
 
@@ -66,7 +66,6 @@ class Past:
         self.learns = learns
         self.k, self.v = (torch.cat([u, u.new_empty(len(u), room, u.shape[2])], 1).detach() for u in (k, v))
         self.dk = self.dv = None
-        self.ticket = Write.apply(k.new_zeros(()), k, v, self, 0)
 
 class Write(torch.autograd.Function):
     "Entries of a token."
@@ -136,7 +135,7 @@ class FeedbackState(State):
         pad = lambda u: F.pad(u, (0, 0, 0, 0, 0, 0, s - u.shape[1], 0))
         return [cls(pad(x.k), pad(x.v), x.seen) for x in states]
 
-# %% ../../nbs/nn/feedback.ipynb #cca7e216
+# %% ../../nbs/nn/feedback.ipynb #f1a68edd
 class FeedbackStack(nn.Module):
     "Blocks of a transformer, of which each reads what others made of earlier tokens."
 
@@ -158,6 +157,7 @@ class FeedbackStack(nn.Module):
     def token(self,
               r: Float[Tensor, 'b 1 c'],
               past: Past,
+              ticket: Tensor,
               held: int,                     # entries of earlier tokens
               bias: Float[Tensor, 'n 1 m'] | None,
               ) -> tuple[Tensor, Tensor, Tensor]:   # b 1 c, and keys and values n l d
@@ -165,7 +165,7 @@ class FeedbackStack(nn.Module):
         rs, kept, l = [r], [], len(self.blocks)
         for i, block in enumerate(self.blocks):
             q, k, v = self.project(block, r)
-            a = Read.apply(past.ticket, q, k, v, past, slice(0, held) if self.sees == 'layers' else slice(i, held, l), bias)
+            a = Read.apply(ticket, q, k, v, past, slice(0, held) if self.sees == 'layers' else slice(i, held, l), bias)
             y = r + block.attn.out(a.view(r.shape))
             r = y + block.mlp(block.norm2(y))
             rs.append(r); kept.append((k, v))
@@ -187,14 +187,16 @@ class FeedbackStack(nn.Module):
         check_state(before, self.init_state(0), b)
         docs, held, out = documents(starts, before.seen), before.k.shape[1] * l, []
         everything = state is None and docs is None and self.mask == 'full'
-        past = Past(*(rearrange(u, 'b s l h d -> (b h) (s l) d') for u in (before.k, before.v)), t * l, not self.detach)
+        k, v = (rearrange(u, 'b s l h d -> (b h) (s l) d') for u in (before.k, before.v))
+        past = Past(k, v, t * l, not self.detach)
+        ticket = Write.apply(k.new_zeros(()), k, v, past, 0)
         for i, r in enumerate(x[:, :, None].unbind(1)):
             reach = before.seen + i if docs is None else docs.at[:, i]
-            r, k, v = self.token(r, past, held, None if everything else self.allowed(reach, past.k, held))
+            r, k, v = self.token(r, past, ticket, held, None if everything else self.allowed(reach, past.k, held))
             if self.detach: k, v = k.detach(), v.detach()
-            past.ticket = Write.apply(past.ticket, k, v, past, held)
+            ticket = Write.apply(ticket, k, v, past, held)
             out.append(r); held += l
-        y, k, v = Gate.apply(past.ticket, torch.cat(out, 1) if out else x, past)
+        y, k, v = Gate.apply(ticket, torch.cat(out, 1) if out else x, past)
         k, v = (rearrange(u, '(b h) (s l) d -> b s l h d', b=b, l=l) for u in (k, v))
         return y, FeedbackState(k, v, count_seen(before.seen, t, docs))
 
