@@ -25,7 +25,7 @@ from ..nn.generate import generate
 from ..nn.lm import TransformerLM
 from ..train.losses import check_paired, linear_cross_entropy
 
-# %% ../../nbs/eval/exits.ipynb #b1675f93
+# %% ../../nbs/eval/exits.ipynb #e13aaa83
 class ExitPoint(NamedTuple):
     "A rule in the plane of loss and depth."
     ce: float                  # nats per label that counts, read where tokens leave
@@ -43,13 +43,15 @@ def exit_point(
 ) -> ExitPoint:
     "What a rule loses, and how deep tokens go."
     check_paired('labels', labels.shape, 'tokens', ids.shape)
-    if not (count := int((labels != IGNORE).sum())): raise ValueError(f'none of {labels.numel()} labels counts: pass some that are not {IGNORE}')
+    if not (count := int((labels != IGNORE).sum())):
+        raise ValueError(f'none of {labels.numel()} labels counts: pass some that are not {IGNORE}')
     early, total = EarlyExit(model, rule, watch=(seen := []).append, read=read), 0.
     for x, y in zip(ids.split(rows), labels.split(rows)):
         h = early.features(x)[0]
         total += float(linear_cross_entropy(h.flatten(0, 1), model.readout, y.flatten())[0])
     depth = torch.cat(seen)[labels != IGNORE]
-    return ExitPoint(total / count, float(depth.double().mean()), tuple((depth.bincount(minlength=len(model.layers) + 1)[1:] / count).tolist()))
+    shares = depth.bincount(minlength=len(model.layers) + 1)[1:] / count
+    return ExitPoint(total / count, float(depth.double().mean()), tuple(shares.tolist()))
 
 # %% ../../nbs/eval/exits.ipynb #0fde0466
 def frontier(points: Mapping[str, ExitPoint]) -> list[str]:
@@ -58,11 +60,11 @@ def frontier(points: Mapping[str, ExitPoint]) -> list[str]:
     best = [name for name, p in points.items() if not any(beats(other, p) for other in points.values())]
     return sorted(best, key=lambda name: points[name].depth)
 
-# %% ../../nbs/eval/exits.ipynb #04a8f962
+# %% ../../nbs/eval/exits.ipynb #11b7ab91
 def usual_rules(layers: int) -> tuple[ExitRule, ...]:
     "A fixed layer for everybody, and the others at a few settings."
-    return (*(AtLayer(layer=i) for i in range(1, layers + 1)), *(Threshold(p=p) for p in (.5, .7, .9, .95, .99)), Sampled(),
-            *(Halting(tau=t) for t in (.8, .9, .95, .99, .995, .999, .9999)))
+    fixed, sure = [AtLayer(layer=i) for i in range(1, layers + 1)], [Threshold(p=p) for p in (.5, .7, .9, .95, .99)]
+    return *fixed, *sure, Sampled(), *(Halting(tau=t) for t in (.8, .9, .95, .99, .995, .999, .9999))
 
 def frontier_records(
     model: TransformerLM,
@@ -80,7 +82,7 @@ def frontier_records(
         out += [record(step, 'exit_share', s, layer, item=str(rule)) for layer, s in enumerate(p.shares, 1)]
     return out
 
-# %% ../../nbs/eval/exits.ipynb #616999ef
+# %% ../../nbs/eval/exits.ipynb #852847e6
 @torch.no_grad()
 def tossed_records(
     model: TransformerLM,
@@ -93,7 +95,8 @@ def tossed_records(
     p = log_top(evaluators(model, model.streams(ids)[0], timing)).exp()
     m = running(torch.rand(p.shape, generator=generator).to(p) > p)
     shares = just_triggered(m).mean((1, 2)).tolist()
-    return [record(step, 'tossed_share', s, layer) for layer, s in enumerate(shares, 1)] + [record(step, 'tossed_early', 1 - shares[-1])]
+    early = record(step, 'tossed_early', 1 - shares[-1])
+    return [*(record(step, 'tossed_share', s, layer) for layer, s in enumerate(shares, 1)), early]
 
 # %% ../../nbs/eval/exits.ipynb #406a3ad5
 @torch.no_grad()
@@ -142,7 +145,7 @@ class ExitFrontier(Measure):
         yield from frontier_records(trial.model, ids, labels, rules, trained_to_be_read(trial), step)
         yield from tossed_records(trial.model, ids[:64], self.timing, torch.Generator().manual_seed(trial.seed), step)
 
-# %% ../../nbs/eval/exits.ipynb #80168646
+# %% ../../nbs/eval/exits.ipynb #513d2535
 @dataclass(frozen=True, kw_only=True)
 class TokenDepths(Measure):
     "Where the tokens of a held-out window leave; `value` is the layer, `item` the token."
@@ -167,4 +170,5 @@ class WritingTimes(Measure):
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
         ids = trial.task.held_out(64)[0][:1, :self.prompt].to(trial.device)
-        for name, t in writing_times(trial.model, ids, self.rules, self.steps, self.repeats).items(): yield record(step, 'seconds_token', t, item=name)
+        took = writing_times(trial.model, ids, self.rules, self.steps, self.repeats)
+        return [record(step, 'seconds_token', t, item=name) for name, t in took.items()]

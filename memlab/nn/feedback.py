@@ -28,7 +28,7 @@ from .packing import check_starts, count_seen, documents
 from .state import State, check_state
 from .variants import vanilla
 
-# %% ../../nbs/nn/feedback.ipynb #35607394
+# %% ../../nbs/nn/feedback.ipynb #28f2de41
 SEES = ('layers', 'mixed', 'own')
 
 def read_past(
@@ -37,7 +37,7 @@ def read_past(
     v: Float[Tensor, 'n 1 d'],
     K: Float[Tensor, 'n s d'],     # of what was before
     V: Float[Tensor, 'n s d'],
-    bias: Float[Tensor, 'n 1 m'] | None = None,   # m = s+1, 0 or -inf, the token's own entry last; None: all may be read
+    bias: Float[Tensor, 'n 1 m'] | None = None,   # 0 or -inf, m = s+1: the token's own entry is last
 ) -> tuple[Tensor, Tensor]:        # o: n 1 d, and the weights, n 1 (s+1)
     "softmax([q K', q k'] / √d) [V; v]"
     scores = torch.cat([q @ K.mT, (q * k).sum(-1, keepdim=True)], -1) * q.shape[-1] ** -.5
@@ -80,13 +80,14 @@ class Write(torch.autograd.Function):
     def backward(ctx, g):
         return g, ctx.past.dk[:, ctx.part].clone(), ctx.past.dv[:, ctx.part].clone(), None, None
 
-# %% ../../nbs/nn/feedback.ipynb #863c97fb
+# %% ../../nbs/nn/feedback.ipynb #25b50100
 class Read(torch.autograd.Function):
     "`read_past` of a part."
 
     @staticmethod
     def forward(ctx, ticket, q, k, v, past, part, bias):
-        with torch.autocast(q.device.type, enabled=False): o, w = read_past(q, k, v, past.k[:, part], past.v[:, part], bias)
+        with torch.autocast(q.device.type, enabled=False):
+            o, w = read_past(q, k, v, past.k[:, part], past.v[:, part], bias)
         ctx.save_for_backward(o, w, q, k, v)
         ctx.past, ctx.part = past, part
         return o
@@ -135,7 +136,7 @@ class FeedbackState(State):
         pad = lambda u: F.pad(u, (0, 0, 0, 0, 0, 0, s - u.shape[1], 0))
         return [cls(pad(x.k), pad(x.v), x.seen) for x in states]
 
-# %% ../../nbs/nn/feedback.ipynb #f1a68edd
+# %% ../../nbs/nn/feedback.ipynb #672728f4
 class FeedbackStack(nn.Module):
     "Blocks of a transformer, of which each reads what others made of earlier tokens."
 
@@ -177,11 +178,12 @@ class FeedbackStack(nn.Module):
     def forward(self,
                 x: Float[Tensor, 'b t c'],
                 state: FeedbackState | None = None,         # None: a fresh sequence
-                starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
+                starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: none starts here
                 ) -> tuple[Tensor, FeedbackState]:
         "One token after the other."
         (b, t, _), c, l = x.shape, self.blocks[0].config.d_model, len(self.blocks)
-        if x.shape[-1] != c: raise ValueError(f'x has width {x.shape[-1]}, these layers have d_model={c}: pass (batch, time, {c})')
+        if x.shape[-1] != c:
+            raise ValueError(f'x has width {x.shape[-1]}, these layers have d_model={c}: pass (batch, time, {c})')
         check_precision(x, self.blocks[0].attn.qkv.weight), check_starts(x, starts)
         before = self.init_state(b) if state is None else state
         check_state(before, self.init_state(0), b)
@@ -210,7 +212,8 @@ class FeedbackStack(nn.Module):
         else: each = len(self.blocks)
         at, first = torch.arange(held + 1, device=reach.device), held - each * reach[:, None]
         may = at >= first if self.mask == 'full' else at == first
-        return like.new_zeros(may.shape).masked_fill_(~may, -math.inf).repeat_interleave(self.blocks[0].attn.n_heads, 0)[:, None]
+        bias = like.new_zeros(may.shape).masked_fill_(~may, -math.inf)
+        return bias.repeat_interleave(self.blocks[0].attn.n_heads, 0)[:, None]
 
     def init_state(self, batch: int) -> FeedbackState:
         "Nothing seen yet."
@@ -222,7 +225,7 @@ class FeedbackStack(nn.Module):
         "Numbers held per row after `t` tokens."
         return 2 * len(self.blocks) * self.blocks[0].config.d_model * t + 1
 
-# %% ../../nbs/nn/feedback.ipynb #da87dc80
+# %% ../../nbs/nn/feedback.ipynb #b698a236
 @dataclass(frozen=True, kw_only=True)
 class FeedbackConfig:
     "A language model with layer feedback, as a part of a run's configuration."
@@ -239,12 +242,16 @@ class FeedbackConfig:
 
     def __post_init__(self):
         check_words(self, dict(sees=SEES, mask=MASKS, share=('qkv', 'none')))
-        if self.mask == 'first' and self.sees != 'layers': raise ValueError(f"mask='first' is the fault of a cache of all layers, here sees={self.sees!r}: choose sees='layers' or mask='full'")
+        if self.mask == 'first' and self.sees != 'layers':
+            raise ValueError(f"mask='first' is the fault of a cache of all layers, here sees={self.sees!r}: "
+                             "choose sees='layers' or mask='full'")
         check_numbers(vars(self), max_len=integer(1), n_layers=integer(1), std=POSITIVE)
 
     def build(self, seed: int, vocab_size: int) -> TransformerLM:
         "The model, with its initial weights drawn; those that read otherwise start alike."
-        block = vanilla(n_layers=self.n_layers, d_model=self.d_model, n_heads=self.n_heads, mlp_ratio=self.mlp_ratio, share=self.share)
+        c = self.d_model
+        block = vanilla(n_layers=self.n_layers, d_model=c, n_heads=self.n_heads, mlp_ratio=self.mlp_ratio, share=self.share)
         layers = FeedbackStack(stack(block), self.sees, self.detach, self.mask)
-        model = TransformerLM([layers], vocab_size=vocab_size, d_model=self.d_model, positions=LearnedPositions(self.max_len, self.d_model), norm=make_norm(block, self.d_model))
+        around = dict(positions=LearnedPositions(self.max_len, c), norm=make_norm(block, c))
+        model = TransformerLM([layers], vocab_size=vocab_size, d_model=c, **around)
         return init_parameters(model, seed, self.std, (2 * self.n_layers) ** -.5)

@@ -227,11 +227,14 @@ def exit_loss(
     weight: float = 1.,             # of the term on confidence
     timing: str = 'next',           # of the judges, see `memlab.nn.exit.evaluators`
 ) -> Summed:
-    "A loss on confidence (nats), to minimise, and the cross-entropy of the last layer, to report; logits of all layers are held."
-    if name not in EXIT_LOSSES: raise ValueError(f'no loss on confidence is called {name!r}: expected one of {sorted(EXIT_LOSSES)}')
+    "A loss on confidence (nats), to minimise, and the last layer's, to report; logits of all layers are held."
+    if name not in EXIT_LOSSES:
+        raise ValueError(f'no loss on confidence is called {name!r}: expected one of {sorted(EXIT_LOSSES)}')
     check_paired('labels', labels.shape, 'tokens', ids.shape)
-    if noise.shape != (want := (len(model.layers), *ids.shape)): raise ValueError(f'noise has shape {tuple(noise.shape)}, expected {want}: one number for each layer and token')
+    if noise.shape != (want := (len(model.layers), *ids.shape)):
+        raise ValueError(f'noise has shape {tuple(noise.shape)}, expected {want}: one number for each layer and token')
     rs, count = model.streams(ids)[0], (labels != IGNORE).sum()
-    e = Judged(torch.stack([model.norm(r) @ model.readout.T for r in rs[1:]]), evaluators(model, rs, timing), labels, noise)
+    z = torch.stack([model.norm(r) @ model.readout.T for r in rs[1:]])
+    e = Judged(z, evaluators(model, rs, timing), labels, noise)
     _, words, sure = EXIT_LOSSES[name]
     return Summed((words(e) + weight * sure(e)) * count, e.mean(e.x[-1]).detach() * count, count)
