@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ExitPoint', 'exit_point', 'frontier', 'usual_rules', 'frontier_records', 'tossed_records', 'depth_of_tokens',
-           'writing_times', 'trained_to_be_read', 'layers_of', 'ExitFrontier', 'TokenDepths', 'WritingTimes']
+           'writing_times', 'trained_to_be_read', 'ExitFrontier', 'TokenDepths', 'WritingTimes']
 
 # %% ../../nbs/eval/exits.ipynb #58f697e9
 from collections.abc import Iterable, Mapping
@@ -32,6 +32,7 @@ class ExitPoint(NamedTuple):
     depth: float               # mean layer at which they do
     shares: tuple[float, ...]  # of tokens, by layer
 
+# %% ../../nbs/eval/exits.ipynb #1de01cbd
 @torch.no_grad()
 def exit_point(
     model: TransformerLM,
@@ -66,6 +67,7 @@ def usual_rules(layers: int) -> tuple[ExitRule, ...]:
     fixed, sure = [AtLayer(layer=i) for i in range(1, layers + 1)], [Threshold(p=p) for p in (.5, .7, .9, .95, .99)]
     return *fixed, *sure, Sampled(), *(Halting(tau=t) for t in (.8, .9, .95, .99, .995, .999, .9999))
 
+# %% ../../nbs/eval/exits.ipynb #79e838f5
 def frontier_records(
     model: TransformerLM,
     ids: Int[Tensor, 'b t'],
@@ -112,6 +114,7 @@ def depth_of_tokens(
     h = early.features(ids)[0][0]
     return seen[0][0].tolist(), linear_cross_entropy(h, model.readout, labels[0])[1].tolist()
 
+# %% ../../nbs/eval/exits.ipynb #d8d53640
 def writing_times(
     model: TransformerLM,
     ids: Int[Tensor, '1 t'],     # a prompt
@@ -130,8 +133,7 @@ def trained_to_be_read(trial: Trial) -> bool:
     objective = trial.train.objective
     return getattr(objective, 'reads_layers', getattr(objective, 'placement', None) in ('all', 'local'))
 
-def layers_of(trial: Trial) -> int: return len(trial.model.layers)
-
+# %% ../../nbs/eval/exits.ipynb #db51b8a8
 @dataclass(frozen=True, kw_only=True)
 class ExitFrontier(Measure):
     "Loss and depth of rules on held-out windows, and where the source's coin would let tokens go."
@@ -141,7 +143,7 @@ class ExitFrontier(Measure):
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
         ids, labels = (u.to(trial.device) for u in trial.task.held_out(max(64, self.tokens // trial.task.length)))
-        rules = usual_rules(layers_of(trial)) if self.rules is None else self.rules
+        rules = usual_rules(len(trial.model.layers)) if self.rules is None else self.rules
         yield from frontier_records(trial.model, ids, labels, rules, trained_to_be_read(trial), step)
         yield from tossed_records(trial.model, ids[:64], self.timing, torch.Generator().manual_seed(trial.seed), step)
 
@@ -160,6 +162,7 @@ class TokenDepths(Measure):
             yield record(step, 'token_depth', depth, position=str(i), item=tokenizer.decode([token]))
             yield record(step, 'token_loss', loss, position=str(i))
 
+# %% ../../nbs/eval/exits.ipynb #4949a8b7
 @dataclass(frozen=True, kw_only=True)
 class WritingTimes(Measure):
     "Seconds a token when writing, by rule."

@@ -67,6 +67,7 @@ class Past:
         self.k, self.v = (torch.cat([u, u.new_empty(len(u), room, u.shape[2])], 1).detach() for u in (k, v))
         self.dk = self.dv = None
 
+# %% ../../nbs/nn/feedback.ipynb #40aa8020
 class Write(torch.autograd.Function):
     "Entries of a token."
 
