@@ -25,6 +25,7 @@ from memlab.data.recall import RecallConfig, recall_batch
 from memlab.data.text import Windows
 from memlab.data.turns import InTurn, Replayed
 from memlab.data.visits import Revisits
+from memlab.eval.exits import exit_point, usual_rules, writing_times
 from memlab.eval.revisits import DocumentLosses, row_losses
 from memlab.lab import records
 from memlab.lab.arm import Arm, execute, learner_of
@@ -36,6 +37,8 @@ from memlab.nn.checks import error_ratio
 from memlab.nn.components import DeepMLPConfig
 from memlab.nn.continuous import ContinuousConfig
 from memlab.nn.delta import DeltaNetConfig, delta_chunked, delta_recurrent
+from memlab.nn.exit import AtLayer
+from memlab.nn.feedback import FeedbackConfig
 from memlab.nn.image import ImageConfig, generate_latents
 from memlab.nn.infini import InfiniConfig
 from memlab.nn.init import init_parameters
@@ -55,7 +58,7 @@ from memlab.train.directions import Recorder, update_cosine
 from memlab.train.lagged import LaggedCache, lagged
 from memlab.train.learner import Learner
 from memlab.train.loop import FitConfig, FitResult, resume_run, save_run, train_step
-from memlab.train.losses import lm_loss, recall_loss
+from memlab.train.losses import lm_loss, recall_loss, token_loss
 from memlab.train.newton import newton, scan, scan_loop
 from memlab.train.objectives import ClassLoss, TokenLoss
 from memlab.train.optim import AdamWConfig, GroupedAdamWConfig, SGDConfig
@@ -550,9 +553,47 @@ def digits_arm():
     yield report('an image arm on digits, seconds', arm.train.steps * seconds, 60., 'at most')
 
 
+def read_everywhere(share, layers=12, width=128, steps=300):
+    "A model of bytes that was trained to be read at every layer, and windows it has not seen."
+    task, config = Windows(length=64, rows=16), FitConfig(steps=steps, optimizer=AdamWConfig(lr=1e-3))
+    model = residual_lm(vanilla(n_layers=layers, d_model=width, n_heads=4, share=share, loss='all'), task.vocab_size, task.length)
+    optimizer, batch = config.optimizer.build(model), task.batches(0)
+    for i in range(steps): train_step(model, optimizer, batch(i), lambda m, ids, labels: lm_loss(m, ids, labels, 'all'), config)
+    return model, *task.held_out(64)
+
+
+def early_exit(**size):
+    "Writing with 12 layers that were trained to be read: each rule where it loses at most .02 nat and goes least deep, against all layers."
+    for share, what in (('all', 'one shared block'), ('none', 'independent layers')):
+        model, ids, labels = read_everywhere(share, **size)
+        layers = len(model.layers)
+        (whole, *_), found = exit_point(model, ids, labels, AtLayer(layer=layers)), {}
+        for rule in usual_rules(layers):
+            p = exit_point(model, ids, labels, rule)
+            if p.ce <= whole + .02 and (type(rule) not in found or p.depth < found[type(rule)][1].depth): found[type(rule)] = rule, p
+        took = writing_times(model, ids[:1, :16], [rule for rule, _ in found.values()], 47)
+        faster = {rule: took['all layers'] / took[str(rule)] for rule, _ in found.values()}
+        print(f'     {layers} layers, {what}: loss {whole:.3f}, {1e3 * took["all layers"]:.1f} ms a token; ' + '; '.join(f'{rule}: loss {p.ce - whole:+.3f}, depth {p.depth:.1f}, {faster[rule]:.2f} times as fast' for rule, p in found.values()), flush=True)
+        looking = {rule: f for rule, f in faster.items() if not isinstance(rule, AtLayer)}
+        best = max(looking, key=looking.get, default=None)
+        yield report(f'{layers} layers, {what}: writing, all layers/early exit by {best}', looking.get(best, 1.), 1.3)
+
+
+def layer_feedback():
+    "A training step of layers that read all layers of earlier tokens, one token after the other, against the ordinary step."
+    ids, config = torch.randint(256, (32, 65), generator=torch.Generator().manual_seed(0)), FitConfig(steps=1)
+    def stepper(model):
+        optimizer = config.optimizer.build(model)
+        return lambda: train_step(model, optimizer, ids, lambda m, x: token_loss(m, m.features(x[:, :-1])[0], x[:, 1:]), config)
+    kinds = dict(layers={}, detached=dict(detach=True), mixed=dict(sees='mixed'), own=dict(sees='own'))
+    ordinary, *others = interleaved(stepper(residual_lm(vanilla(n_layers=3, d_model=128, n_heads=4, share='qkv'), 256, 64)), *(stepper(FeedbackConfig(max_len=64, d_model=128, **kw).build(0, 256)) for kw in kinds.values()))
+    print(f'     3x128, T 64, batch 32: ordinary step {1e3 * ordinary:.0f} ms; token by token, of that: ' + ', '.join(f'{name} {t / ordinary:.2f}' for name, t in zip(kinds, others)), flush=True)
+    yield report('3x128, T 64, batch 32: step with layer feedback/ordinary step', others[0] / ordinary, 4., 'at most')
+
+
 BENCHES = dict(steps=steps, update_cosines=update_cosines, rate_groups=rate_groups, guards=guards, all_layers=all_layers, light_import=light_import, delta_rule=delta_rule, streaming=streaming, recall_step=recall_step, low_precision=low_precision, stacked=stacked,
                infini_layer=infini_layer, long_text=long_text, save_and_load=save_and_load, tables=tables, checkpoints=checkpoints, recurrences=recurrences, sequential_loop=sequential_loop, linear_scan=linear_scan,
-               cache_overhead=cache_overhead, large_cache=large_cache, visiting=visiting, cached_images=cached_images, digits_arm=digits_arm)
+               cache_overhead=cache_overhead, large_cache=large_cache, visiting=visiting, cached_images=cached_images, digits_arm=digits_arm, early_exit=early_exit, layer_feedback=layer_feedback)
 BY_NAME = dict(all_recurrences=all_recurrences)  # take longer
 
 if __name__ == '__main__':
