@@ -803,6 +803,89 @@ def folded(w, r, heads, N=layer_norm):
     return abs(executor(w, r, heads, N))
 
 
+# -- whole models: f(w, ids, heads) -> logits; two layers of a block ---------------------------------------------------
+
+def layer_of(w: dict, i: int) -> dict:
+    "The parameters of layer i by their names in a block."
+    return {name.removeprefix(f"layers.{i}."): p for name, p in w.items() if name.startswith(f"layers.{i}.")}
+
+
+def positions(w: dict, ids: Tensor) -> Tensor:
+    "P[t] for each token."
+    return w["positions.weight"][:ids.shape[1]].expand(*ids.shape, -1)
+
+
+def logits(w: dict, r: Tensor, N=layer_norm) -> Tensor:
+    "N(r) against every row of the embedding."
+    return N(w, "norm", r) @ w["embed.weight"].T
+
+
+def stacked(w, ids, heads, block=vanilla):
+    "r₀ = token + position; r₁ and r₂ from a block with the weights of each layer."
+    r = w["embed.weight"][ids] + positions(w, ids)
+    for i in range(2): r = block(layer_of(w, i), r, heads)
+    return logits(w, r)
+
+
+def multiplied_positions(w, ids, heads):
+    "r₀ = token ⊙ position  ('11-axm-multpos')"
+    r = w["embed.weight"][ids] * positions(w, ids)
+    for i in range(2): r = axm_novalue(layer_of(w, i), r, heads)
+    return logits(w, r)
+
+
+def positions_from_one(w, ids, heads):
+    "r₀ = token ⊙ (1 + position)"
+    r = w["embed.weight"][ids] * (1 + positions(w, ids))
+    for i in range(2): r = axm_novalue(layer_of(w, i), r, heads)
+    return logits(w, r)
+
+
+def positions_again(w, ids, heads, skip=1):
+    "x = N(r) + position; r′ = r + A°(x, x) ⊙ M(x)  ('11-axm-addposembagain'), without r: skip=0 ('…-nores')"
+    r = w["embed.weight"][ids] + positions(w, ids)
+    for i in range(2):
+        v = layer_of(w, i)
+        x = layer_norm(v, "norm1", r) + positions(w, ids)
+        r = skip * r + A0(v, x, x, heads) * M(v, x)
+    return logits(w, r)
+
+
+def folded_last(w, ids, heads):
+    "The signs are lost after the last layer only: r₂ = |r₁ + E|"
+    r = w["embed.weight"][ids] + positions(w, ids)
+    r = executor(layer_of(w, 0), r, heads)
+    return logits(w, abs(executor(layer_of(w, 1), r, heads)))
+
+
+def routed(w, ids, heads, weigh):
+    "r_ℓ = Σ_j p_ℓj f_j(r_ℓ₋₁) with p_ℓ from the numbers of layer ℓ  ('18-router', '-2', '-3')"
+    r = w["embed.weight"][ids] + positions(w, ids)
+    blocks = [{name.removeprefix(f"blocks.{j}."): p for name, p in layer_of(w, 0).items() if name.startswith(f"blocks.{j}.")} for j in range(2)]
+    for i in range(2):
+        p = weigh(w.get(f"layers.{i}.routes"))
+        r = p[0] * executor(blocks[0], r, heads) + p[1] * executor(blocks[1], r, heads)
+    return logits(w, r)
+
+
+ROUTES = {  # from a layer's numbers to its weights
+    "sum": lambda n: (1, 1),
+    "sigmoid": lambda n: sigmoid(n),
+    "softmax": lambda n: torch.exp(n) / sum(torch.exp(n)),
+}
+
+
+def prefixed(w, ids, heads, counted, block=vanilla):
+    "Learned vectors before the tokens, which have positions of their own when they are counted  ('18-tokenprogram', '-2')"
+    n, table = len(w["prefix"]), w["positions.weight"]
+    tokens, before = w["embed.weight"][ids], w["prefix"].expand(len(ids), -1, -1)
+    if counted: before, tokens = before + table[:n], tokens + table[n:n + ids.shape[1]]
+    else: tokens = tokens + positions(w, ids)
+    r = torch.cat([before, tokens], 1)
+    for i in range(2): r = block(layer_of(w, i), r, heads)
+    return logits(w, r[:, n:])
+
+
 # -- second names: runs of the source whose equation is one of those above --------------------------------------------
 
 def nine_experiment(w, r, heads, N=layer_norm):

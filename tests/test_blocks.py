@@ -220,6 +220,7 @@ IDLE = {  # option: another word for it, and blocks in which it can say what it 
     "weights": ("sigmoid", [dict(mlp_in="x", carry="r")]), "attn_ratio": (.5, [dict(mlp_in="x", carry="r")]), "frozen": ("k", [dict(mlp_in="x", carry="r")]),
     "sink_fill": (1., [dict()]), "sink_growth": (1., [dict()]), "frozen_std": ("head", [dict()]), "gate": ("a.x", [dict(), dict(write="mix"), dict(carry="0")]),
     "unbiased": (("mlp.out",), [dict(update="a", carry="r"), dict(bias=False), dict(update="gate(hidden)*a", mlp_in="x", carry="r")]),
+    "prefix_std": (2., [dict()]), "prefix_positions": (True, [dict(), dict(prefix=2, positions="none"), dict(prefix=2, positions="rope")]),
     "share": ("qkv", [dict(mlp_in="x", carry="r")]), "positions": ("rope", [dict(mlp_in="x", carry="r")]), "kernel": ("fused", [dict(mlp_in="x", carry="r")]),
 }
 
@@ -250,7 +251,7 @@ def test_a_word_that_is_not_idle_changes_the_block():
     "The grammar refuses nothing that matters: what it calls idle in one block changes another."
     for name, (word, _) in IDLE.items():
         base = {"skip_scale": dict(skip="x"), "source": dict(mlp_in="x"), "scores": dict(mlp_in="x"), "head_scale": dict(values=False), "product_fill": dict(mid="times"), "kernel": dict(),
-                "sink_fill": dict(sink=True), "sink_growth": dict(sink=True), "frozen_std": dict(frozen="k"), "gate": dict(write="gate")}.get(name, dict())
+                "sink_fill": dict(sink=True), "sink_growth": dict(sink=True), "frozen_std": dict(frozen="k"), "gate": dict(write="gate"), "prefix_std": dict(prefix=2), "prefix_positions": dict(prefix=2)}.get(name, dict())
         BlockConfig(**base, **{name: word})
 
 
