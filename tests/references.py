@@ -886,6 +886,27 @@ def prefixed(w, ids, heads, counted, block=vanilla):
     return logits(w, r[:, n:])
 
 
+DRIFTS = {  # how far a vector u lies from r
+    "cosine": lambda u, r: 1 - (u @ r) / (u @ u) ** 0.5 / (r @ r) ** 0.5,
+    "l1": lambda u, r: abs(u - r).sum(),
+    "l2": lambda u, r: ((u - r) @ (u - r)) ** 0.5,
+    "max": lambda u, r: abs(u - r).max(),
+}
+
+
+def idempotence(w, ids, labels, heads, block, D, weight):
+    "Mean cross-entropy + weight · Σ_ℓ mean D(f_ℓ(r_ℓ), r_ℓ), r_ℓ what f_ℓ has written, without a gradient into it  ('17-identity-test')"
+    r, drift = w["embed.weight"][ids] + positions(w, ids), 0
+    for i in range(2):
+        r = block(layer_of(w, i), r, heads)
+        kept = r.detach()
+        again = block(layer_of(w, i), kept, heads)
+        drift = drift + sum(D(again[b, t], kept[b, t]) for b in range(len(ids)) for t in range(ids.shape[1])) / ids.numel()
+    z = logits(w, r)
+    ce = sum(torch.log(torch.exp(z[b, t]).sum()) - z[b, t, labels[b, t]] for b in range(len(ids)) for t in range(ids.shape[1])) / ids.numel()
+    return ce + weight * drift
+
+
 # -- second names: runs of the source whose equation is one of those above --------------------------------------------
 
 def nine_experiment(w, r, heads, N=layer_norm):

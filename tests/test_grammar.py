@@ -10,7 +10,9 @@ from memlab.nn.blocks import BlockConfig
 from memlab.nn.generate import generate
 from memlab.nn.lm import PrefixedLM, residual_lm
 from memlab.nn.memory import check_memory, load_memory, reset, save_memory
-from memlab.nn.variants import axm_novalue, executor, vanilla
+from memlab.nn.variants import axm_novalue, executor, no_skip, sink_gate_mix, vanilla
+from memlab.train.idempotence import DRIFT, IdempotenceLoss
+from memlab.train.learner import Learner
 from memlab.train.losses import lm_loss
 
 SIZES = dict(n_layers=2, d_model=8, n_heads=2)
@@ -130,3 +132,20 @@ def test_prefixes_are_drawn_at_their_scale(n, std):
     assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters()) == n * 512
     counted = residual_lm(vanilla(prefix=n, prefix_positions=True, n_layers=1, d_model=512, n_heads=4), 7, 9)
     assert len(counted.positions.weight) == 9 + n and counted(IDS.repeat(1, 2)[:, :9])[0].isfinite().all()
+
+
+@pytest.mark.parametrize("config, block", [(vanilla(**SIZES), R.vanilla), (no_skip(**SIZES), R.no_skip), (no_skip(share="all", **SIZES), R.no_skip), (sink_gate_mix(**SIZES), R.sink_gate_mix)],
+                         ids=["vanilla", "no skip", "no skip, shared", "gate"])
+@pytest.mark.parametrize("measure", DRIFT)
+def test_idempotence_equals_its_reference(config, block, measure):
+    "Loss and gradients, and rows taken in parts add up to the whole."
+    model, w = built(config)
+    learner, labels = Learner(model, torch.optim.SGD(model.parameters(), lr=1.)), (IDS + 3) % 7
+    loss = IdempotenceLoss(weight=.3, measure=measure)(learner, IDS, labels)
+    wanted = R.idempotence(w, IDS, labels, 2, block, R.DRIFTS[measure], .3)
+    torch.testing.assert_close(loss.mean, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(loss.report / loss.count, R.idempotence(w, IDS, labels, 2, block, R.DRIFTS[measure], 0.).detach(), rtol=1e-10, atol=1e-10)
+    params = dict(model.named_parameters())
+    for n, *both in zip(params, *(torch.autograd.grad(y, list(params.values()), retain_graph=True) for y in (loss.mean, wanted))): torch.testing.assert_close(*both, rtol=1e-8, atol=1e-9, msg=lambda m: f"{n}: {m}")
+    parts = [IdempotenceLoss(weight=.3, measure=measure)(learner, IDS[i:i+1], labels[i:i+1]) for i in (0, 1)]
+    torch.testing.assert_close(sum(p.total for p in parts), loss.total, rtol=1e-10, atol=1e-10)
