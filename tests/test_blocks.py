@@ -149,8 +149,9 @@ def test_frozen_parts_are_rows_of_the_same_matrix(parts, values, scale, std):
     "At both scales of the source; the equation is the usual one, and only what learns has a gradient."
     config = BlockConfig(frozen=parts, frozen_std=scale, values=values, d_model=64, n_heads=4)
     block, w = built(config)
-    w["attn.qkv.weight"], w["attn.qkv.bias"], r = block.attn.qkv.weight, block.attn.qkv.bias, stream(config, 1, 3)
-    if w["attn.qkv.bias"] is None: del w["attn.qkv.bias"]
+    rows, r = "qkv" if values else "qk", stream(config, 1, 3)
+    w["attn.qkv.weight"] = torch.cat([w[f"attn.qkv.{n}"] for n in rows])
+    w["attn.qkv.bias"] = torch.cat([w.get(f"attn.qkv.{n}_bias", torch.zeros(64).double()) for n in rows])
     torch.testing.assert_close(block(r)[0], (R.vanilla if values else R.novalue)(w, r, 4), rtol=1e-10, atol=1e-10)
     block(r)[0].square().sum().backward()
     assert {n for n, p in block.named_parameters() if p.grad is None} == {f"attn.qkv.{n}" for n in parts}
