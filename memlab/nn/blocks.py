@@ -65,6 +65,8 @@ UPDATE = {
     'matrix+b*a': ('U·m·V·a+b⊙a', lambda e: e.matrix.mapped(e.a, e.m) + e.matrix.bias(e.m) * e.a),
     'two matrices': ('U₂·m₂·V₂·gelu(U₁·m₁·V₁·a+b)', lambda e: e.matrix(e.a, e.m)),
 }
+
+# %% ../../nbs/nn/blocks.ipynb #2023f84a
 EMITS = {  # what the MLP emits where it is not one vector of the stream's width; None: its hidden layer
     'gate(hidden)*a': lambda c: None,
     'matrix':         lambda c: c.rank ** 2 + c.d_model,
@@ -83,6 +85,8 @@ WRITE = {
     'gate':   ('g·{c}+u',        lambda c, u, e: e.g * c + u),
     'gate mix': ('g·{c}+(1−g)·u', lambda c, u, e: torch.lerp(u, c, e.g)),
 }
+
+# %% ../../nbs/nn/blocks.ipynb #5f0f0a35
 returned = lambda e, size=1.: torch.tanh((e.a * e.x).sum(-1, keepdim=True) / size / 2)
 GATE = {
     'sink':         ('mean sink', lambda e: e.share),
@@ -91,6 +95,8 @@ GATE = {
     'a.x/x.x':      ('tanh(a·x/2x²)', lambda e: returned(e, e.x.square().sum(-1, keepdim=True))),
     '|a.x|/x.x':    ('|tanh(a·x/2x²)|', lambda e: returned(e, e.x.square().sum(-1, keepdim=True)).abs()),
 }
+
+# %% ../../nbs/nn/blocks.ipynb #f26171ac
 CARRY = {'y': lambda e: e.y, 'r': lambda e: e.r, 'x': lambda e: e.x, 'r+b': lambda e: e.r + e.matrix.bias(e.m), '0': None}
 FOLD = ('none', 'all', 'last')
 UNBIASED = ('qkv', 'mlp.out')
@@ -169,6 +175,7 @@ def multiplied(c: BlockConfig) -> bool:
     attention, mlp = {'a', 'y'} <= needed(c) and c.mid in ('times', 'double'), 'm' in needed(c) and c.carry != '0' and c.write in ('times', 'double') and 'mlp.out' not in c.unbiased
     return c.bias and (attention and c.values or mlp)
 
+# %% ../../nbs/nn/blocks.ipynb #cadf4b8c
 def idle_words(c: BlockConfig) -> set[str]:
     "Options that change nothing beside the others, whatever they say."
     uses = needed(c)
@@ -199,6 +206,7 @@ def check_stack(c: BlockConfig):
     if c.router != 'none' and c.share != 'none': raise ValueError(f"router={c.router!r} lets every layer use all blocks, share={c.share!r} makes them alike: leave one at 'none'")
     if c.fold == 'last' and (c.share == 'all' or c.router != 'none'): raise ValueError("fold='last' changes the last layer alone, and here all layers use the same blocks: use fold='all', or share and router at 'none'")
 
+# %% ../../nbs/nn/blocks.ipynb #cf908d94
 def check_gate(c: BlockConfig):
     "Refuse gates that are not there."
     if c.gate == 'none': raise ValueError(f'write={c.write!r} lets part of the carried stream through, and gate says not which: set one of {sorted(GATE)}')
@@ -206,6 +214,7 @@ def check_gate(c: BlockConfig):
     if not c.sink: raise ValueError(f'gate={c.gate!r} is what attention leaves to its sink: set sink=True')
     if c.own in ('delete', 'one'): raise ValueError(f"gate={c.gate!r} is what is missing to one in the weights, and own={c.own!r} changes their sum: use own='keep', 'mask' or 'project'")
 
+# %% ../../nbs/nn/blocks.ipynb #acf953e2
 def inner_width(c: BlockConfig) -> int:
     "Width of all heads together."
     return round(c.attn_ratio * c.d_model)
@@ -216,6 +225,7 @@ def check_attention(c: BlockConfig):
     check_heads(c.d_model, c.n_heads, rope) if c.attn_ratio == 1 else check_heads(inner_width(c), c.n_heads, rope, f'attn_ratio={c.attn_ratio:g} × d_model')
     parts_of(c.frozen, dict.fromkeys('qkv' if c.values else 'qk', 1))
 
+# %% ../../nbs/nn/blocks.ipynb #b7e58573
 def check_block(c: BlockConfig):
     "Refuse words outside the grammar, and sentences that make no sense."
     check_words(c, dict(mid=MID, mlp_in=MLP_IN, update=UPDATE, carry=CARRY, write=WRITE, gate=('none', *GATE), fold=FOLD, scores=SOURCE, source=SOURCE, skip=('r', 'x'), own=OWN,
@@ -258,6 +268,7 @@ def make_norm(
     "LayerNorm or RMSNorm, with or without a learned gain."
     return nn.LayerNorm(width, elementwise_affine=c.affine) if c.norm == 'layer' else nn.RMSNorm(width, eps=1e-5, elementwise_affine=c.affine)
 
+# %% ../../nbs/nn/blocks.ipynb #c2e0d898
 class MLP(nn.Sequential):
     "Two linear layers around a GELU (Hendrycks and Gimpel 2016), in its exact form."
 
@@ -292,6 +303,7 @@ class MatrixUpdate(nn.Module):
 
     def forward(self, a: Float[Tensor, 'b t c'], m: Float[Tensor, 'b t n']) -> Float[Tensor, 'b t c']: return self.mapped(a, m) + self.bias(m)
 
+# %% ../../nbs/nn/blocks.ipynb #c21fbf6d
 class TwoMatrices(nn.Module):
     "U₂·m₂·V₂·gelu(U₁·m₁·V₁·a + b), where the MLP emits m₂, m₁ and b."
 
@@ -407,6 +419,7 @@ def layer_configs(c: BlockConfig) -> list[BlockConfig]:
     if c.fold != 'last': return [c] * c.n_layers
     return [replace(c, fold='none')] * (c.n_layers - 1) + [replace(c, fold='all')]
 
+# %% ../../nbs/nn/blocks.ipynb #c466f08d
 def stack(
     c: BlockConfig,
     again: LearnedPositions | None = None,   # for positions='again'

@@ -172,6 +172,7 @@ def residual_lm(
     if c.router != 'none': model.layers.draw_as = {'0': ''}   # blocks that all layers hold start as those of a plain stack
     return init_parameters(model, seed, std, (2 * c.n_layers) ** -0.5)
 
+# %% ../../nbs/nn/lm.ipynb #6ad31993
 @dataclass(frozen=True, kw_only=True)
 class ResidualLMConfig:
     "A language model of residual blocks, as a part of a run's configuration."
