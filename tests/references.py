@@ -75,7 +75,22 @@ def delete_own(p: list) -> list:
     return [*p[:-1], 0 * p[-1]]
 
 
-def head(q: Tensor, keys: list, values: list, sink: Tensor | None = None, before=keep_own, after=keep_own) -> Tensor:
+def own_one(p: list) -> list:
+    "After the softmax: the last weight is one, the others stay as they are."
+    return [*p[:-1], 0 * p[-1] + 1]
+
+
+def normalised(e: list, z: Tensor) -> list:
+    "Softmax: e_j / z."
+    return [ej / z for ej in e]
+
+
+def each_alone(e: list, z: Tensor) -> list:
+    "Sigmoid of each score: e^s / (1 + e^s)."
+    return [ej / (1 + ej) for ej in e]
+
+
+def head(q: Tensor, keys: list, values: list, sink: Tensor | None = None, before=keep_own, after=keep_own, weigh=normalised) -> Tensor:
     """What one head reads at one position: Σ_j p_j v_j with p_j = e^{s_j} / Σ_i e^{s_i} and s_j = q·k_j / √d.
 
     The last key and value are the position's own. A sink adds e^{sink} to the sum below the bar and nothing above it;
@@ -83,7 +98,7 @@ def head(q: Tensor, keys: list, values: list, sink: Tensor | None = None, before
     """
     e = before([torch.exp(q @ k / math.sqrt(len(q))) for k in keys])
     z = sum(e) if sink is None else sum(e) + torch.exp(sink)
-    p = after([ej / z for ej in e] if z > 0 else e)
+    p = after(weigh(e, z) if z > 0 else e)
     o = torch.zeros_like(values[0])
     for pj, vj in zip(p, values): o = o + pj * vj
     return o
@@ -102,7 +117,7 @@ def K(w: dict, i: int, heads: int, u: Tensor, name: str = "attn") -> Tensor: ret
 def V(w: dict, i: int, heads: int, u: Tensor, name: str = "attn") -> Tensor: return rows(w, name, 2, i, heads, u)
 
 
-def A(w: dict, x: Tensor, heads: int, name: str = "attn", sink: bool = False, before=keep_own, after=keep_own, result=None) -> Tensor:
+def A(w: dict, x: Tensor, heads: int, name: str = "attn", sink: bool = False, before=keep_own, after=keep_own, result=None, weigh=normalised) -> Tensor:
     "W_O concat_i[ Σ_{j≤t} softmax_j(Q_i x_t · K_i x_j / √d) V_i x_j ] + b_O; `result` may change a head's read-out."
     batch = []
     for seq in x:
@@ -113,14 +128,14 @@ def A(w: dict, x: Tensor, heads: int, name: str = "attn", sink: bool = False, be
                 q = Q(w, i, heads, seq[t], name)
                 keys = [K(w, i, heads, seq[j], name) for j in range(t + 1)]
                 values = [V(w, i, heads, seq[j], name) for j in range(t + 1)]
-                o = head(q, keys, values, w[f"{name}.sink"][i] if sink else None, before, after)
+                o = head(q, keys, values, w[f"{name}.sink"][i] if sink else None, before, after, weigh)
                 read.append(o if result is None else result(o, values[t]))
             out.append(linear(w, f"{name}.out", torch.cat(read)))
         batch.append(torch.stack(out))
     return torch.stack(batch)
 
 
-def A0(w: dict, u: Tensor, z: Tensor, heads: int, before=keep_own, after=keep_own, result=None) -> Tensor:
+def A0(w: dict, u: Tensor, z: Tensor, heads: int, sink: bool = False, before=keep_own, after=keep_own, result=None, weigh=normalised) -> Tensor:
     "A°(u, z) = Σ_i Σ_{j≤t} softmax_j(Q_i u_t · K_i u_j / √d) z_j."
     batch = []
     for scores, values in zip(u, z):
@@ -130,11 +145,37 @@ def A0(w: dict, u: Tensor, z: Tensor, heads: int, before=keep_own, after=keep_ow
             for i in range(heads):
                 q = Q(w, i, heads, scores[t])
                 keys = [K(w, i, heads, scores[j]) for j in range(t + 1)]
-                o = head(q, keys, [values[j] for j in range(t + 1)], None, before, after)
+                o = head(q, keys, [values[j] for j in range(t + 1)], w["attn.sink"][i] if sink else None, before, after, weigh)
                 total = total + (o if result is None else result(o, values[t]))
             out.append(total)
         batch.append(torch.stack(out))
     return torch.stack(batch)
+
+
+def sink_share(w: dict, x: Tensor, heads: int) -> Tensor:
+    "Mean over heads i of e^{sink_i} / (e^{sink_i} + Σ_{j≤t} e^{s_j}), one number a position: what attention leaves to its sink."
+    batch = []
+    for seq in x:
+        out = []
+        for t in range(len(seq)):
+            total = 0
+            for i in range(heads):
+                q = Q(w, i, heads, seq[t])
+                e = [torch.exp(q @ K(w, i, heads, seq[j]) / math.sqrt(len(q))) for j in range(t + 1)]
+                total = total + torch.exp(w["attn.sink"][i]) / (torch.exp(w["attn.sink"][i]) + sum(e))
+            out.append(total / heads)
+        batch.append(torch.stack(out)[:, None])
+    return torch.stack(batch)
+
+
+def returned(a: Tensor, x: Tensor) -> Tensor:
+    "Σ_c a_c x_c, one number a position."
+    return (a * x).sum(-1, keepdim=True)
+
+
+def halved_tanh(s: Tensor) -> Tensor:
+    "2 σ(s) − 1 = tanh(s/2)."
+    return 2 * sigmoid(s) - 1
 
 
 def project_out(o: Tensor, v: Tensor) -> Tensor:
@@ -334,6 +375,13 @@ def axm_gated_values(w, r, heads, N=layer_norm):
     return r + A0(w, x, M(w, x) * x, heads)
 
 
+def axm_scores_from_mlp(w, r, heads, N=layer_norm):
+    "m = M(x); r′ = r + A°(m, x) ⊙ m  ('11-axm-mlpvalue', as the journal has it)"
+    x = N(w, "norm1", r)
+    m = M(w, x)
+    return r + A0(w, m, x, heads) * m
+
+
 def attention_of_mlp_values(w, r, heads, N=layer_norm):
     "r′ = r + A°(x, M(x))  ('11-axm-attnofz')"
     x = N(w, "norm1", r)
@@ -373,7 +421,33 @@ def mlp_of_attention_times(w, r, heads, N=layer_norm):
     return r * M(w, A0(w, x, x, heads))
 
 
+def mlp_of_attention_own_deleted(w, r, heads, N=layer_norm):
+    "r′ = r + M(A(x)), the own value's weight dropped after the softmax  ('14-nodiagonal-noattn-nomlpres')"
+    x = N(w, "norm1", r)
+    return r + M(w, A(w, x, heads, after=delete_own))
+
+
+def parallel_mlp_reads_attention(w, r, heads, N=layer_norm):
+    "a = A°(x, x); r′ = r + a + M(a)  ('11-apm-mlponattn')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return r + a + M(w, a)
+
+
 # -- gates ------------------------------------------------------------------------------------------------------------
+
+def hidden_as_gate(w, r, heads, N=layer_norm):
+    "r′ = r + g A°(x, x), g = σ(Σ gelu(W₁ x + b₁)), one number a position  ('12-gate-axg', first version)"
+    x = N(w, "norm1", r)
+    g = sigmoid(gelu(linear(w, "mlp.up", x)).sum(-1, keepdim=True))
+    return r + g * A0(w, x, x, heads)
+
+
+def attention_sum_as_gate(w, r, heads, N=layer_norm):
+    "r′ = r + g M(x), g = Σ_c A°(x, x)_c, one number a position  ('12-axm-attentiongate')"
+    x = N(w, "norm1", r)
+    return r + A0(w, x, x, heads).sum(-1, keepdim=True) * M(w, x)
+
 
 def mlp_as_gate(w, r, heads, N=layer_norm):
     "r′ = r + g A(x), g = σ(Σ_c M(x)_c), one number a position  ('12-gate-axg', second version)"
@@ -403,7 +477,174 @@ def throughput_gate(w, r, heads, N=layer_norm):
     return (1 - tau) * r + tau * M(w, torch.cat([x, A(w, x, heads)], -1))
 
 
+# -- the stream that a gate lets through ------------------------------------------------------------------------------
+
+def select_1(w, r, heads, N=layer_norm):
+    "a = A°(x, x); q = tanh(a·x / 2); r′ = M(x) ⊙ a + q r  ('14-axm-appselector')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return M(w, x) * a + halved_tanh(returned(a, x)) * r
+
+
+def select_2(w, r, heads, N=layer_norm):
+    "a = A°(x, x); q = tanh(a·x / 2x·x); r′ = M(x) ⊙ a + q r  ('14-axm-appselector-2')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return M(w, x) * a + halved_tanh(returned(a, x) / returned(x, x)) * r
+
+
+def matrix_and_bias(w, x, a):
+    "U m V a and b, where M(x) lists the k × k matrix m row by row, and then b."
+    k, emitted = w["matrix.v.weight"].shape[0], M(w, x)
+    out = torch.zeros_like(x)
+    for i in range(len(x)):
+        for t in range(x.shape[1]):
+            m = emitted[i, t, :k * k].reshape(k, k)
+            out[i, t] = w["matrix.u.weight"] @ (m @ (w["matrix.v.weight"] @ a[i, t]))
+    return out, emitted[..., k * k:]
+
+
+def select_3(w, r, heads, N=layer_norm):
+    "q = tanh(a·x / 2x·x); r′ = U m V a + q b + q r  ('14-axm-appselector-3')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    q, (ma, b) = halved_tanh(returned(a, x) / returned(x, x)), matrix_and_bias(w, x, a)
+    return ma + q * b + q * r
+
+
+def select_4(w, r, heads, N=layer_norm):
+    "q = tanh(|a·x| / 2x·x); r′ = (1 − q)(U m V a + b) + q r  ('14-axm-appselector-4')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    q, (ma, b) = halved_tanh(abs(returned(a, x)) / returned(x, x)), matrix_and_bias(w, x, a)
+    return (1 - q) * (ma + b) + q * r
+
+
+def select_5(w, r, heads, N=layer_norm):
+    "q = tanh(|a·x| / 2x·x); r′ = (1 − q) U m V a + q (r + b)  ('14-axm-appselector-5')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    q, (ma, b) = halved_tanh(abs(returned(a, x)) / returned(x, x)), matrix_and_bias(w, x, a)
+    return (1 - q) * ma + q * (r + b)
+
+
+def E(w, x, heads, N=layer_norm, sink=True):
+    "a + M(N₂(x + a)) with a = A(x): both branches at once  (the source's 'vanilla executor')"
+    a = A(w, x, heads, sink=sink)
+    return a + M(w, N(w, "norm2", x + a))
+
+
+def Ec(w, x, heads, N=layer_norm):
+    "M([N₂(x) ; A(x)])  (the source's 'concat executor')"
+    return M(w, torch.cat([N(w, "norm2", x), A(w, x, heads, sink=True)], -1))
+
+
+def executor(w, r, heads, N=layer_norm):
+    "r′ = r + E  ('18-vanilla-noabs')"
+    return r + E(w, N(w, "norm1", r), heads, N, sink=False)
+
+
+def executor_normed_skip(w, r, heads, N=layer_norm):
+    "r′ = x + E, with a sink in every softmax  ('16-attentionsink-noreuse')"
+    x = N(w, "norm1", r)
+    return x + E(w, x, heads, N)
+
+
+def sink_gate(w, r, heads, N=layer_norm):
+    "r′ = g r + E, g what attention leaves to its sink  ('17-identity-test-no-1minus')"
+    x = N(w, "norm1", r)
+    return sink_share(w, x, heads) * r + E(w, x, heads, N)
+
+
+def sink_gate_normed_skip(w, r, heads, N=layer_norm):
+    "r′ = g x + E  ('16-sinkgate-vanilla-2')"
+    x = N(w, "norm1", r)
+    return sink_share(w, x, heads) * x + E(w, x, heads, N)
+
+
+def sink_gate_mix(w, r, heads, N=layer_norm):
+    "r′ = g r + (1 − g) E  ('17-identity-test', as meant)"
+    x = N(w, "norm1", r)
+    g = sink_share(w, x, heads)
+    return g * r + (1 - g) * E(w, x, heads, N)
+
+
+def sink_gate_sum_mix(w, r, heads, N=layer_norm):
+    "r′ = g r + (1 − g) E, g summed over heads  ('17-identity-test', as run)"
+    x = N(w, "norm1", r)
+    g = heads * sink_share(w, x, heads)
+    return g * r + (1 - g) * E(w, x, heads, N)
+
+
+def sink_gate_concat(w, r, heads, N=layer_norm):
+    "r′ = g r + M([N₂(x) ; A(x)])  ('17-identity-test-no-1minus-mlpconcat')"
+    x = N(w, "norm1", r)
+    return sink_share(w, x, heads) * r + Ec(w, x, heads, N)
+
+
+def sink_gate_concat_mix(w, r, heads, N=layer_norm):
+    "r′ = g r + (1 − g) M([N₂(x) ; A(x)])  ('17-1minus-mlpconcat')"
+    x = N(w, "norm1", r)
+    g = sink_share(w, x, heads)
+    return g * r + (1 - g) * Ec(w, x, heads, N)
+
+
 # -- updates that multiply what they read -----------------------------------------------------------------------------
+
+def deletion_novalue(w, r, heads, N=layer_norm):
+    "r′ = r + M(x) ⊙ r + A°(x, x)  ('13-r+rxm+a')"
+    x = N(w, "norm1", r)
+    return r + M(w, x) * r + A0(w, x, x, heads)
+
+
+def axm_rotated(w, r, heads, N=layer_norm):
+    "r′ = r + R(M(x)) ⊙ A(x)  ('13-rotator')"
+    x = N(w, "norm1", r)
+    return r + linear(w, "rotator", M(w, x)) * A(w, x, heads)
+
+
+def axm_normed_skip(w, r, heads, N=layer_norm):
+    "r′ = x + A(x) ⊙ M(x)  ('13-axm-experiment')"
+    x = N(w, "norm1", r)
+    return x + A(w, x, heads) * M(w, x)
+
+
+def complicated_2_normed(w, r, heads, N=layer_norm):
+    "r′ = r + M(x) ⊙ (A(x) + x)  ('14-complicated-2')"
+    x = N(w, "norm1", r)
+    return r + M(w, x) * (A(w, x, heads) + x)
+
+
+def axm_own_added_back(w, r, heads, N=layer_norm):
+    "r′ = r + M(x) ⊙ (A°(x, x) without the own weight + x)  ('14-zerodiagonal-addback')"
+    x = N(w, "norm1", r)
+    return r + M(w, x) * (A0(w, x, x, heads, after=delete_own) + x)
+
+
+def sigmoid_axm(w, r, heads, N=layer_norm):
+    "S = Σ_i Σ_{j≤t} σ(s_j) x_j; r′ = r + S ⊙ M(x)  ('13-sigmoidaxm+x')"
+    x = N(w, "norm1", r)
+    return r + A0(w, x, x, heads, weigh=each_alone) * M(w, x)
+
+
+def sigmoid_axm_own_one(w, r, heads, N=layer_norm):
+    "S = Σ_i (x_t + Σ_{j<t} σ(s_j) x_j); r′ = r + S ⊙ M(x)  ('13-sigmoidaxm-diag')"
+    x = N(w, "norm1", r)
+    return r + A0(w, x, x, heads, after=own_one, weigh=each_alone) * M(w, x)
+
+
+def sigmoid_axm_no_skip(w, r, heads, N=layer_norm):
+    "S = Σ_i (x_t + Σ_{j<t} σ(s_j) x_j); r′ = S ⊙ M(x)  ('13-sigmoidaxm-diag-nox')"
+    x = N(w, "norm1", r)
+    return A0(w, x, x, heads, after=own_one, weigh=each_alone) * M(w, x)
+
+
+def plus_attention_no_skip(w, r, heads, N=layer_norm):
+    "a = A°(x, x); r′ = M(x) ⊙ a + a  ('14-axm-plusattn-nores')"
+    x = N(w, "norm1", r)
+    a = A0(w, x, x, heads)
+    return M(w, x) * a + a
+
 
 def deletion(w, r, heads, N=layer_norm):
     "r′ = r + A(x) + M(x) ⊙ r  ('13-axm-deletion')"
@@ -517,6 +758,155 @@ def matrix_update(w, r, heads, N=layer_norm):
     return out
 
 
+def concat_normed(w, r, heads, N=layer_norm):
+    "r′ = r + M([N₂(x) ; A(x)])  ('16-principle-5')"
+    x = N(w, "norm1", r)
+    return r + M(w, torch.cat([N(w, "norm2", x), A(w, x, heads)], -1))
+
+
+def concat_normed_attention(w, r, heads, N=layer_norm):
+    "r′ = r + M([x ; N₂(A(x))])"
+    x = N(w, "norm1", r)
+    return r + M(w, torch.cat([x, N(w, "norm2", A(w, x, heads))], -1))
+
+
+def matrix_update_unbiased(w, r, heads, N=layer_norm):
+    "r′ = r + U m V A(x)  ('14-mlpmatrix-nobias-moreinner')"
+    x = N(w, "norm1", r)
+    return r + matrix_and_bias(w, x, A(w, x, heads))[0]
+
+
+def matrix_update_bias_times_attention(w, r, heads, N=layer_norm):
+    "a = A(x); r′ = r + U m V a + b ⊙ a  ('14-mlpmatrix-bxa')"
+    x = N(w, "norm1", r)
+    a = A(w, x, heads)
+    ma, b = matrix_and_bias(w, x, a)
+    return r + ma + b * a
+
+
+def two_matrices(w, r, heads, N=layer_norm):
+    "r′ = r + U₂ m₂ V₂ gelu(U₁ m₁ V₁ a + b), where M(x) lists m₂, m₁ and b, a without the own weight  ('16-principle-1')"
+    x = N(w, "norm1", r)
+    a, emitted, k = A(w, x, heads, after=delete_own), M(w, x), w["matrix.first.v.weight"].shape[0]
+    out = torch.zeros_like(r)
+    for i in range(len(r)):
+        for t in range(r.shape[1]):
+            e = emitted[i, t]
+            m2, m1, b = e[:k * k].reshape(k, k), e[k * k:2 * k * k].reshape(k, k), e[2 * k * k:]
+            hidden = gelu(w["matrix.first.u.weight"] @ (m1 @ (w["matrix.first.v.weight"] @ a[i, t])) + b)
+            out[i, t] = r[i, t] + w["matrix.second.u.weight"] @ (m2 @ (w["matrix.second.v.weight"] @ hidden))
+    return out
+
+
+def folded(w, r, heads, N=layer_norm):
+    "r′ = |r + E|  ('18-vanilla-abs')"
+    return abs(executor(w, r, heads, N))
+
+
+# -- whole models: f(w, ids, heads) -> logits; two layers of a block ---------------------------------------------------
+
+def layer_of(w: dict, i: int) -> dict:
+    "The parameters of layer i by their names in a block."
+    return {name.removeprefix(f"layers.{i}."): p for name, p in w.items() if name.startswith(f"layers.{i}.")}
+
+
+def positions(w: dict, ids: Tensor) -> Tensor:
+    "P[t] for each token."
+    return w["positions.weight"][:ids.shape[1]].expand(*ids.shape, -1)
+
+
+def logits(w: dict, r: Tensor, N=layer_norm) -> Tensor:
+    "N(r) against every row of the embedding."
+    return N(w, "norm", r) @ w["embed.weight"].T
+
+
+def stacked(w, ids, heads, block=vanilla):
+    "r₀ = token + position; r₁ and r₂ from a block with the weights of each layer."
+    r = w["embed.weight"][ids] + positions(w, ids)
+    for i in range(2): r = block(layer_of(w, i), r, heads)
+    return logits(w, r)
+
+
+def multiplied_positions(w, ids, heads):
+    "r₀ = token ⊙ position  ('11-axm-multpos')"
+    r = w["embed.weight"][ids] * positions(w, ids)
+    for i in range(2): r = axm_novalue(layer_of(w, i), r, heads)
+    return logits(w, r)
+
+
+def positions_from_one(w, ids, heads):
+    "r₀ = token ⊙ (1 + position)"
+    r = w["embed.weight"][ids] * (1 + positions(w, ids))
+    for i in range(2): r = axm_novalue(layer_of(w, i), r, heads)
+    return logits(w, r)
+
+
+def positions_again(w, ids, heads, skip=1):
+    "x = N(r) + position; r′ = r + A°(x, x) ⊙ M(x)  ('11-axm-addposembagain'), without r: skip=0 ('…-nores')"
+    r = w["embed.weight"][ids] + positions(w, ids)
+    for i in range(2):
+        v = layer_of(w, i)
+        x = layer_norm(v, "norm1", r) + positions(w, ids)
+        r = skip * r + A0(v, x, x, heads) * M(v, x)
+    return logits(w, r)
+
+
+def folded_last(w, ids, heads):
+    "The signs are lost after the last layer only: r₂ = |r₁ + E|"
+    r = w["embed.weight"][ids] + positions(w, ids)
+    r = executor(layer_of(w, 0), r, heads)
+    return logits(w, abs(executor(layer_of(w, 1), r, heads)))
+
+
+def routed(w, ids, heads, weigh):
+    "r_ℓ = Σ_j p_ℓj f_j(r_ℓ₋₁) with p_ℓ from the numbers of layer ℓ  ('18-router', '-2', '-3')"
+    r = w["embed.weight"][ids] + positions(w, ids)
+    blocks = [{name.removeprefix(f"blocks.{j}."): p for name, p in layer_of(w, 0).items() if name.startswith(f"blocks.{j}.")} for j in range(2)]
+    for i in range(2):
+        p = weigh(w.get(f"layers.{i}.routes"))
+        r = p[0] * executor(blocks[0], r, heads) + p[1] * executor(blocks[1], r, heads)
+    return logits(w, r)
+
+
+ROUTES = {  # from a layer's numbers to its weights
+    "sum": lambda n: (1, 1),
+    "sigmoid": lambda n: sigmoid(n),
+    "softmax": lambda n: torch.exp(n) / sum(torch.exp(n)),
+}
+
+
+def prefixed(w, ids, heads, counted, block=vanilla):
+    "Learned vectors before the tokens, which have positions of their own when they are counted  ('18-tokenprogram', '-2')"
+    n, table = len(w["prefix"]), w["positions.weight"]
+    tokens, before = w["embed.weight"][ids], w["prefix"].expand(len(ids), -1, -1)
+    if counted: before, tokens = before + table[:n], tokens + table[n:n + ids.shape[1]]
+    else: tokens = tokens + positions(w, ids)
+    r = torch.cat([before, tokens], 1)
+    for i in range(2): r = block(layer_of(w, i), r, heads)
+    return logits(w, r[:, n:])
+
+
+DRIFTS = {  # how far a vector u lies from r
+    "cosine": lambda u, r: 1 - (u @ r) / (u @ u) ** 0.5 / (r @ r) ** 0.5,
+    "l1": lambda u, r: abs(u - r).sum(),
+    "l2": lambda u, r: ((u - r) @ (u - r)) ** 0.5,
+    "max": lambda u, r: abs(u - r).max(),
+}
+
+
+def idempotence(w, ids, labels, heads, block, D, weight):
+    "Mean cross-entropy + weight · Σ_ℓ mean D(f_ℓ(r_ℓ), r_ℓ), r_ℓ what f_ℓ has written, without a gradient into it  ('17-identity-test')"
+    r, drift = w["embed.weight"][ids] + positions(w, ids), 0
+    for i in range(2):
+        r = block(layer_of(w, i), r, heads)
+        kept = r.detach()
+        again = block(layer_of(w, i), kept, heads)
+        drift = drift + sum(D(again[b, t], kept[b, t]) for b in range(len(ids)) for t in range(ids.shape[1])) / ids.numel()
+    z = logits(w, r)
+    ce = sum(torch.log(torch.exp(z[b, t]).sum()) - z[b, t, labels[b, t]] for b in range(len(ids)) for t in range(ids.shape[1])) / ids.numel()
+    return ce + weight * drift
+
+
 # -- second names: runs of the source whose equation is one of those above --------------------------------------------
 
 def nine_experiment(w, r, heads, N=layer_norm):
@@ -566,5 +956,11 @@ REFERENCES = {f.__name__: f for f in (
     mlp_as_gate, attention_as_gate, forget_gate, throughput_gate,
     deletion, scratchpad, complicated_1, complicated_2, complicated_3, complicated_4, complicated_5, complicated_6,
     own_deleted, own_masked, own_projected, sink_key, x_escape_own_deleted, concat, matrix_update,
+    axm_scores_from_mlp, mlp_of_attention_own_deleted, parallel_mlp_reads_attention, hidden_as_gate, attention_sum_as_gate,
+    select_1, select_2, select_3, select_4, select_5, executor, executor_normed_skip,
+    sink_gate, sink_gate_normed_skip, sink_gate_mix, sink_gate_sum_mix, sink_gate_concat, sink_gate_concat_mix,
+    deletion_novalue, axm_rotated, axm_normed_skip, complicated_2_normed, axm_own_added_back,
+    sigmoid_axm, sigmoid_axm_own_one, sigmoid_axm_no_skip, plus_attention_no_skip,
+    concat_normed, concat_normed_attention, matrix_update_unbiased, matrix_update_bias_times_attention, two_matrices, folded,
     nine_experiment, fifteen_baseline, twelve_scratchpad_1, twelve_scratchpad_2,
 )}

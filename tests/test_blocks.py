@@ -127,9 +127,73 @@ SETTINGS = {
     "x + a ⊙ m": (dict(mlp_in="x", update="a*m", carry="x"), once(lambda w, r, x, h: x + R.A(w, x, h) * R.M(w, x))),
     "r + a° + M(a°)": (dict(values=False, mlp_in="a", update="a+m", carry="r"), once(lambda w, r, x, h: r + R.A0(w, x, x, h) + R.M(w, R.A0(w, x, x, h)))),
     "r + a° + m ⊙ r": (dict(values=False, mlp_in="x", update="a+m*r", carry="r"), once(lambda w, r, x, h: r + R.A0(w, x, x, h) + R.M(w, x) * r)),
+    "no bias in queries, keys, values, nor at the end of the MLP": (dict(unbiased=("qkv", "mlp.out")), R.vanilla),
+    "sigmoid of each score": (dict(weights="sigmoid"), after(lambda w, r, x, h: r + R.A(w, x, h, weigh=R.each_alone))),
+    "sigmoid of each score, the own weight one": (dict(weights="sigmoid", own="one"), after(lambda w, r, x, h: r + R.A(w, x, h, after=R.own_one, weigh=R.each_alone))),
+    "the own weight one": (dict(own="one"), after(lambda w, r, x, h: r + R.A(w, x, h, after=R.own_one))),
+    "2 a° ⊙ m": (dict(values=False, mlp_in="x", update="a*m", carry="0", attn_scale=2.), once(lambda w, r, x, h: 2 * R.A0(w, x, x, h) * R.M(w, x))),
+    "g x": (dict(sink=True, mlp_in="[N(x);a]", carry="x", write="gate", gate="sink"), once(lambda w, r, x, h: R.sink_share(w, x, h) * x + R.Ec(w, x, h))),
+    "g r + (1 − g) m, two steps": (dict(sink=True, carry="r", write="gate mix", gate="sink"), once(lambda w, r, x, h: (g := R.sink_share(w, x, h)) * r + (1 - g) * R.M(w, R.layer_norm(w, "norm2", r + R.A(w, x, h, sink=True))))),
+    "g r + a° ⊙ m": (dict(values=False, sink=True, mlp_in="x", update="a*m", carry="r", write="gate", gate="sink"),
+                     once(lambda w, r, x, h: R.sink_share(w, x, h) * r + R.A0(w, x, x, h, sink=True) * R.M(w, x))),
+    "g r + a°/h ⊙ m": (dict(values=False, sink=True, head_scale="mean", mlp_in="x", update="a*m", carry="r", write="gate", gate="sink"),
+                       once(lambda w, r, x, h: R.sink_share(w, x, h) * r + R.A0(w, x, x, h, sink=True) / h * R.M(w, x))),
     "r + a + M(N₂(x+a))": (dict(mlp_in="N(x+a)", update="a+m", carry="r"),
                            once(lambda w, r, x, h: r + R.A(w, x, h) + R.M(w, R.layer_norm(w, "norm2", x + R.A(w, x, h))))),
 }
+
+
+@pytest.mark.parametrize("parts, values", [("k", True), ("qk", True), ("qkv", True), ("k", False), ("qk", False)])
+@pytest.mark.parametrize("scale, std", [("width", 64 ** -.5), ("head", 16 ** -.5)])
+def test_frozen_parts_are_rows_of_the_same_matrix(parts, values, scale, std):
+    "At both scales of the source; the equation is the usual one, and only what learns has a gradient."
+    config = BlockConfig(frozen=parts, frozen_std=scale, values=values, d_model=64, n_heads=4)
+    block, w = built(config)
+    rows, r = "qkv" if values else "qk", stream(config, 1, 3)
+    w["attn.qkv.weight"] = torch.cat([w[f"attn.qkv.{n}"] for n in rows])
+    w["attn.qkv.bias"] = torch.cat([w.get(f"attn.qkv.{n}_bias", torch.zeros(64).double()) for n in rows])
+    torch.testing.assert_close(block(r)[0], (R.vanilla if values else R.novalue)(w, r, 4), rtol=1e-10, atol=1e-10)
+    block(r)[0].square().sum().backward()
+    assert {n for n, p in block.named_parameters() if p.grad is None} == {f"attn.qkv.{n}" for n in parts}
+    drawn = ResidualBlock(config).attn.qkv
+    for n in parts: assert abs(getattr(drawn, n).std() / std - 1) < .05
+    both = residual_lm(config, 11, 5), residual_lm(config, 11, 5, seed=1)
+    assert not any(torch.equal(getattr(both[0].layers[0].attn.qkv, n), getattr(m.layers[i].attn.qkv, n)) for n in parts for m, i in ((both[1], 0), (both[0], 1)))
+
+
+@pytest.mark.parametrize("growth", [0., 1., .5])
+@pytest.mark.parametrize("values", [True, False])
+def test_a_sink_that_grows_with_the_keys(growth, values):
+    "At position t its logit is more by growth · log(t + 1), whatever has been read before."
+    config = BlockConfig(sink=True, sink_fill=.7, sink_growth=growth, values=values, update="a", carry="r", write="gate", gate="sink", **SMALL)
+    assert ResidualBlock(config).attn.sink.tolist() == pytest.approx([.7, .7])
+    block, w = built(config)
+    r, want = stream(config), []
+    x = R.layer_norm(w, "norm1", r)
+    for t in range(5):
+        at = w | {"attn.sink": w["attn.sink"] + growth * torch.tensor(t + 1.).double().log()}
+        a = R.A(at, x, 2, sink=True) if values else R.A0(at, x, x, 2, sink=True)
+        want.append((R.sink_share(at, x, 2) * r + a)[:, t])
+    with torch.no_grad():
+        torch.testing.assert_close(block(r)[0], torch.stack(want, 1), rtol=1e-10, atol=1e-10)
+        first, state = block(r[:, :3])
+        torch.testing.assert_close(torch.cat([first, block(r[:, 3:], state)[0]], 1), torch.stack(want, 1), rtol=1e-10, atol=1e-10)
+
+
+def test_heads_narrower_than_the_stream():
+    "Each head of the narrow attention is a head of the wide one whose other channels are nothing."
+    narrow, wide = (BlockConfig(attn_ratio=ratio, d_model=8, n_heads=2) for ratio in (.5, 1.))
+    block, w = built(narrow)
+    other, _ = built(wide)
+    rows = torch.tensor([p * 8 + h * 4 + i for p in range(3) for h in range(2) for i in range(2)])
+    with torch.no_grad():
+        for n, p in other.named_parameters(): p.copy_(w[n]) if p.shape == w[n].shape else p.zero_()
+        other.attn.qkv.weight[rows], other.attn.qkv.bias[rows] = w["attn.qkv.weight"], w["attn.qkv.bias"]
+        other.attn.qkv.weight[:8] *= 2 ** .5   # heads of 4 divide their scores by 2, heads of 2 by √2
+        other.attn.qkv.bias[:8] *= 2 ** .5
+        other.attn.out.weight[:, rows[:4]] = w["attn.out.weight"]
+        torch.testing.assert_close(block(stream(narrow))[0], other(stream(wide))[0], rtol=1e-10, atol=1e-10)
+    assert block(stream(narrow))[1].numel() == block.state_size(5) == 2 * 4 * 5 + 1
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -154,6 +218,10 @@ IDLE = {  # option: another word for it, and blocks in which it can say what it 
     "head_scale": ("mean", [dict()]), "own": ("delete", [dict(mlp_in="x", carry="r")]), "sink": (True, [dict(mlp_in="x", carry="r")]), "attn_scale": (2., [dict(mlp_in="x", carry="r")]),
     "mlp_in": ("x", [dict(update="a", carry="r"), dict(update="a")]), "write": ("times", [dict(carry="0"), dict(carry="0", update="a*m", mlp_in="x")]),
     "product_fill": (1., [dict(), dict(mid="times", values=False), dict(mid="times", bias=False), dict(write="times", update="a", carry="r"), dict(mid="replace"), dict(carry="0")]),
+    "weights": ("sigmoid", [dict(mlp_in="x", carry="r")]), "attn_ratio": (.5, [dict(mlp_in="x", carry="r")]), "frozen": ("k", [dict(mlp_in="x", carry="r")]),
+    "sink_fill": (1., [dict()]), "sink_growth": (1., [dict()]), "frozen_std": ("head", [dict()]), "gate": ("a.x", [dict(), dict(write="mix"), dict(carry="0")]),
+    "unbiased": (("mlp.out",), [dict(update="a", carry="r"), dict(bias=False), dict(update="gate(hidden)*a", mlp_in="x", carry="r")]),
+    "prefix_std": (2., [dict()]), "prefix_positions": (True, [dict(), dict(prefix=2, positions="none"), dict(prefix=2, positions="rope")]),
     "share": ("qkv", [dict(mlp_in="x", carry="r")]), "positions": ("rope", [dict(mlp_in="x", carry="r")]), "kernel": ("fused", [dict(mlp_in="x", carry="r")]),
 }
 
@@ -183,7 +251,8 @@ def test_shared_weights_that_no_layer_has_are_refused():
 def test_a_word_that_is_not_idle_changes_the_block():
     "The grammar refuses nothing that matters: what it calls idle in one block changes another."
     for name, (word, _) in IDLE.items():
-        base = {"skip_scale": dict(skip="x"), "source": dict(mlp_in="x"), "scores": dict(mlp_in="x"), "head_scale": dict(values=False), "product_fill": dict(mid="times"), "kernel": dict()}.get(name, dict())
+        base = {"skip_scale": dict(skip="x"), "source": dict(mlp_in="x"), "scores": dict(mlp_in="x"), "head_scale": dict(values=False), "product_fill": dict(mid="times"), "kernel": dict(),
+                "sink_fill": dict(sink=True), "sink_growth": dict(sink=True), "frozen_std": dict(frozen="k"), "gate": dict(write="gate"), "prefix_std": dict(prefix=2), "prefix_positions": dict(prefix=2)}.get(name, dict())
         BlockConfig(**base, **{name: word})
 
 
@@ -201,15 +270,17 @@ def test_rotation_needs_even_heads(width, heads):
 def common_weights(name, c=8, h=2, k=3, seed=0) -> dict:
     "One set of weights for all references; a wider MLP holds the common one and more."
     g = torch.Generator().manual_seed(seed)
-    shapes = {"tau": (1,), "matrix.u.weight": (c, k), "matrix.v.weight": (k, c)}
+    shapes = {"tau": (1,), "rotator.weight": (c, c), "rotator.bias": (c,)}
+    for n in ("matrix", "matrix.first", "matrix.second"): shapes |= {f"{n}.u.weight": (c, k), f"{n}.v.weight": (k, c)}
     for n in ("norm1", "norm2"): shapes |= {f"{n}.weight": (c,), f"{n}.bias": (c,)}
     for n in ("attn", "attn2"): shapes |= {f"{n}.qkv.weight": (3 * c, c), f"{n}.qkv.bias": (3 * c,), f"{n}.out.weight": (c, c), f"{n}.out.bias": (c,), f"{n}.sink": (h,)}
     for n in ("mlp", "mlp2"): shapes |= {f"{n}.up.weight": (4 * c, c), f"{n}.up.bias": (4 * c,), f"{n}.out.weight": (c, 4 * c), f"{n}.out.bias": (c,)}
     w = {n: 0.4 * normal(g, *s) + (n in ("norm1.weight", "norm2.weight")) for n, s in shapes.items()}
-    if name in ("concat", "throughput_gate"): w["mlp.up.weight"] = torch.cat([w["mlp.up.weight"], 0.4 * normal(g, 4 * c, c)], 1)
-    if name == "matrix_update":
-        w["mlp.out.weight"] = torch.cat([0.4 * normal(g, k * k, 4 * c), w["mlp.out.weight"]])
-        w["mlp.out.bias"] = torch.cat([0.4 * normal(g, k * k), w["mlp.out.bias"]])
+    if "concat" in name or name == "throughput_gate": w["mlp.up.weight"] = torch.cat([w["mlp.up.weight"], 0.4 * normal(g, 4 * c, c)], 1)
+    if "matri" in name or name in ("select_3", "select_4", "select_5"):
+        more = k * k * (1 + (name == "two_matrices"))
+        w["mlp.out.weight"] = torch.cat([0.4 * normal(g, more, 4 * c), w["mlp.out.weight"]])
+        w["mlp.out.bias"] = torch.cat([0.4 * normal(g, more), w["mlp.out.bias"]])
     return w
 
 
@@ -252,7 +323,7 @@ def test_parts_agree_with_torch():
 
 # -- gradients --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["times_plus", "axm_values_from_mlp", "forget_gate", "own_masked", "matrix_update"])
+@pytest.mark.parametrize("name", ["times_plus", "axm_values_from_mlp", "forget_gate", "own_masked", "matrix_update", *list(VARIANTS)[list(VARIANTS).index("axm_scores_from_mlp"):]])
 def test_gradients_equal_the_references(name):
     config = VARIANTS[name](**SMALL)
     block, _ = built(config)
@@ -281,6 +352,11 @@ WRONG = {  # table, word, a wrong meaning, a variant that uses it
     "a norm left out": (blocks.MLP_IN, "N(a)", lambda e: e.a, "complicated_3"),
     "keeps what it should forget": (blocks.WRITE, "forget", lambda c, u, e: c * e.mlp2(u).sigmoid() + u, "forget_gate"),
     "values not gated": (blocks.SOURCE, "m*x", lambda e: e.m, "axm_gated_values"),
+    "the gate lets through the update": (blocks.WRITE, "gate mix", lambda c, u, e: torch.lerp(c, u, e.g), "sink_gate_mix"),
+    "a mean for a sum": (blocks.GATE, "sink sum", lambda e: e.share, "sink_gate_sum_mix"),
+    "not halved": (blocks.GATE, "a.x", lambda e: (e.a * e.x).sum(-1, keepdim=True).tanh(), "select_1"),
+    "the norm of the wrong half": (blocks.MLP_IN, "[N(x);a]", lambda e: torch.cat([e.x, e.norm2(e.a)], -1), "concat_normed"),
+    "a bias that stays": (blocks.UPDATE, "matrix+b*a", lambda e: e.matrix(e.a, e.m), "matrix_update_bias_times_attention"),
 }
 
 
@@ -319,3 +395,40 @@ def test_parameters_at_the_size_of_gpt2(share):
     count = sum(p.numel() for p in model.parameters())
     assert count == exact
     assert abs(count / 1e6 - said) < near
+
+
+MATRICES = {  # a block of the source, its parameters in millions, how near
+    "14-mlpmatrix": (dict(mlp_in="x", update="matrix", carry="r", rank=48), 210, .5),
+    "14-mlpmatrix-moreinner": (dict(mlp_in="x", update="matrix", carry="r", rank=128), 731, .5),
+    "16-principle-1": (dict(own="delete", mlp_in="x", update="two matrices", carry="r", rank=64), 429, .5),
+    "16-principle-2": (dict(own="delete", mlp_in="x", update="two matrices", carry="r", rank=128), 1337, 4),   # said: 1.34 B
+    "16-vanilla-mlpscale-32": (dict(mlp_ratio=32.), 521, .5),
+    "16-vanilla-mlpscale-64": (dict(mlp_ratio=64.), 974, .5),
+}
+
+
+def counted(**fields) -> int:
+    "Parameters at GPT-2's size."
+    with torch.device("meta"): layers = blocks.stack(BlockConfig(n_layers=12, d_model=768, n_heads=12, **fields))
+    return EMBEDDING + NORM + sum(p.numel() for p in {id(p): p for b in layers for p in b.parameters()}.values())
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_parameters_of_matrix_valued_and_of_wide_mlps(name):
+    fields, said, near = MATRICES[name]
+    assert abs(counted(**fields) / 1e6 - said) < near
+
+
+def test_what_parts_add_and_save():
+    "Each from its definition: novalue saves V and W_O, 1.2 M a layer as the source says; tying QKV 19.5 M, tying the MLP 51.9 M."
+    base, c = counted(), 768
+    assert base == SIZES["none"][0]
+    assert base - counted(values=False) == 12 * 2 * (c * c + c) and abs(2 * (c * c + c) / 1e6 - 1.2) < .03
+    assert abs((base - counted(share="qkv")) / 1e6 - 19.5) < .05 and abs((base - counted(share="mlp")) / 1e6 - 51.9) < .05
+    assert base - counted(unbiased=("mlp.out",)) == 12 * c and base - counted(unbiased=("qkv",)) == 12 * 3 * c
+    assert counted(mlp_in="x", update="matrix", carry="r") - counted(mlp_in="x", update="matrix-b", carry="r") == 12 * (3072 * c + c)
+    assert counted(mlp_in="x", update="a*m", carry="r") - counted(mlp_in="x", update="gate(hidden)*a", carry="r") == 12 * (3072 * c + c)
+    assert counted(mlp_in="x", update="a*R(m)", carry="r") - counted(mlp_in="x", update="a*m", carry="r") == 12 * (c * c + c)
+    assert counted(sink=True) - base == 12 * 12 and counted(mlp_in="[N(x);a]") - counted(mlp_in="[x;a]") == 12 * NORM
+    assert base - counted(attn_ratio=.5) == 12 * (3 * (c * c + c) + c * c) / 2
+    assert base - counted(frozen="k", attn_ratio=1.) == 12 * c   # a frozen part has no bias

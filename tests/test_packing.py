@@ -171,8 +171,9 @@ def test_positions_are_those_of_the_longest_document():
     with pytest.raises(ValueError, match='6 positions were asked for, the table holds 5'): layer(x, starts=starts_at([4, 9], [2, 8]))
 
 
-MODELS = dict({n: f for n, f in VARIANTS.items() if n in ('vanilla', 'double_attention', 'mlp_only', 'axm_values_from_mlp', 'own_masked', 'sink_key', 'attention_only_novalue')},
-              learned=lambda **kw: vanilla(positions='learned', **kw), rope=lambda **kw: vanilla(positions='rope', kernel='fused', **kw))
+MODELS = dict({n: f for n, f in VARIANTS.items() if n in ('vanilla', 'double_attention', 'mlp_only', 'axm_values_from_mlp', 'own_masked', 'sink_key', 'attention_only_novalue', 'sigmoid_axm_own_one')},
+              again=lambda **kw: VARIANTS['axm_novalue'](positions='again', **kw), times=lambda **kw: vanilla(positions='times', **kw), routed=lambda **kw: VARIANTS['executor'](router='softmax', **kw),
+              growing=lambda **kw: VARIANTS['sink_gate'](sink_growth=1., **kw), learned=lambda **kw: vanilla(positions='learned', **kw), rope=lambda **kw: vanilla(positions='rope', kernel='fused', **kw))
 
 
 def model_of(name):

@@ -33,7 +33,7 @@ def memory_bytes(memory: Memory) -> int:
 
 # %% ../../nbs/nn/memory.ipynb #a87b7e83
 def restart(
-    layer: nn.Module,                  # a stage of a model
+    begin: State,                      # of one row: how a layer of this model begins
     state: State,                      # its state
     rows: Bool[Tensor, 'b'] | None,    # rows that start afresh; None: all
     keep_frozen: bool = True,          # frozen banks keep what they hold
@@ -43,7 +43,7 @@ def restart(
         every = torch.ones(state.batch, dtype=torch.bool, device=state.seen.device)
         state = reset_rows(state, every if rows is None else rows, keep_frozen)
         return state if rows is not None else replace(state, **{n: getattr(state, n)[:, :0] for n in state.per_token})
-    new = layer.init_state(state.batch)
+    new = begin.map(lambda u: u.expand(state.batch, *u.shape[1:]))
     if rows is None: return new
     i = torch.arange(state.batch, device=rows.device)
     return type(state).cat([state, new])[torch.where(rows, i + state.batch, i)]
@@ -71,7 +71,7 @@ def reset(
     rows = None if rows is None else rows.to(memory[0].seen.device)
     chosen = set(range(len(memory)) if layers is None else layers)
     if bad := sorted(chosen - set(range(len(memory)))): raise ValueError(f'there is no layer {bad[0]}: this memory has {len(memory)}, numbered from 0')
-    return tuple(restart(layer, s, rows, keep_frozen) if i in chosen else s for i, (layer, s) in enumerate(zip(model.stages, memory)))
+    return tuple(restart(begin, s, rows, keep_frozen) if i in chosen else s for i, (begin, s) in enumerate(zip(model.init_memory(1), memory)))
 
 # %% ../../nbs/nn/memory.ipynb #d79ee50d
 def keep_banks(
