@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'LOCKED', 'ORDERS', 'TAILS', 'TAUGHT_AT', 'KEEPING', 'OLD', 'STARTS', 'READINGS', 'EVERY', 'RATES', 'READ',
-           'SIZES', 'PYTHIA', 'NEWS', 'study', 'FLIPPED', 'growth', 'longer', 'FIT', 'GROWS', 'KEPT', 'kept_more',
-           'tail', 'SLOTS', 'start', 'OURS', 'LEFT', 'KNOWN', 'NEW', 'BETTER', 'Sizes', 'arm', 'documents', 'losses',
-           'orders', 'pair', 'several', 'sizes', 'linear', 'tails', 'loops', 'taught', 'steered', 'new_loops',
-           'ends_with', 'lasting', 'everything', 'quick', 'cpu', 'gpu', 'by_run', 'matrices', 'scores', 'excess',
-           'beyond_null', 'fits', 'flipped', 'claim', 'by_size', 'of_sizes', 'grows_with_size', 'before_again',
-           'explained', 'rise', 'margins', 'own_first', 'planned', 'last_turns', 'at_start', 'crosses', 'locked_to',
-           'held', 'sooner', 'lasts', 'alike', 'holds', 'first_known', 'keeps', 'level', 'corrected', 'retained',
-           'left_over', 'harm', 'harms']
+           'SIZES', 'PYTHIA', 'NEWS', 'study', 'growth', 'longer', 'FIT', 'GROWS', 'KEPT', 'kept_more', 'tail', 'SLOTS',
+           'start', 'OURS', 'LEFT', 'KNOWN', 'NEW', 'BETTER', 'Sizes', 'arm', 'documents', 'losses', 'orders', 'pair',
+           'several', 'sizes', 'linear', 'tails', 'loops', 'taught', 'steered', 'new_loops', 'ends_with', 'lasting',
+           'everything', 'quick', 'cpu', 'gpu', 'by_run', 'matrices', 'scores', 'excess', 'beyond_null', 'fits',
+           'claim', 'by_size', 'of_sizes', 'grows_with_size', 'before_again', 'explained', 'rise', 'margins',
+           'own_first', 'planned', 'last_turns', 'at_start', 'crosses', 'locked_to', 'held', 'sooner', 'lasts', 'alike',
+           'holds', 'first_known', 'keeps', 'level', 'corrected', 'retained', 'left_over', 'harm', 'harms']
 
 # %% ../../nbs/studies/memory_loops.ipynb #250654d0
 import math
@@ -35,7 +34,7 @@ from ..eval.retention import drift_corrected, fit_decay, interference, latent_ri
 from ..eval.revisits import DocumentLosses, FactScores, LinearRecovery, LoopLosses, PairMargins, series
 from ..lab.arm import Arm, factors
 from ..lab.claims import seen
-from ..lab.rules import Equal, Less, More, Sooner, log_rank, sign_flip
+from ..lab.rules import Equal, Less, More, Sooner, flips, log_rank
 from ..lab.study import Preset, Study, made
 from ..lab.values import Missing, at_end
 from ..nn.lm import ResidualLMConfig
@@ -302,19 +301,12 @@ def fits(read: Callable[[pd.DataFrame], pd.Series]) -> Callable:
     "A gate: seeds on which a number can be had."
     return lambda records, *_: (np.isfinite(read(records).astype(float)), 'fit and forget their documents')
 
-FLIPPED = 20   # seeds whose signs can all be flipped
-
-def flipped(values: pd.Series, rule: More | Less | Equal) -> str:
-    "The sign-flip test of what a rule asks of a mean, in words; nothing where it asks whether two are equal, or of more seeds than can be flipped."
-    if isinstance(rule, Equal) or len(values) > FLIPPED: return ''
-    return f'exact sign-flip p = {sign_flip(values, rule.least if isinstance(rule, More) else rule.most):.2g}'
-
 def claim(id: str, statement: str, read: Callable, *arms: str, gate: Callable | None = None, guarded: bool = False,
           **plan) -> None:
     "A claim about one number a seed, with its sign-flip test."
     def told(records):
         values = read(records).astype(float)
-        return values, flipped(values, plan['rule'])
+        return values, flips(values, plan['rule'])
     study.reading(id, statement, told, fits(read) if guarded else gate, arms=arms, **dict(seeds=12, unit='nats') | plan)
 
 # %% ../../nbs/studies/memory_loops.ipynb #9530d5d6
@@ -365,7 +357,7 @@ def grows_with_size(runs, records):
                                                             if r.params.nunique() > 3 else math.nan).astype(float).dropna()
     if slope.empty: raise Missing('any seed (fewer than four sizes fit)')
     rank = rows.groupby('seed')[['params', 'value']].apply(lambda r: spearmanr(r.params, r.value).statistic).mean()
-    return seen(slope, f'mean rank correlation {rank:.2f}; {len(rows)} of {len(found)} runs fit', flipped(slope, GROWS))
+    return seen(slope, f'mean rank correlation {rank:.2f}; {len(rows)} of {len(found)} runs fit', flips(slope, GROWS))
 
 # %% ../../nbs/studies/memory_loops.ipynb #e22e3943
 def before_again(records: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -560,7 +552,7 @@ OURS, LEFT = 'lock, M = 1, fixed', More(least=.1)
 def holds(records: pd.DataFrame, theirs: str) -> tuple:
     "What is left with an own Adam, more than in another arm; beside it the half-lives, and the sign-flip test."
     ours, other = held(records, OURS), held(records, theirs)
-    return ours.left - other.left, 'half-lives: ' + lasts(other, ours)[1], flipped(ours.left - other.left, LEFT)
+    return ours.left - other.left, 'half-lives: ' + lasts(other, ours)[1], flips(ours.left - other.left, LEFT)
 
 for letter, theirs, words in (('a', 'loops, SGD',
                                "A loop's own Adam holds more of the answers than SGD does, where both know them "
