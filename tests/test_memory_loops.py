@@ -168,6 +168,7 @@ SCENES = {   # claim -> arms for which it is supported; then what refutes it, an
     'ML21': ({'retention, width 32': ran(halved, 1.2, 5.), 'retention, width 128': ran(halved, 1.2, 20.)}, {'retention, width 128': ran(halved, 1.2, 5.)}, {'retention, width 128': ran(halved, 1.2, split(4., 20.))}),
     'ML22d': ({'facts one by one': ran(drifts, -.1)}, {'facts one by one': ran(drifts, .1)}, {'facts one by one': ran(drifts, split(-.1, .08))}),
 }
+SCENES['ML21b'] = tuple({n.replace('width 32', 'width 32, slow text'): r for n, r in arms.items()} for arms in SCENES['ML21'])
 for x, m in zip('ab', (1, 6)): SCENES[f'ML9{x}'] = tuple({f'lock, M = {m}, fixed': ran(locked, v)} for v in (.3, 0., split(0., .3)))
 for x, other in zip('abc', ('SGD', 'Adam reset', 'Adam shared')): SCENES[f'ML10{x}'] = ({study.OURS: ran(staying, .9), f'loops, {other}': ran(staying, .3)}, {study.OURS: ran(staying, .3)}, {study.OURS: ran(staying, split(.2, .9))})
 for x, way in zip('abcd', list(study.KEEPING)[1:]): SCENES[f'ML15{x}'] = ({f'loops, {way}': ran(two, .5), 'loops, not steered': ran(two, 1.)}, {f'loops, {way}': ran(two, 1.)}, {f'loops, {way}': ran(two, split(.5, 1.2))})

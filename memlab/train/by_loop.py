@@ -6,13 +6,13 @@
 __all__ = ['POLICIES', 'OWN', 'forget', 'LoopTurns', 'ByLoop']
 
 # %% ../../nbs/train/by_loop.ipynb #76d19cb8
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.numbers import BELOW_ONE, SHARE, check_numbers, integer
+from ..core.numbers import BELOW_ONE, POSITIVE, SHARE, check_numbers, integer
 from ..data.visits import Visits
 from ..nn.config import check_words
 from .alternate import Turns
@@ -61,6 +61,7 @@ class ByLoop(Objective):
     loss: Objective
     loops: int = 2                       # of the task, or phases
     states: str = 'kept'                 # at the start of a loop, a key of `POLICIES`
+    rates: tuple[float, ...] = ()        # of each loop's own optimizer, times the run's; none: all alike
     steering: tuple[Steering, ...] = ()  # of steps, against the running mean of those of the loop before
     beta: float = .9                     # of that running mean
     reptile: float = 1.                  # share of a turn's way that is gone; below 1: Reptile
@@ -68,6 +69,8 @@ class ByLoop(Objective):
     def __post_init__(self):
         check_words(self, dict(states=POLICIES))
         check_numbers(vars(self), loops=integer(1), beta=BELOW_ONE, reptile=SHARE)
+        if self.rates and (self.states not in OWN or len(self.rates) != self.loops): raise ValueError(f'{len(self.rates)} rates for {self.loops} loops with states={self.states!r}: give one for each loop, and each its own optimizer ({", ".join(OWN)})')
+        for rate in self.rates: check_numbers(dict(rates=rate), rates=POSITIVE)
         if self.steering and self.states != 'kept': raise ValueError(f'states={self.states!r} with steering: loops are steered against each other, each with its own optimizer; keep their states')
         if any(getattr(type(self.loss), n) is not getattr(Objective, n) for n in ('step', 'carry', 'optimizers')): raise ValueError(f'{type(self.loss).__name__} takes steps or carries memories of its own: give {type(self).__name__} a plain loss')
 
@@ -79,7 +82,8 @@ class ByLoop(Objective):
         "One for each loop, or one for all, of the only model."
         if len(models) > 1: raise ValueError(f'{len(models)} models: loops are read by one, build one')
         model, = models.values()
-        return {f'loop {i}': config.optimizer.build(model) for i in range(self.loops if self.states in OWN else 1)}
+        own = self.loops if self.states in OWN else 1
+        return {f'loop {i}': replace(config.optimizer, lr=config.optimizer.lr * rate).build(model) for i, rate in enumerate(self.rates or own * (1.,))}
 
     def begin(self, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
         "The start of a loop."
