@@ -121,7 +121,7 @@ def test_tokens_leave_as_in_the_loop(rule, share):
     agree(h, want, model)
 
 
-KINDS = {"vanilla": vanilla, "parallel": parallel, "shared": lambda **kw: vanilla(share="all", **kw), "rope": lambda **kw: vanilla(positions="rope", **kw),
+KINDS = {"vanilla": vanilla, "parallel": parallel, "shared": lambda **kw: vanilla(share="all", **kw), "positions again": lambda **kw: vanilla(positions="again", **kw), "rope": lambda **kw: vanilla(positions="rope", **kw),
          "two attentions": double_attention, "no attention": mlp_only, "scores of the MLP": attention_of_mlp_scores}
 
 

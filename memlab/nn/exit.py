@@ -151,9 +151,11 @@ def keys_and_values(
     layer: ResidualBlock,
     r: Float[Tensor, 'b t c'],    # the stream that is not transformed
     at: Int[Tensor, '#b t'],      # position of each token
+    state: KVState | None,        # before
+    starts: Bool[Tensor, 'b t'] | None,
 ) -> tuple[Tensor, Tensor]:
     "What later tokens find of these."
-    x = layer.norm1(r)
+    x = layer.place(layer.norm1(r), state, starts)
     return layer.attn.project(x, at, x)[1:]
 
 # %% ../../nbs/nn/exit.ipynb #5a22a420
@@ -197,7 +199,7 @@ class EarlyExit(TransformerLM):
         for i, (layer, state) in enumerate(zip(self.layers, states), 1):
             r = r.detach() if local and i > 1 else r
             if gone == left.numel() and skippable(layer):
-                if id(layer) not in made: made[id(layer)] = keys_and_values(layer, r, at)
+                if id(layer) not in made: made[id(layer)] = keys_and_values(layer, r, at, state, starts)
                 s = written(layer, state, *made[id(layer)], starts)
             else:
                 new, s = read_on(layer, r, state, starts, **more)
