@@ -157,6 +157,7 @@ SCENES = {   # claim -> arms for which it is supported; then what refutes it, an
     'ML1b': (TAIL('kept, β₁ = 0', .02) | TAIL('reset', 0.), TAIL('kept, β₁ = 0', .4), TAIL('kept, β₁ = 0', split(0., .2))),
     'ML1c': (TAIL('kept, no gradient', .5) | TAIL('kept', .5), TAIL('kept, no gradient', .2), TAIL('kept, no gradient', split(.1, .7))),
     'ML1d': (TAIL('kept', .5), TAIL('kept', 0.), TAIL('kept', split(0., .4))),
+    'ML1e': (TAIL('kept, β₁ = 0', 0.), TAIL('kept, β₁ = 0', .4), TAIL('kept, β₁ = 0', split(0., .3))),
     'ML2': ({'tail, reset, long': ran(returned, .5)}, {'tail, reset, long': ran(returned, 0.)}, {'tail, reset, long': ran(returned, split(0., .4))}),
     'ML8a': (SLOTS('fixed', -.4), SLOTS('fixed', .2), SLOTS('fixed', split(-.6, .3))),
     'ML8b': (SLOTS('fixed', -.4) | SLOTS('permuted', -.42), SLOTS('permuted', .2), SLOTS('permuted', split(-.5, -.2))),
