@@ -169,8 +169,8 @@ def _first_difference(got, want):
 def made_by(
     row,     # of the table of runs: a mapping, or a row of a data frame
 ) -> str:    # hash
-    "The code that stands for a row: the one that renewed it, else the one that made it."
-    return row['renewed_by'] if isinstance(row['renewed_by'], str) else row['code']
+    "The code that stands for a row: the one that renewed it (beside which revision, on another processor, stands behind it), else the one that made it."
+    return row['renewed_by'].partition(' ')[0] if isinstance(row['renewed_by'], str) else row['code']
 
 def frame(
     table: pa.Table,  # with schema `RUNS` or `RECORDS`

@@ -285,12 +285,14 @@ def stamp(
     preset: str,
     codes: dict[str, str],        # arm -> today's hash
     deviations: dict[str, float], # arm -> how far its numbers moved
+    beside: dict[str, str] = {},  # arm -> the revision that it was compared with on another processor, where it was
 ):
     "Write today's code into the rows of some arms."
     ids = {r.run_id for r in study.runs(preset)}
     def row(r):
         if r['arm'] not in deviations or r['run_id'] not in ids or made_by(r) == codes[r['arm']]: return r
-        return r | dict(renewed_by=codes[r['arm']], deviation=deviations[r['arm']])
+        by = codes[r['arm']] + (f' since {beside[r["arm"]]}' if r['arm'] in beside else '')
+        return r | dict(renewed_by=by, deviation=deviations[r['arm']])
     study.rewrite(preset, row)
 
 # %% ../../nbs/lab/renew.ipynb #4c581182
@@ -316,7 +318,7 @@ def renew(
     yield from found
     failed = {task.codes[f.arm] for f in found if f.whole and f.differs}        # a whole run speaks for its kind
     good = [f for f in found if not f.differs and task.codes[f.arm] not in failed and not any(o.differs for o in found if o.arm == f.arm)]
-    stamp(study, preset, task.codes, {f.arm: f.deviation + moved_before.get(f.arm, 0.) for f in good if not f.whole})
+    stamp(study, preset, task.codes, {f.arm: f.deviation + moved_before.get(f.arm, 0.) for f in good if not f.whole}, dict.fromkeys(past, since))
 
 # %% ../../nbs/lab/renew.ipynb #4756b07c
 def told(f: Finding) -> str:
