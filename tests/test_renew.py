@@ -144,6 +144,8 @@ def test_on_another_processor_old_code_is_compared_with_new_code(study, monkeypa
     spoil(study)
     assert all(f.differs for f in renew(study, 'cpu')) and study.stale('cpu')
     assert not any(f.differs for f in renew(study, 'cpu', since='v1')) and study.stale('cpu') == []
+    rows = study.load('cpu')[0]
+    assert rows.renewed_by.str.endswith(' since v1').all() and set(map(made_by, rows.to_dict('records'))) == {'new.' + made.partition('.')[2]}
 
 
 def test_only_the_code_that_rows_carry_vouches_for_them(study, monkeypatch):

@@ -56,21 +56,27 @@ class Rig:
 def rigs(z: Sizes) -> dict[str, Rig]:
     "Digits; enlarged digits; digits of an autoencoder, with codes on a grid and on a column; photographs, with wide codes and with narrow ones."
     (a, b, c), (d1, d2, photo) = z.steps, z.rows
-    learned, hub = dict(latents='vae', rows=d1), dict(images='hub:uoft-cs/cifar10', patch=4, width=16, codes=64, rows=photo)
-    return {r.name: r for r in (
-        Rig('D1', ImageTask(rows=d1), 4, 4, 4, a), Rig('D2', ImageTask(upsample=2, codes=2, rows=d2), 8, 4, 4, b),
-        Rig('VAE', ImageTask(**learned), 4, 4, 2, a), Rig('VAE, column', ImageTask(**learned, column=True), 4, 4, 2, a),
-        Rig('CIFAR', ImageTask(**hub), 8, 16, 16, c), Rig('CIFAR, narrow codes', ImageTask(**hub, code=8), 8, 16, 8, c))}
+    learned, hub = dict(latents='vae', rows=d1), dict(images='hub:uoft-cs/cifar10', patch=4, width=16, codes=64,
+                                                      rows=photo)
+    return {r.name: r for r in (Rig('D1', ImageTask(rows=d1), 4, 4, 4, a),
+                                Rig('D2', ImageTask(upsample=2, codes=2, rows=d2), 8, 4, 4, b),
+                                Rig('VAE', ImageTask(**learned), 4, 4, 2, a),
+                                Rig('VAE, column', ImageTask(**learned, column=True), 4, 4, 2, a),
+                                Rig('CIFAR', ImageTask(**hub), 8, 16, 16, c),
+                                Rig('CIFAR, narrow codes', ImageTask(**hub, code=8), 8, 16, 8, c))}
 
 # %% ../../nbs/studies/image_memory.ipynb #05dd84c7
 def arm(z: Sizes, rig: Rig, name: str, *more: Measure, prior: bool = False, loss: dict | None = None, **model) -> Arm:
     "A model of latents, or one beside a prior of codes, and what it is asked at the end."
     shape = dict(n_layers=z.layers, d_model=z.width, n_heads=4 if z.width >= 64 else 2)
     config = ImageConfig(grid=rig.grid, width=rig.width, sketch_width=rig.code, **shape | model)
-    both = ImagePair(model=config, prior=CodePriorConfig(grid=rig.grid, codes=rig.task.codes, **shape | dict(n_layers=min(2, z.layers)))) if prior else config
-    how = FitConfig(steps=rig.steps, optimizer=AdamWConfig(lr=z.lr, weight_decay=.05), objective=(WithPrior if prior else ImageLoss)(**loss or {}), log_every=max(1, rig.steps // 10))
+    both = ImagePair(model=config, prior=CodePriorConfig(grid=rig.grid, codes=rig.task.codes,
+                                                         **shape | dict(n_layers=min(2, z.layers)))) if prior else config
+    how = FitConfig(steps=rig.steps, optimizer=AdamWConfig(lr=z.lr, weight_decay=.05),
+                    objective=(WithPrior if prior else ImageLoss)(**loss or {}), log_every=max(1, rig.steps // 10))
     asked = ImageErrors(rows=z.test), ImageControl(rows=z.test), ImageSamples(rows=z.test, draws=2), ImageSheet(rows=z.test, seed=0), *more
-    return Arm(name=f'{rig.name}: {name}', task=rig.task, model=both, train=how, measures=asked, factors=factors(rig=rig.name, way=name))
+    return Arm(name=f'{rig.name}: {name}', task=rig.task, model=both, train=how, measures=asked,
+               factors=factors(rig=rig.name, way=name))
 
 # %% ../../nbs/studies/image_memory.ipynb #ce8b86bd
 DIAL = 0., .5, 1., 1.5, 2.   # s_m
@@ -83,20 +89,29 @@ def early(z: Sizes, rig: Rig) -> tuple[Measure, ...]:
 
 def at_inference(z: Sizes) -> tuple[Measure, ...]:
     "Other rules, and memories of nothing and of other pictures."
-    rules = [kind(rows=z.test, under=tuple(fields.items()), item=name, **how) for name, fields in AT_INFERENCE.items() for kind, how in ((ImageErrors, dict(positions=False)), (ImageControl, {}))]
-    return *rules, *(ImageErrors(rows=z.test, memory=m, item=f'{m} memory', positions=False) for m in ('zero', 'shuffled'))
+    rules = [kind(rows=z.test, under=tuple(fields.items()), item=name, **how) for name, fields in AT_INFERENCE.items()
+             for kind, how in ((ImageErrors, dict(positions=False)), (ImageControl, {}))]
+    return *rules, *(ImageErrors(rows=z.test, memory=m, item=f'{m} memory', positions=False)
+                     for m in ('zero', 'shuffled'))
 
-def untrue(z: Sizes) -> tuple[Measure, ...]: return tuple(ImageSamples(rows=z.test, memory=m, draws=2, item=m) for m in ('noised', 'sampled'))
-def dial(z: Sizes) -> tuple[Measure, ...]: return tuple(ImageControl(rows=z.test, guidance=Guidance(s_m=s), item=f's_m {s:g}') for s in DIAL)
+def untrue(z: Sizes) -> tuple[Measure, ...]:
+    return tuple(ImageSamples(rows=z.test, memory=m, draws=2, item=m) for m in ('noised', 'sampled'))
+def dial(z: Sizes) -> tuple[Measure, ...]:
+    return tuple(ImageControl(rows=z.test, guidance=Guidance(s_m=s), item=f's_m {s:g}') for s in DIAL)
 def pushed(z: Sizes) -> ImageControl: return ImageControl(rows=z.test, guidance=Guidance(s_y=2.), item='s_y 2')
 
 # %% ../../nbs/studies/image_memory.ipynb #ed495b74
 BASE = 'every block'
-WAYS = {'normed': dict(injection='normed'), 'linear': dict(injection='linear'), 'linear and normed': dict(injection='linear_normed'), 'prefix': dict(injection='prefix'),
-        'input': dict(injection='input'), 'last': dict(injection='last'), 'cross-attention, causal': dict(injection='last_cross'), 'cross-attention, full': dict(injection='last_cross', full=True),
-        'side by side': dict(injection='concat'), 'before the norm': dict(injection='prenorm'), 'no memory': dict(injection='none'), 'only memory': dict(context=False)}
+WAYS = {'normed': dict(injection='normed'), 'linear': dict(injection='linear'),
+        'linear and normed': dict(injection='linear_normed'), 'prefix': dict(injection='prefix'),
+        'input': dict(injection='input'), 'last': dict(injection='last'),
+        'cross-attention, causal': dict(injection='last_cross'),
+        'cross-attention, full': dict(injection='last_cross', full=True), 'side by side': dict(injection='concat'),
+        'before the norm': dict(injection='prenorm'), 'no memory': dict(injection='none'),
+        'only memory': dict(context=False)}
 CURES = {'noise': dict(noise=.5), 'context dropped': dict(context_drop=.5), 'own predictions': dict(own=.5)}
-CODES = {'wrong codes': dict(memory_noise=.2), "the prior's codes": dict(drawn=.2), 'mean with the prior': dict(mean=True)}
+CODES = {'wrong codes': dict(memory_noise=.2), "the prior's codes": dict(drawn=.2),
+         'mean with the prior': dict(mean=True)}
 
 def injections(z: Sizes, rig: Rig) -> list[Arm]:
     "Every way to let memory in."
@@ -108,7 +123,8 @@ def trained_otherwise(z: Sizes, rig: Rig) -> list[Arm]:
     cured = [arm(z, rig, name, *(early(z, rig) if name == 'noise' else ()), loss=loss) for name, loss in CURES.items()]
     told = [arm(z, rig, name, *untrue(z), loss=loss, prior=True) for name, loss in CODES.items()]
     heads = [arm(z, rig, name, pushed(z), head=head) for name, head in (('mixture', 'gmm'), ('diffusion', 'diffusion'))]
-    return cured + told + heads + [arm(z, rig, 'frozen projection', frozen=True), arm(z, rig, 'memory dropped', *dial(z), memory_drop=.2)]
+    return cured + told + heads + [arm(z, rig, 'frozen projection', frozen=True),
+                                   arm(z, rig, 'memory dropped', *dial(z), memory_drop=.2)]
 
 # %% ../../nbs/studies/image_memory.ipynb #680d8974
 def enlarged(z: Sizes, rig: Rig) -> list[Arm]:
@@ -119,15 +135,18 @@ def enlarged(z: Sizes, rig: Rig) -> list[Arm]:
 def photographs(z: Sizes, wide: Rig, narrow: Rig) -> list[Arm]:
     "Five of the questions on CIFAR-10."
     base = arm(z, wide, BASE, *early(z, wide), SketchError(rows=z.test))
-    return [base, arm(z, wide, 'noise', loss=CURES['noise']), arm(z, wide, 'only memory', context=False), arm(z, wide, 'memory dropped', *dial(z), memory_drop=.2),
-            arm(z, narrow, BASE), arm(z, narrow, 'frozen projection', frozen=True)]
+    return [base, arm(z, wide, 'noise', loss=CURES['noise']), arm(z, wide, 'only memory', context=False),
+            arm(z, wide, 'memory dropped', *dial(z), memory_drop=.2), arm(z, narrow, BASE),
+            arm(z, narrow, 'frozen projection', frozen=True)]
 
 # %% ../../nbs/studies/image_memory.ipynb #165e4635
 def everything(z: Sizes) -> Preset:
     "All arms of this study."
     r = rigs(z)
-    made = injections(z, r['D1']) + trained_otherwise(z, r['D1']) + enlarged(z, r['D2']) + [arm(z, r[n], BASE) for n in ('VAE', 'VAE, column')]
-    return Preset(tuple((a, z.seeds) for a in made + (photographs(z, r['CIFAR'], r['CIFAR, narrow codes']) if z.photos else [])))
+    made = injections(z, r['D1']) + trained_otherwise(z, r['D1']) + enlarged(z, r['D2']) + [arm(z, r[n], BASE)
+                                                                                            for n in ('VAE', 'VAE, column')]
+    return Preset(tuple((a, z.seeds)
+                        for a in made + (photographs(z, r['CIFAR'], r['CIFAR, narrow codes']) if z.photos else [])))
 
 def quick() -> Preset:
     "Toys, to see that everything runs."
@@ -141,7 +160,8 @@ def gpu() -> Preset:
     "The same, longer, and CIFAR-10."
     return everything(Sizes(seeds=tuple(range(5)), steps=(1500, 1200, 3000), rows=(64, 64, 64), photos=True))
 
-study = Study('image_memory', 'Does a discrete sketch guide a continuous autoregressive generator, and who leads?', dict(quick=quick, cpu=cpu, gpu=gpu))
+study = Study('image_memory', 'Does a discrete sketch guide a continuous autoregressive generator, and who leads?',
+              dict(quick=quick, cpu=cpu, gpu=gpu))
 
 # %% ../../nbs/studies/image_memory.ipynb #849bf141
 def learn(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
@@ -150,7 +170,8 @@ def learn(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
 
 def claim(id: str, statement: str, read: Callable, *arms: str, gate: Callable = learn, **plan) -> None:
     "A claim about some arms that have learned something."
-    study.reading(id, statement, read, gate, arms=arms, **dict(source=f'image-memory claim {int("".join(filter(str.isdigit, id)))}', seeds=5) | plan)
+    study.reading(id, statement, read, gate, arms=arms,
+                  **dict(source=f'image-memory claim {int("".join(filter(str.isdigit, id)))}', seeds=5) | plan)
 
 def change(records: pd.DataFrame, metric: str, ours: str, theirs: str, item: str | None = None, other: str | None = None) -> pd.Series:
     "What an arm measures minus what another one does."
@@ -165,12 +186,14 @@ def on(base: str) -> str: return 'enlarged digits' if base == D2 else 'digits' i
 
 # %% ../../nbs/studies/image_memory.ipynb #2cca71a1
 for base, letters, gap in ((D2, 'ab', 31.), (CIFAR, 'cd', None)):
-    claim(f'IG1{letters[0]}', f'Trained on true contexts, a model errs at least five times as much on its own pictures ({on(base)}).',
-          lambda records, base=base: at_end(records, 'gap', base), base,
-          measured='FR / TF', rule=More(least=5., said=gap, null=1.), unit='times', sd=4.)
-    claim(f'IG1{letters[1]}', f'The error grows along the picture ({on(base)}).',
-          lambda records, base=base: at_end(records, 'drift', base), base,
-          measured='FR in the last quarter of positions over the first', rule=More(least=1.3, null=1.), unit='times', sd=.2)
+    claim(f'IG1{letters[0]}',
+          f'Trained on true contexts, a model errs at least five times as much on its own pictures ({on(base)}).',
+          lambda records, base=base: at_end(records, 'gap', base), base, measured='FR / TF',
+          rule=More(least=5., said=gap, null=1.), unit='times', sd=4.)
+    claim(f'IG1{letters[1]}', f'The error grows along the picture ({on(base)}).', lambda records,
+          base=base: at_end(records, 'drift', base), base,
+          measured='FR in the last quarter of positions over the first', rule=More(least=1.3, null=1.), unit='times',
+          sd=.2)
 
 def last_quarter(records: pd.DataFrame, arm: str, item: str | None = None) -> pd.Series:
     "FR in the last quarter of positions."
@@ -185,18 +208,22 @@ claim('IG2b', 'Meanwhile the gap at least doubles.',
       measured='FR / TF at the end over FR / TF early', rule=More(least=2., said=3.7, null=1.), unit='times', sd=.6)
 claim('IG2c', 'And the end of its own pictures gets worse.',
       lambda records: last_quarter(records, D2) - last_quarter(records, D2, 'early'), D2,
-      measured='FR in the last quarter of positions, end minus early', rule=More(least=.02, said=.14), unit='of the variance', sd=.05)
+      measured='FR in the last quarter of positions, end minus early', rule=More(least=.02, said=.14),
+      unit='of the variance', sd=.05)
 
 # %% ../../nbs/studies/image_memory.ipynb #f7ba1893
-def beyond_codes(records: pd.DataFrame, base: str) -> pd.Series: return at_end(records, 'nmse_fr', base) - at_end(records, 'sketch_error', base)
+def beyond_codes(records: pd.DataFrame, base: str) -> pd.Series:
+    return at_end(records, 'nmse_fr', base) - at_end(records, 'sketch_error', base)
 
 for base, letters, said in ((D2, 'ab', (.09, .21)), (CIFAR, 'cd', (None, None))):
-    claim(f'IG3{letters[0]}', f'With a context that is easily copied, a model that reads it does worse on its own pictures than the codes as they are ({on(base)}).',
-          lambda records, base=base: beyond_codes(records, base), base,
+    claim(f'IG3{letters[0]}',
+          f'With a context that is easily copied, a model that reads it does worse on its own pictures than the '
+          f'codes as they are ({on(base)}).', lambda records, base=base: beyond_codes(records, base), base,
           measured='FR minus the error of the codes', rule=More(least=.03, said=said[0]), unit='of the variance', sd=.04)
     claim(f'IG3{letters[1]}', f'And worse than a model that was trained to see nothing but memory ({on(base)}).',
-          lambda records, base=base: change(records, 'nmse_fr', base, of(base, 'only memory')), base, of(base, 'only memory'),
-          measured='FR minus FR of only memory', rule=More(least=.03, said=said[1]), unit='of the variance', sd=.04)
+          lambda records, base=base: change(records, 'nmse_fr', base, of(base, 'only memory')), base,
+          of(base, 'only memory'), measured='FR minus FR of only memory', rule=More(least=.03, said=said[1]),
+          unit='of the variance', sd=.04)
 claim('IG3e', 'Where copying is hard the order is reversed: it does better than the codes as they are (digits).',
       lambda records: -beyond_codes(records, D1), D1,
       measured='error of the codes minus FR', rule=More(least=.03, said=.1), unit='of the variance', sd=.005)
@@ -206,28 +233,33 @@ claim('IG3f', 'And better than only memory (digits).',
 
 # %% ../../nbs/studies/image_memory.ipynb #8b5c0fdb
 for letter, base, most, said, sd in (('a', D2, .5, .28, .04), ('b', D1, .9, .87, .02), ('c', CIFAR, .5, None, .05)):
-    claim(f'IG4{letter}', f'Noise on the context of training {"halves" if most == .5 else "lowers by a tenth"} the error of own pictures ({on(base)}).',
-          lambda records, base=base: ratio(records, 'nmse_fr', of(base, 'noise'), base), base, of(base, 'noise'),
-          measured='FR with noise over FR without', rule=Less(most=most, said=said, null=1.), unit='times', sd=sd)
+    claim(f'IG4{letter}',
+          f'Noise on the context of training {"halves" if most == .5 else "lowers by a tenth"} the error of own '
+          f'pictures ({on(base)}).', lambda records, base=base: ratio(records, 'nmse_fr', of(base, 'noise'), base),
+          base, of(base, 'noise'), measured='FR with noise over FR without', rule=Less(most=most, said=said, null=1.),
+          unit='times', sd=sd)
 for letter, base in (('d', D2), ('e', D1)):
     claim(f'IG4{letter}', f'It costs no guidance by memory ({on(base)}).',
           lambda records, base=base: change(records, 'guidance_gain', of(base, 'noise'), base), base, of(base, 'noise'),
           measured='G with noise minus G without', rule=More(least=-.02, said=0.), unit='of the gain', sd=.02)
 
 for letter, base, said, sd in (('a', D1, None, .02), ('b', D2, .74, .08)):
-    claim(f'IG5{letter}', f'Memory lowers the error of own pictures by a fifth or more ({on(base)}).',
-          lambda records, base=base: ratio(records, 'nmse_fr', base, of(base, 'no memory')), base, of(base, 'no memory'),
+    claim(f'IG5{letter}', f'Memory lowers the error of own pictures by a fifth or more ({on(base)}).', lambda records,
+          base=base: ratio(records, 'nmse_fr', base, of(base, 'no memory')), base, of(base, 'no memory'),
           measured='FR over FR without memory', rule=Less(most=.8, said=said, null=1.), unit='times', sd=sd)
 
 # %% ../../nbs/studies/image_memory.ipynb #8145bad6
 FULL, CAUSAL = 'cross-attention, full', 'cross-attention, causal'
-for letter, ours, theirs, least, said in (('a', 'only memory', BASE, .03, .35), ('b', BASE, 'input', .03, .07), ('c', 'input', 'last', .03, .16), ('d', 'last', FULL, .03, .13), ('e', BASE, 'last', .1, .23)):
-    claim(f'IG6{letter}', f'Memory that enters at "{ours}" leads more often than at "{theirs}"' + ', by a tenth of the pictures' * (letter == 'e') + ' (digits).',
-          lambda records, pair=(of(D1, ours), of(D1, theirs)): change(records, 'w_mem', *pair), of(D1, ours), of(D1, theirs),
-          measured='difference of W_mem', rule=More(least=least, said=said), unit='of pictures', sd=.04)
+for letter, ours, theirs, least, said in (('a', 'only memory', BASE, .03, .35), ('b', BASE, 'input', .03, .07),
+                                          ('c', 'input', 'last', .03, .16), ('d', 'last', FULL, .03, .13),
+                                          ('e', BASE, 'last', .1, .23)):
+    claim(f'IG6{letter}',
+          f'Memory that enters at "{ours}" leads more often than at "{theirs}"' + ', by a tenth of the pictures' * (letter == 'e') + ' (digits).',
+          lambda records, pair=(of(D1, ours), of(D1, theirs)): change(records, 'w_mem', *pair), of(D1, ours),
+          of(D1, theirs), measured='difference of W_mem', rule=More(least=least, said=said), unit='of pictures', sd=.04)
 for letter, way, said in (('f', 'last', .26), ('g', FULL, .6)):
-    claim(f'IG6{letter}', f'Where memory enters at "{way}", the class leads (digits).',
-          lambda records, way=way: at_end(records, 'w_cls', of(D1, way)) - at_end(records, 'w_mem', of(D1, way)), of(D1, way),
+    claim(f'IG6{letter}', f'Where memory enters at "{way}", the class leads (digits).', lambda records,
+          way=way: at_end(records, 'w_cls', of(D1, way)) - at_end(records, 'w_mem', of(D1, way)), of(D1, way),
           measured='W_cls minus W_mem', rule=More(least=.05, said=said), unit='of pictures', sd=.06)
 
 for letter, base, said in (('a', D1, .24), ('b', D2, None)):
@@ -237,15 +269,18 @@ for letter, base, said in (('a', D1, .24), ('b', D2, None)):
 
 for letters, base in (('ab', D1), ('cd', NARROW)):
     pair = base, of(base, 'frozen projection')
-    for letter, metric, words, margin, unit, sd in zip(letters, ('nmse_fr', 'w_mem'), ('FR', 'W_mem'), (.01, .05), ('of the variance', 'of pictures'), (.005, .03)):
-        claim(f'IG8{letter}', f'A projection of the memory that is never trained does no harm: {words} is the same ({on(base)}).',
+    for letter, metric, words, margin, unit, sd in zip(letters, ('nmse_fr', 'w_mem'), ('FR', 'W_mem'), (.01, .05),
+                                                       ('of the variance', 'of pictures'), (.005, .03)):
+        claim(f'IG8{letter}',
+              f'A projection of the memory that is never trained does no harm: {words} is the same ({on(base)}).',
               lambda records, pair=pair, metric=metric: change(records, metric, *pair[::-1]), *pair,
               measured=f'{words} frozen minus trained', rule=Equal(margin=margin), unit=unit, sd=sd)
 
 # %% ../../nbs/studies/image_memory.ipynb #f98cc700
-for letter, ours, theirs, least, said in (('a', FULL, CAUSAL, .05, None), ('b', BASE, FULL, .02, .12), ('c', BASE, CAUSAL, .02, None)):
-    claim(f'IG9{letter}', f'A swapped memory is followed more at "{ours}" than at "{theirs}" (digits).',
-          lambda records, pair=(of(D1, ours), of(D1, theirs)): change(records, 'swap_agreement', *pair), of(D1, ours), of(D1, theirs),
+for letter, ours, theirs, least, said in (('a', FULL, CAUSAL, .05, None), ('b', BASE, FULL, .02, .12),
+                                          ('c', BASE, CAUSAL, .02, None)):
+    claim(f'IG9{letter}', f'A swapped memory is followed more at "{ours}" than at "{theirs}" (digits).', lambda records,
+          pair=(of(D1, ours), of(D1, theirs)): change(records, 'swap_agreement', *pair), of(D1, ours), of(D1, theirs),
           measured='difference of A×', rule=More(least=least, said=said), unit='of positions', sd=.02)
 
 for letter, way in (('a', 'linear'), ('b', 'linear and normed')):
@@ -263,12 +298,14 @@ def falls(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
 
 def recovered(records: pd.DataFrame, way: str) -> pd.Series:
     "Share of the rise of FD from true to sampled codes that a cure takes away."
-    return change(records, 'fd_probe', D1, of(D1, way), 'sampled', 'sampled') / change(records, 'fd_probe', D1, D1, 'sampled')
+    return change(records, 'fd_probe', D1, of(D1, way), 'sampled', 'sampled') / change(records, 'fd_probe', D1, D1,
+                                                                                       'sampled')
 
 claim('IG11a', 'From true codes to those that the prior samples, pictures get worse by half or more (digits).',
       lambda records: ratio(records, 'fd_probe', D1, D1, 'sampled'), D1,
       measured='FD with sampled codes over FD with true ones', rule=More(least=1.5, null=1.), unit='times', sd=.3)
-for letters, way, words in (('bc', 'wrong codes', 'a fifth of codes drawn at random'), ('de', "the prior's codes", "a fifth of codes drawn by the prior")):
+for letters, way, words in (('bc', 'wrong codes', 'a fifth of codes drawn at random'),
+                            ('de', "the prior's codes", "a fifth of codes drawn by the prior")):
     claim(f'IG11{letters[0]}', f'Training with {words} recovers at least half of that.',
           lambda records, way=way: recovered(records, way), D1, of(D1, way), gate=falls,
           measured='share of the rise of FD that is gone', rule=More(least=.5), unit='of the rise', sd=.3)
@@ -277,16 +314,20 @@ for letters, way, words in (('bc', 'wrong codes', 'a fifth of codes drawn at ran
           measured='G minus G without', rule=More(least=-.02, said=0.), unit='of the gain', sd=.015)
 
 # %% ../../nbs/studies/image_memory.ipynb #a71d7170
-def dialled(records: pd.DataFrame, arm: str) -> pd.DataFrame: return pd.DataFrame({s: at_end(records, 'w_mem', arm, f's_m {s:g}') for s in DIAL})
+def dialled(records: pd.DataFrame, arm: str) -> pd.DataFrame:
+    return pd.DataFrame({s: at_end(records, 'w_mem', arm, f's_m {s:g}') for s in DIAL})
 def rises(records: pd.DataFrame, arm: str) -> pd.Series:
     "Rank correlation of W_mem with s_m; none where W_mem stands still."
-    return dialled(records, arm).apply(lambda row: pd.Series(DIAL, row.index).corr(row, method='spearman') if row.nunique() > 1 else 0., axis=1)
+    return dialled(records, arm).apply(lambda row: pd.Series(DIAL, row.index).corr(row, method='spearman') if row.nunique() > 1 else 0.,
+                                       axis=1)
 
 for letters, base in (('ab', D1), ('cd', CIFAR)):
     dropped = of(base, 'memory dropped')
-    claim(f'IG12{letters[0]}', f'A model that was trained to do without memory now and then has a dial: the larger s_m, the more often memory leads ({on(base)}).',
-          lambda records, arm=dropped: rises(records, arm), dropped,
-          measured='rank correlation of W_mem with s_m from 0 to 2', rule=More(least=.9, said=1., bounds=(-1., 1.)), unit='correlation', sd=.05)
+    claim(f'IG12{letters[0]}',
+          f'A model that was trained to do without memory now and then has a dial: the larger s_m, the more often '
+          f'memory leads ({on(base)}).', lambda records, arm=dropped: rises(records, arm), dropped,
+          measured='rank correlation of W_mem with s_m from 0 to 2', rule=More(least=.9, said=1., bounds=(-1., 1.)),
+          unit='correlation', sd=.05)
     claim(f'IG12{letters[1]}', f'The dial reaches far ({on(base)}).',
           lambda records, arm=dropped: dialled(records, arm)[2.] - dialled(records, arm)[0.], dropped,
           measured='W_mem at s_m = 2 minus W_mem at 0', rule=More(least=.3), unit='of pictures', sd=.06)
@@ -294,29 +335,39 @@ for letters, base in (('ab', D1), ('cd', CIFAR)):
 def strays(records: pd.DataFrame, arm: str) -> pd.Series: return change(records, 'outside', arm, arm, 's_y 2')
 def yields(records: pd.DataFrame, arm: str) -> pd.Series: return change(records, 'w_mem', arm, arm, None, 's_y 2')
 
-claim('IG13a', 'Guiding regressed means is unsafe: with the scale of the class at 2, at least twice as many latents lie out of range (digits).',
+claim('IG13a',
+      'Guiding regressed means is unsafe: with the scale of the class at 2, at least twice as many latents lie out '
+      'of range (digits).',
       lambda records: (at_end(records, 'outside', D1, 's_y 2') + 1e-3) / (at_end(records, 'outside', D1) + 1e-3), D1,
-      measured='share out of the training range at s_y = 2 over that at 1, .001 added to both', rule=More(least=2., null=1.), unit='times', sd=1.)
+      measured='share out of the training range at s_y = 2 over that at 1, .001 added to both',
+      rule=More(least=2., null=1.), unit='times', sd=1.)
 claim('IG13b', 'And memory leads less often.',
       lambda records: yields(records, D1), D1,
       measured='W_mem at s_y = 1 minus W_mem at 2', rule=More(least=.05), unit='of pictures', sd=.04)
 for letters, head in (('cd', 'mixture'), ('ef', 'diffusion')):
     pair = D1, of(D1, head)
-    for letter, read, words, least, sd in zip(letters, (strays, yields), ('fewer more latents lie out of range', 'memory loses less'), (.01, .03), (.01, .04)):
-        claim(f'IG13{letter}', f'With a {head} head {words} than with a mean.',
-              lambda records, pair=pair, read=read: read(records, pair[0]) - read(records, pair[1]), *pair,
-              measured=('rise of the share out of range' if read is strays else 'fall of W_mem') + ' from s_y = 1 to 2, mean minus this head', rule=More(least=least), unit='of latents' if read is strays else 'of pictures', sd=sd)
+    for letter, read, words, least, sd in zip(letters, (strays, yields),
+                                              ('fewer more latents lie out of range', 'memory loses less'), (.01, .03),
+                                              (.01, .04)):
+        claim(f'IG13{letter}', f'With a {head} head {words} than with a mean.', lambda records, pair=pair,
+              read=read: read(records, pair[0]) - read(records, pair[1]), *pair,
+              measured=('rise of the share out of range' if read is strays else 'fall of W_mem') + ' from s_y = 1 to 2, mean minus this head',
+              rule=More(least=least), unit='of latents' if read is strays else 'of pictures', sd=sd)
 
 # %% ../../nbs/studies/image_memory.ipynb #d45222be
 for letters, head in (('ab', 'mixture'), ('cd', 'diffusion')):
     pair = D1, of(D1, head)
-    claim(f'IG14{letters[0]}', f'For one class and one memory, a {head} head makes different pictures.',
-          lambda records, arm=pair[1]: at_end(records, 'variety', arm), pair[1],
-          measured='distance of two draws for one place over that of two real latents of one code', rule=More(least=.3), unit='of the real distance', sd=.05)
+    claim(f'IG14{letters[0]}', f'For one class and one memory, a {head} head makes different pictures.', lambda records,
+          arm=pair[1]: at_end(records, 'variety', arm), pair[1],
+          measured='distance of two draws for one place over that of two real latents of one code', rule=More(least=.3),
+          unit='of the real distance', sd=.05)
     claim(f'IG14{letters[1]}', f'And they are no less real than those of a mean ({head}).',
           lambda records, pair=pair: ratio(records, 'fd_probe', pair[1], pair[0]), *pair,
           measured='FD over FD of a mean, true codes', rule=Less(most=1.1, said=1., null=1.), unit='times', sd=.15)
 
-claim('IG15', 'Codes that were computed on a column of positions in training, and on the grid afterwards, are followed less (digits of an autoencoder).',
-      lambda records: change(records, 'agreement', f'VAE: {BASE}', f'VAE, column: {BASE}'), f'VAE: {BASE}', f'VAE, column: {BASE}',
-      measured='A with a consistent path minus A with the defect', rule=More(least=.1), unit='of positions', sd=.03)
+claim('IG15',
+      'Codes that were computed on a column of positions in training, and on the grid afterwards, are followed less '
+      '(digits of an autoencoder).',
+      lambda records: change(records, 'agreement', f'VAE: {BASE}', f'VAE, column: {BASE}'), f'VAE: {BASE}',
+      f'VAE, column: {BASE}', measured='A with a consistent path minus A with the defect', rule=More(least=.1),
+      unit='of positions', sd=.03)

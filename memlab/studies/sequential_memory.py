@@ -80,24 +80,29 @@ class Sizes:
 
     def model(self, length: int, d: int | None = None, **block) -> ResidualLMConfig:
         d = d or self.width
-        return ResidualLMConfig(block=vanilla(**dict(d_model=d, n_layers=2, n_heads=max(1, d // 32)) | block), max_len=length)
+        return ResidualLMConfig(block=vanilla(**dict(d_model=d, n_layers=2, n_heads=max(1, d // 32)) | block),
+                                max_len=length)
 
     def after(self, task: Windows, steps: int | None = None, **block) -> Pretrained:
         "A model that has read before."
         steps = steps or self.before
-        how = FitConfig(steps=steps, optimizer=AdamWConfig(lr=3e-3), schedule=Cosine(warmup=steps // 10), objective=TokenLoss(), log_every=steps)
+        how = FitConfig(steps=steps, optimizer=AdamWConfig(lr=3e-3), schedule=Cosine(warmup=steps // 10),
+                        objective=TokenLoss(), log_every=steps)
         return Pretrained(model=self.model(task.length, **block), task=task, train=how)
 
     def copier(self) -> Pretrained:
         "A model that has learned to copy."
-        return self.after(Repeating(length=64, rows=16, share=1.), self.able, positions='rope', n_heads=max(1, self.width // 16))
+        return self.after(Repeating(length=64, rows=16, share=1.), self.able, positions='rope',
+                          n_heads=max(1, self.width // 16))
 
 def adam(lr: float = 1e-3) -> AdamWConfig: return AdamWConfig(lr=lr, weight_decay=0.)
 
 # %% ../../nbs/studies/sequential_memory.ipynb #69a6f8fa
-def arm(name: str, task: Any, model: Any, optimizer: AdamWConfig, *measures: Measure, steps: int, objective: Objective = TokenLoss(), logs: int = 1, how: dict = {}, **words) -> Arm:
+def arm(name: str, task: Any, model: Any, optimizer: AdamWConfig, *measures: Measure, steps: int,
+        objective: Objective = TokenLoss(), logs: int = 1, how: dict = {}, **words) -> Arm:
     "A run of some steps."
-    train = FitConfig(**dict(steps=steps, optimizer=optimizer, objective=objective, schedule=Constant(warmup=0), clip=None, log_every=max(1, steps // logs)) | how)
+    train = FitConfig(**dict(steps=steps, optimizer=optimizer, objective=objective, schedule=Constant(warmup=0),
+                             clip=None, log_every=max(1, steps // logs)) | how)
     return Arm(name=name, task=task, model=model, train=train, measures=measures, factors=factors(**words))
 
 # %% ../../nbs/studies/sequential_memory.ipynb #4116623e
@@ -107,21 +112,25 @@ def rolling(z: Sizes) -> list[Arm]:
     "A text in order and shuffled, and blocks of it read again."
     def make(order, times):
         task = Rolling(windows=z.windows, shuffled=order == 'shuffled')
-        return arm(f'{order}, read {times}', task, z.model(task.length), adam(), BlockGains(size=z.block, reach=z.block), steps=PASSES[times] * task.steps_per_pass, question='block', order=order, times=times)
+        return arm(f'{order}, read {times}', task, z.model(task.length), adam(),
+                   BlockGains(size=z.block, reach=z.block), steps=PASSES[times] * task.steps_per_pass, question='block',
+                   order=order, times=times)
     return [make(order, times) for times in PASSES for order in ORDERS]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #a973c96d
 def asked_later(z: Sizes) -> list[Arm]:
     "Texts that are asked for some steps after they were read."
     task = PreviousTexts(texts=z.texts, least=128)
-    return [arm('texts asked for later', task, z.model(task.length), adam(), RecallOfPrevious(at='later'), steps=task.steps, logs=16, question='previous')]
+    return [arm('texts asked for later', task, z.model(task.length), adam(), RecallOfPrevious(at='later'),
+                steps=task.steps, logs=16, question='previous')]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #973563b5
 def one_rate(z: Sizes) -> dict[str, AdamWConfig]: return {f'one rate × {s:g}': adam(1e-3 * s) for s in z.scales}
 
 def grouped(by: str, match: str, scale: float, draw: int) -> tuple[str, GroupedAdamWConfig]:
     "A name and five groups."
-    return f'{by}s, {match} × {scale:g}, draw {draw}', GroupedAdamWConfig(lr=1e-3 * scale, weight_decay=0., by=by, match=match, draw=draw)
+    return f'{by}s, {match} × {scale:g}, draw {draw}', GroupedAdamWConfig(lr=1e-3 * scale, weight_decay=0., by=by,
+                                                                          match=match, draw=draw)
 
 def groups(z: Sizes, draws: dict[str, int]) -> dict[str, AdamWConfig]:
     "Groups of equal mean rate at every scale, some assignments of each kind."
@@ -134,24 +143,29 @@ def retention(z: Sizes) -> list[Arm]:
     "What a step leaves of a text, by learning rates."
     task = TextAndPrevious(texts=z.pairs)
     model = z.after(Windows(length=task.length, rows=16))
-    matches = dict(grouped(by, match, 1., k) for by, n in dict(element=1, tensor=min(4, z.draws)).items() for match in ('rms', 'max') for k in range(n))
+    matches = dict(grouped(by, match, 1., k) for by, n in dict(element=1, tensor=min(4, z.draws)).items()
+                   for match in ('rms', 'max') for k in range(n))
     spread = dict(grouped(by, 'mean', DRAWN_AT, k) for by in ('element', 'tensor') for k in range(z.draws))
     every = one_rate(z) | groups(z, dict(element=1, tensor=min(4, z.draws))) | matches | spread
-    return [arm(f'pairs, {name}', task, model, rule, OneStepRetention(), steps=task.steps, logs=4, objective=TwoPassLoss(), question='pairs', rates=name) for name, rule in every.items()]
+    return [arm(f'pairs, {name}', task, model, rule, OneStepRetention(), steps=task.steps, logs=4,
+                objective=TwoPassLoss(), question='pairs', rates=name) for name, rule in every.items()]
 
 def stream(z: Sizes) -> list[Arm]:
     "Unique sentences in a window that slides by one."
     task = SentenceStream(sentences=z.sentences, window=z.window, tokenizer='bpe:4096')
     model = z.after(Windows(length=task.length, rows=8, tokenizer=task.tokenizer))
-    return [arm(f'sentences, {name}', task, model, rule, SentenceRecall(), steps=task.steps, question='sentences', rates=name) for name, rule in (one_rate(z) | groups(z, dict(element=1, tensor=2))).items()]
+    return [arm(f'sentences, {name}', task, model, rule, SentenceRecall(), steps=task.steps, question='sentences',
+                rates=name) for name, rule in (one_rate(z) | groups(z, dict(element=1, tensor=2))).items()]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #bc19b7af
 REPEATS = {'no repeats': 0., 'a fifth repeated': .2}
 
 def copying(z: Sizes) -> list[Arm]:
     "What becomes of copying."
-    tasks = {name: SentenceStream(sentences=z.copies, window=5, length=192, tokenizer='bytes', repeats=r) for name, r in REPEATS.items()}
-    return [arm(f'copying, {name}', task, z.copier(), adam(), CopyProbe(at='log', n=8), steps=task.steps, logs=12, question='copying', repeats=name) for name, task in tasks.items()]
+    tasks = {name: SentenceStream(sentences=z.copies, window=5, length=192, tokenizer='bytes', repeats=r)
+             for name, r in REPEATS.items()}
+    return [arm(f'copying, {name}', task, z.copier(), adam(), CopyProbe(at='log', n=8), steps=task.steps, logs=12,
+                question='copying', repeats=name) for name, task in tasks.items()]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #b5eb2ca5
 SPEEDS = 'fast', 'slower', 'slowest'
@@ -160,7 +174,8 @@ def coupled(z: Sizes) -> list[Arm]:
     "Facts whose answers leave the context."
     make = lambda n: CoupledFacts(quiz=Quiz(facts=z.facts, controls=16), fade=Fade(hold=z.hold, fall=n), rows=8)
     falls, steps = {'stays': None, 'at once': 0} | dict(zip(SPEEDS, z.falls)), z.hold + max(z.falls) + z.hold
-    return [arm(f'context, {name}', make(n), z.copier(), adam(), CoupledRecall(at='log'), steps=steps, logs=14, question='context', fall=name) for name, n in falls.items()]
+    return [arm(f'context, {name}', make(n), z.copier(), adam(), CoupledRecall(at='log'), steps=steps, logs=14,
+                question='context', fall=name) for name, n in falls.items()]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #55f1b319
 def plain(hidden: int) -> DeepMLPConfig: return DeepMLPConfig(hidden=hidden)
@@ -176,14 +191,20 @@ def as_large(make: Callable[[int], Any], own: tuple[str, ...], classes: int, bud
     return make(nearest_width(lambda w: trained(make(w), classes, own), budget, range(8, 1537)))
 
 # %% ../../nbs/studies/sequential_memory.ipynb #439b6cc5
-def guarded(z: Sizes, kind: str, tasks: tuple, loss: Objective, lr: float, models: dict[str, Any], own: dict[str, tuple], bottom: tuple[str, ...], hold: tuple[float, float]) -> list[Arm]:
+def guarded(z: Sizes, kind: str, tasks: tuple, loss: Objective, lr: float, models: dict[str, Any],
+            own: dict[str, tuple], bottom: tuple[str, ...], hold: tuple[float, float]) -> list[Arm]:
     "Two tasks in turns under every guard, in both orders."
-    guards = {'alternation': Guard(), 'component': Apart(own=own['component']), 'navigator first': Apart(own=own['component'], first=max(1, z.turn // 20)), 'low rank': Apart(own=own['low rank']),
-              'EWC': EWC(strength=hold[0]), 'SI': SI(strength=hold[1]), 'frozen bottom': Frozen(parts=bottom)} | dict.fromkeys(('replay 1 %', 'replay 5 %'), Guard())
+    guards = {'alternation': Guard(), 'component': Apart(own=own['component']),
+              'navigator first': Apart(own=own['component'], first=max(1, z.turn // 20)),
+              'low rank': Apart(own=own['low rank']), 'EWC': EWC(strength=hold[0]), 'SI': SI(strength=hold[1]),
+              'frozen bottom': Frozen(parts=bottom)} | dict.fromkeys(('replay 1 %', 'replay 5 %'), Guard())
     def make(name, guard, order, two):
         task = Replayed(tasks=two, each=z.turn, share=int(name.split()[1]) / 100) if 'replay' in name else InTurn(tasks=two, each=z.turn)
-        return arm(f'{kind}, {name}, {order}', task, models.get(name, models['alternation']), adam(lr), TaskScores(), steps=z.turns * z.turn, objective=Guarded(loss=loss, guard=guard), question=kind, guard=name, order=order)
-    return [make(name, guard, order, two) for name, guard in guards.items() for order, two in (('forth', tasks), ('back', tasks[::-1]))]
+        return arm(f'{kind}, {name}, {order}', task, models.get(name, models['alternation']), adam(lr), TaskScores(),
+                   steps=z.turns * z.turn, objective=Guarded(loss=loss, guard=guard), question=kind, guard=name,
+                   order=order)
+    return [make(name, guard, order, two) for name, guard in guards.items()
+            for order, two in (('forth', tasks), ('back', tasks[::-1]))]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #acce0739
 def guarded_digits(z: Sizes) -> list[Arm]:
@@ -191,8 +212,10 @@ def guarded_digits(z: Sizes) -> list[Arm]:
     tasks = tuple(Digits(samples=640, rows=32, classes=c, by_place=True) for c in ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)))
     own = {'component': ('between',), 'low rank': ('0.up', '0.down')}
     budget = trained(plain(64), 10)
-    models = {'alternation': plain(64), 'component': as_large(plain, own['component'], 10, budget), 'low rank': as_large(with_rank, own['low rank'], 10, budget)}
-    return guarded(z, 'digits', tasks, ClassLoss(), 3e-3, models | {'navigator first': models['component']}, own, ('into',), (10., 1.))
+    models = {'alternation': plain(64), 'component': as_large(plain, own['component'], 10, budget),
+              'low rank': as_large(with_rank, own['low rank'], 10, budget)}
+    return guarded(z, 'digits', tasks, ClassLoss(), 3e-3, models | {'navigator first': models['component']}, own,
+                   ('into',), (10., 1.))
 
 def guarded_texts(z: Sizes) -> list[Arm]:
     "Documentation and code."
@@ -201,8 +224,10 @@ def guarded_texts(z: Sizes) -> list[Arm]:
     added = lambda inner: LowRankConfig(base=make(inner), rank=8, at=('mlp.up',))
     own, inner = {'component': ('layers.1.mlp',), 'low rank': ('up.up', 'up.down')}, 4 * z.width
     budget = trained(make(inner), 256)
-    models = {'alternation': make(inner), 'component': as_large(make, own['component'], 256, budget), 'low rank': as_large(added, own['low rank'], 256, budget)}
-    return guarded(z, 'texts', tasks, TokenLoss(), 3e-3, models | {'navigator first': models['component']}, own, ('embed', 'positions', 'layers.0'), (100., 1.))
+    models = {'alternation': make(inner), 'component': as_large(make, own['component'], 256, budget),
+              'low rank': as_large(added, own['low rank'], 256, budget)}
+    return guarded(z, 'texts', tasks, TokenLoss(), 3e-3, models | {'navigator first': models['component']}, own,
+                   ('embed', 'positions', 'layers.0'), (100., 1.))
 
 # %% ../../nbs/studies/sequential_memory.ipynb #0eff2e8f
 LOADS = 'light', 'heavy'
@@ -214,7 +239,8 @@ def strings(z: Sizes) -> list[Arm]:
         steps = n * task.steps_per_exposure
         marks = tuple(sorted({round(steps * x) for x in (.01, .03, .1, .2, .3, .5, .7)} | {steps})) if not how else 'end'
         model = z.model(task.length, z.small, n_heads=1, n_layers=1)
-        return arm(f'{name} load, {way}', task, model, adam(5e-3), StringBits(at=marks), steps=steps, logs=n // z.look, how=dict(schedule=Cosine(warmup=steps // 20)) | how, question='strings', load=name, way=way)
+        return arm(f'{name} load, {way}', task, model, adam(5e-3), StringBits(at=marks), steps=steps, logs=n // z.look,
+                   how=dict(schedule=Cosine(warmup=steps // 20)) | how, question='strings', load=name, way=way)
     few, many = z.exposures
     ways = [('few times', few, {}), ('many times', many, {})] + [('stopped early', many, dict(solved=Patience(bar=.01)))]
     return [make(name, load, way, n, **how) for name, load in zip(LOADS, z.loads) for way, n, how in ways]
@@ -227,7 +253,9 @@ def everything(z: Sizes) -> Preset:
 
 def quick() -> Preset:
     "Toys, to see that everything runs."
-    return everything(Sizes(seeds=(0,), width=32, before=4, able=4, windows=64, block=2, texts=24, pairs=8, draws=2, sentences=16, copies=10, facts=16, hold=2, falls=(2, 4, 6), turns=2, turn=4, exposures=(10, 20), loads=(128, 256), look=1))
+    return everything(Sizes(seeds=(0,), width=32, before=4, able=4, windows=64, block=2, texts=24, pairs=8, draws=2,
+                            sentences=16, copies=10, facts=16, hold=2, falls=(2, 4, 6), turns=2, turn=4,
+                            exposures=(10, 20), loads=(128, 256), look=1))
 
 def cpu() -> Preset:
     "Models of 2,000 to 400,000 weights."
@@ -235,9 +263,11 @@ def cpu() -> Preset:
 
 def gpu() -> Preset:
     "Models of a few million weights."
-    return everything(Sizes(seeds=tuple(range(12)), width=256, before=4000, able=4000, windows=384, block=16, pairs=300, sentences=2000, copies=4000, turn=400, falls=(200, 800, 3200), loads=(1024, 2048, 4096)))
+    return everything(Sizes(seeds=tuple(range(12)), width=256, before=4000, able=4000, windows=384, block=16, pairs=300,
+                            sentences=2000, copies=4000, turn=400, falls=(200, 800, 3200), loads=(1024, 2048, 4096)))
 
-study = Study('sequential_memory', 'Does a stream leave an ordered trace in the weights of a model that reads it?', dict(quick=quick, cpu=cpu, gpu=gpu))
+study = Study('sequential_memory', 'Does a stream leave an ordered trace in the weights of a model that reads it?',
+              dict(quick=quick, cpu=cpu, gpu=gpu))
 
 # %% ../../nbs/studies/sequential_memory.ipynb #2fafc604
 def claim(id: str, statement: str, read: Callable, *arms: str, gate: Callable | None = None, **plan) -> None:
@@ -268,15 +298,19 @@ def read_again(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
 
 # %% ../../nbs/studies/sequential_memory.ipynb #caea4c0e
 for letter, times in zip('ab', PASSES):
-    claim(f'SM20{letter}', f'Reading a passage again brings back what followed it more than what came before, where the text was read {times} in order and not shuffled.',
-          lambda records, times=times: signal(records, times), *(f'{order}, read {times}' for order in ORDERS), gate=read_again,
+    claim(f'SM20{letter}',
+          f'Reading a passage again brings back what followed it more than what came before, where the text was read '
+          f'{times} in order and not shuffled.', lambda records, times=times: signal(records, times),
+          *(f'{order}, read {times}' for order in ORDERS), gate=read_again,
           source='sequential-memory claim 20, F1: looked for, "zero memory effect" in the diary',
-          measured='change of the loss of 8 windows behind a block minus of 8 before it, mean over 16 blocks, ordered minus shuffled',
-          rule=Less(most=-.02), sd=.02)
-claim('SM20c', 'Five readings in order tie neighbours together: reading a passage again lowers the loss on both sides of it more than after shuffled readings.',
-      lambda records: around(records, 'five times'), *(f'{order}, read five times' for order in ORDERS), gate=read_again,
-      source='sequential-memory claim 20; the anticipation of Yang et al. 2024', measured='change of the loss of 8 windows on each side, ordered minus shuffled',
-      rule=Less(most=-.02), sd=.02)
+          measured='change of the loss of 8 windows behind a block minus of 8 before it, mean over 16 blocks, '
+                   'ordered minus shuffled', rule=Less(most=-.02), sd=.02)
+claim('SM20c',
+      'Five readings in order tie neighbours together: reading a passage again lowers the loss on both sides of it '
+      'more than after shuffled readings.', lambda records: around(records, 'five times'),
+      *(f'{order}, read five times' for order in ORDERS), gate=read_again,
+      source='sequential-memory claim 20; the anticipation of Yang et al. 2024',
+      measured='change of the loss of 8 windows on each side, ordered minus shuffled', rule=Less(most=-.02), sd=.02)
 
 # %% ../../nbs/studies/sequential_memory.ipynb #c2665e60
 def asked(records: pd.DataFrame, lag: int) -> pd.Series:
@@ -285,10 +319,12 @@ def asked(records: pd.DataFrame, lag: int) -> pd.Series:
     return rows[rows.step > rows.step.max() / 2].groupby('seed').value.mean().astype(float)
 
 for letter, lag in (('a', 1), ('b', 8)):
-    claim(f'SM2{letter}', f'A text that was read {lag} step{"s" * (lag > 1)} ago, and is not in the context, is recalled when it is asked for.',
-          lambda records, lag=lag: asked(records, lag), 'texts asked for later',
+    claim(f'SM2{letter}',
+          f'A text that was read {lag} step{"s" * (lag > 1)} ago, and is not in the context, is recalled when it is '
+          f'asked for.', lambda records, lag=lag: asked(records, lag), 'texts asked for later',
           source='sequential-memory F2, "large promise" in the diary; as coded it measured what one step leaves',
-          measured='loss of texts never read minus loss of the text that is asked for, same rows', rule=More(least=.05), sd=.05)
+          measured='loss of texts never read minus loss of the text that is asked for, same rows', rule=More(least=.05),
+          sd=.05)
 
 # %% ../../nbs/studies/sequential_memory.ipynb #4f41cfa7
 def best(table: pd.DataFrame) -> pd.Series:
@@ -310,44 +346,60 @@ def over_scales(records: pd.DataFrame, read: Callable, by: str = '', draws: int 
 # %% ../../nbs/studies/sequential_memory.ipynb #80001532
 def rated(prefix: str, **draws: int) -> tuple[str, ...]:
     "The arms of one rate, and of groups of a kind, at every scale."
-    return tuple(f'{prefix}, one rate × {s:g}' for s in SCALES) + tuple(f'{prefix}, {grouped(by, "mean", s, k)[0]}' for by, n in draws.items() for s in SCALES for k in range(n))
+    return tuple(f'{prefix}, one rate × {s:g}' for s in SCALES) + tuple(f'{prefix}, {grouped(by, "mean", s, k)[0]}'
+                                                                        for by, n in draws.items() for s in SCALES
+                                                                        for k in range(n))
 
 EVEN = grouped('element', 'mean', 1., 0)[0]
 claim('SM16a', 'Five groups of elements leave more of a text after one step than one rate that is their mean.',
       lambda records: left(records, EVEN) - left(records, 'one rate × 1'), f'pairs, {EVEN}', 'pairs, one rate × 1',
-      source='sequential-memory claim 16, F3: .1 to .3 against .05 to .1', measured='what a step takes from the loss of its text, groups minus one rate', rule=More(least=.05, said=.12), sd=.05)
+      source='sequential-memory claim 16, F3: .1 to .3 against .05 to .1',
+      measured='what a step takes from the loss of its text, groups minus one rate', rule=More(least=.05, said=.12),
+      sd=.05)
 for letter, by, n in (('b', 'element', 1), ('c', 'tensor', 4)):
     claim(f'SM16{letter}', f'They leave more than the best single rate, with groups of {by}s at their own best scale.',
-          lambda records, by=by, n=n: best(over_scales(records, left, by, n)) - best(over_scales(records, left)), *rated('pairs', **{by: n}),
-          source='sequential-memory claim 16, F3', measured='the same, each at the scale that is best on the other seeds', rule=More(least=.05), sd=.05)
+          lambda records, by=by, n=n: best(over_scales(records, left, by, n)) - best(over_scales(records, left)),
+          *rated('pairs', **{by: n}), source='sequential-memory claim 16, F3',
+          measured='the same, each at the scale that is best on the other seeds', rule=More(least=.05), sd=.05)
 ASSIGNED = tuple(grouped('tensor', 'mean', DRAWN_AT, k)[0] for k in range(8))
 claim('SM16d', 'Which tensors fall into the fast groups decides as much as was said to be gained.',
-      lambda records: pd.DataFrame({n: left(records, n) for n in ASSIGNED}).std(axis=1), *(f'pairs, {n}' for n in ASSIGNED),
-      source='sequential-memory claim 16, F3', measured='standard deviation over eight assignments of what a step takes from the loss of its text', rule=More(least=.05), sd=.03)
+      lambda records: pd.DataFrame({n: left(records, n) for n in ASSIGNED}).std(axis=1),
+      *(f'pairs, {n}' for n in ASSIGNED), source='sequential-memory claim 16, F3',
+      measured='standard deviation over eight assignments of what a step takes from the loss of its text',
+      rule=More(least=.05), sd=.03)
 for letter, by, n in (('e', 'element', 1), ('f', 'tensor', 2)):
     claim(f'SM16{letter}', f'Groups of {by}s recall last words of sentences better than the best single rate.',
-          lambda records, by=by, n=n: best(over_scales(records, gained, by, n)) - best(over_scales(records, gained)), *rated('sentences', **{by: n}),
-          source='sequential-memory claim 16, F5: 24 against 17 words of 100, then "no significant advantage"', measured='what the first token of a last word loses less than in sentences to come, each at its best scale', rule=More(least=.05), sd=.15)
+          lambda records, by=by, n=n: best(over_scales(records, gained, by, n)) - best(over_scales(records, gained)),
+          *rated('sentences', **{by: n}),
+          source='sequential-memory claim 16, F5: 24 against 17 words of 100, then "no significant advantage"',
+          measured='what the first token of a last word loses less than in sentences to come, each at its best scale',
+          rule=More(least=.05), sd=.15)
 
 # %% ../../nbs/studies/sequential_memory.ipynb #6a4dec83
 READER = 'sentences, one rate × 1'
-def share(records: pd.DataFrame, metric: str, lag: str = 'lag 0-0') -> pd.Series: return mean_of(records, metric, READER, item=lag)
+def share(records: pd.DataFrame, metric: str, lag: str = 'lag 0-0') -> pd.Series:
+    return mean_of(records, metric, READER, item=lag)
 def token_gap(records: pd.DataFrame, lag: str = 'lag 0-0') -> pd.Series:
     "Last tokens that are right, minus words of one token that are right."
     return share(records, 'last_token', lag) - share(records, 'one_token_of_single', lag)
 
 F4 = 'sequential-memory claim 17, F4: 85 tokens and 17 words of 100'
 claim('SM17a', 'Counting one generated token hides words that a model knows: more are right in full.',
-      lambda records: share(records, 'full') - share(records, 'one_token'), READER, source='sequential-memory claim 17; .19 of the source\'s words could be right at most',
-      measured='last words of the window that is in the weights last, right in full minus right as one token', rule=More(least=.05), unit='of words', sd=.03)
+      lambda records: share(records, 'full') - share(records, 'one_token'), READER,
+      source='sequential-memory claim 17; .19 of the source\'s words could be right at most',
+      measured='last words of the window that is in the weights last, right in full minus right as one token',
+      rule=More(least=.05), unit='of words', sd=.03)
 claim('SM17b', 'Words are recalled worse than tokens even where a word is one token.', token_gap, READER, source=F4,
-      measured='last tokens that are right minus words of one token that are right', rule=More(least=.05, said=.68), unit='of words', sd=.06)
+      measured='last tokens that are right minus words of one token that are right', rule=More(least=.05, said=.68),
+      unit='of words', sd=.06)
 claim('SM17c', 'That gap is one of memory: it is larger than in sentences that were never read.',
       lambda records: token_gap(records) - token_gap(records, 'unread'), READER, source='ours',
       measured='the same, minus that in sentences to come', rule=More(least=.05), unit='of words', sd=.06)
 claim('SM17d', 'Memory of words fades with the distance from where they were read.',
-      lambda records: share(records, 'full') - share(records, 'full', 'lag 9-32'), READER, source='sequential-memory F4: "not strong enough", weaker with distance',
-      measured='last words right in full, of the last window minus of sentences that left it 9 to 32 steps ago', rule=More(least=.05), unit='of words', sd=.06)
+      lambda records: share(records, 'full') - share(records, 'full', 'lag 9-32'), READER,
+      source='sequential-memory F4: "not strong enough", weaker with distance',
+      measured='last words right in full, of the last window minus of sentences that left it 9 to 32 steps ago',
+      rule=More(least=.05), unit='of words', sd=.06)
 
 # %% ../../nbs/studies/sequential_memory.ipynb #0e0f62a7
 def copied(records: pd.DataFrame, name: str, when: str = 'last') -> pd.Series:
@@ -355,16 +407,22 @@ def copied(records: pd.DataFrame, name: str, when: str = 'last') -> pd.Series:
     rows = rows_of(records, 'copied', f'copying, {name}').sort_values('step')
     return rows.groupby('seed').value.agg(when).astype(float)
 
-def able(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]: return copied(records, 'no repeats', 'first') > .4, 'copy more than .4 of letters before'
+def able(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
+    return copied(records, 'no repeats', 'first') > .4, 'copy more than .4 of letters before'
 
 NONE, FIFTH = REPEATS
-claim('SM18a', 'Reading windows without repeats destroys copying.', lambda records: copied(records, NONE, 'first') - copied(records, NONE), f'copying, {NONE}', gate=able,
-      source='sequential-memory claim 18, F6: explains that context hardly helps', measured='letters of repeated random strings that are copied, before minus after', rule=More(least=.2), unit='of letters', sd=.1)
-claim('SM18b', 'A fifth of repeats keeps it.', lambda records: copied(records, FIFTH) - copied(records, NONE), *(f'copying, {name}' for name in REPEATS), gate=able,
-      source='sequential-memory claim 18', measured='letters copied after, with repeats minus without', rule=More(least=.2), unit='of letters', sd=.1)
+claim('SM18a', 'Reading windows without repeats destroys copying.',
+      lambda records: copied(records, NONE, 'first') - copied(records, NONE), f'copying, {NONE}', gate=able,
+      source='sequential-memory claim 18, F6: explains that context hardly helps',
+      measured='letters of repeated random strings that are copied, before minus after', rule=More(least=.2),
+      unit='of letters', sd=.1)
+claim('SM18b', 'A fifth of repeats keeps it.', lambda records: copied(records, FIFTH) - copied(records, NONE),
+      *(f'copying, {name}' for name in REPEATS), gate=able, source='sequential-memory claim 18',
+      measured='letters copied after, with repeats minus without', rule=More(least=.2), unit='of letters', sd=.1)
 
 # %% ../../nbs/studies/sequential_memory.ipynb #8411a343
-def recalled(records: pd.DataFrame, fall: str) -> pd.Series: return at_end(records, 'answered', f'context, {fall}', 'masked')
+def recalled(records: pd.DataFrame, fall: str) -> pd.Series:
+    return at_end(records, 'answered', f'context, {fall}', 'masked')
 def over_fall(records: pd.DataFrame, fall: str) -> pd.DataFrame:
     "Answers as they are trained, one row a seed, from the last look at which every row was helped."
     shares = rows_of(records, 'context_fraction', f'context, {fall}')
@@ -379,14 +437,20 @@ def dropped(records: pd.DataFrame, fall: str) -> pd.Series:
 
 F6 = 'sequential-memory claim 19, F6: the rate at which context can be removed'
 claim('SM19a', 'A context that goes slowly leaves more in the weights than one that goes at once.',
-      lambda records: recalled(records, 'slowest') - recalled(records, 'at once'), 'context, slowest', 'context, at once', source=F6,
-      measured='facts answered without the context at the end, slowest minus at once, all facts read equally often', rule=More(least=.1), unit='of facts', sd=.1)
+      lambda records: recalled(records, 'slowest') - recalled(records, 'at once'), 'context, slowest',
+      'context, at once', source=F6,
+      measured='facts answered without the context at the end, slowest minus at once, all facts read equally often',
+      rule=More(least=.1), unit='of facts', sd=.1)
 claim('SM19b', 'A context can go so slowly that answers, asked as they are trained, never fall by more than 5 points.',
-      lambda records: dropped(records, 'slowest'), 'context, slowest', gate=lambda records, *_: (over_fall(records, 'slowest').iloc[:, 0] > .5, 'answer half of the facts from the context'), source=F6,
-      measured='answers when the context begins to go minus their lowest share after it', rule=Less(most=.05), unit='of facts', sd=.1)
+      lambda records: dropped(records, 'slowest'), 'context, slowest', gate=lambda records,
+      *_: (over_fall(records, 'slowest').iloc[:, 0] > .5, 'answer half of the facts from the context'), source=F6,
+      measured='answers when the context begins to go minus their lowest share after it', rule=Less(most=.05),
+      unit='of facts', sd=.1)
 claim('SM19c', 'What always stands in the context gets into the weights less.',
-      lambda records: recalled(records, 'at once') - recalled(records, 'stays'), 'context, at once', 'context, stays', source='ours, after F6',
-      measured='facts answered without the context at the end, gone at once minus always there', rule=More(least=.1), unit='of facts', sd=.1)
+      lambda records: recalled(records, 'at once') - recalled(records, 'stays'), 'context, at once', 'context, stays',
+      source='ours, after F6',
+      measured='facts answered without the context at the end, gone at once minus always there', rule=More(least=.1),
+      unit='of facts', sd=.1)
 
 # %% ../../nbs/studies/sequential_memory.ipynb #509533a4
 def matrix(records: pd.DataFrame, name: str) -> dict[int, Any]:
@@ -408,12 +472,14 @@ def fair(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     return (plain.bwt < -.1) & (both(records, kind, guard).new > plain.new - .1), 'learn the last task within .1 nats, where alternation forgets .1'
 
 # %% ../../nbs/studies/sequential_memory.ipynb #bd814eb8
-WAYS = {'component': 'A part of the network for each task', 'navigator first': 'A part for each task that learns by itself first, as it was coded,', 'low rank': 'Low-rank matrices for each task', 'EWC': 'EWC', 'SI': 'SI', 'replay 5 %': 'Replay of 5 % of rows'}
+WAYS = {'component': 'A part of the network for each task',
+        'navigator first': 'A part for each task that learns by itself first, as it was coded,',
+        'low rank': 'Low-rank matrices for each task', 'EWC': 'EWC', 'SI': 'SI', 'replay 5 %': 'Replay of 5 % of rows'}
 KINDS = dict(digits='digits in two halves', texts='documentation and code')
 for (kind, words), letters in zip(KINDS.items(), ('abcdef', 'ghijkl')):
     for letter, (guard, what) in zip(letters, WAYS.items()):
-        claim(f'SM23{letter}', f'{what} forgets less than plain alternation ({words}).',
-              lambda records, kind=kind, guard=guard: both(records, kind, guard).bwt - both(records, kind, 'alternation').bwt,
+        claim(f'SM23{letter}', f'{what} forgets less than plain alternation ({words}).', lambda records, kind=kind,
+              guard=guard: both(records, kind, guard).bwt - both(records, kind, 'alternation').bwt,
               *(f'{kind}, {g}, {order}' for g in (guard, 'alternation') for order in ('forth', 'back')), gate=fair,
               source='sequential-memory claim 23, F12' if guard in ('component', 'navigator first') else 'sequential-memory claim 23, for comparison',
               measured='BWT in nats over both orders, minus that of alternation', rule=More(least=.1), sd=.1)
@@ -425,8 +491,13 @@ def held(records: pd.DataFrame, way: str) -> pd.Series:
 
 AL = 'sequential-memory claim 24; Allen-Zhu and Li 2024'
 for letter, way, n, bits in (('a', 'many times', '1,000', 2.), ('b', 'few times', 100, 1.)):
-    claim(f'SM24{letter}', f'After {n} exposures a model holds about {bits:g} bit{"s" * (bits > 1)} for each of its parameters.', lambda records, way=way: held(records, way),
-          *(f'{load} load, {way}' for load in LOADS), source=f'{AL}: {bits:g}', measured='bits over chance for each parameter, at the better of two loads', rule=Equal(margin=.5, target=bits), unit='bits', sd=.1)
+    claim(f'SM24{letter}',
+          f'After {n} exposures a model holds about {bits:g} bit{"s" * (bits > 1)} for each of its parameters.',
+          lambda records, way=way: held(records, way), *(f'{load} load, {way}' for load in LOADS),
+          source=f'{AL}: {bits:g}', measured='bits over chance for each parameter, at the better of two loads',
+          rule=Equal(margin=.5, target=bits), unit='bits', sd=.1)
 claim('SM24c', 'A stop where the loss rests for ten looks makes a model look smaller than it is.',
-      lambda records: held(records, 'many times') - held(records, 'stopped early'), *(f'{load} load, {way}' for load in LOADS for way in ('many times', 'stopped early')),
-      source='sequential-memory F12: 30,000 images, then chance', measured='bits for each parameter, without the stop minus with it', rule=More(least=.1), unit='bits', sd=.1)
+      lambda records: held(records, 'many times') - held(records, 'stopped early'),
+      *(f'{load} load, {way}' for load in LOADS for way in ('many times', 'stopped early')),
+      source='sequential-memory F12: 30,000 images, then chance',
+      measured='bits for each parameter, without the stop minus with it', rule=More(least=.1), unit='bits', sd=.1)
