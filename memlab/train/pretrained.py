@@ -20,7 +20,7 @@ from .learner import Learner
 from .loop import FitConfig, fit
 
 # %% ../../nbs/train/pretrained.ipynb #bc308efb
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def trained_weights(config: 'Pretrained', seed: int) -> dict[str, Tensor]:
     "The weights after the training before."
     model = config.model.build(seed, config.task.vocab_size)
