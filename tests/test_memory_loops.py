@@ -173,6 +173,7 @@ SCENES['ML21b'] = tuple({n.replace('width 32', 'width 32, slow text'): r for n, 
 for x, m in zip('ab', (1, 6)): SCENES[f'ML9{x}'] = tuple({f'lock, M = {m}, fixed': ran(locked, v)} for v in (.3, 0., split(0., .3)))
 for x, other in zip('abc', ('SGD', 'Adam reset', 'Adam shared')): SCENES[f'ML10{x}'] = ({study.OURS: ran(staying, .9), f'loops, {other}': ran(staying, .3)}, {study.OURS: ran(staying, .3)}, {study.OURS: ran(staying, split(.2, .9))})
 for x, way in zip('abcd', list(study.KEEPING)[1:]): SCENES[f'ML15{x}'] = ({f'loops, {way}': ran(two, .5), 'loops, not steered': ran(two, 1.)}, {f'loops, {way}': ran(two, 1.)}, {f'loops, {way}': ran(two, split(.5, 1.2))})
+for x, way in zip('efgh', list(study.KEEPING)[1:]): SCENES[f'ML15{x}'] = tuple({f'lock, M = 6, {way}': ran(locked, v), 'lock, M = 6, fixed': ran(locked, 0.)} for v in (.3, 0., split(0., .3)))
 for x, way in zip('abc', list(study.READINGS)[1:]): SCENES[f'ML22{x}'] = ({f'facts {way}': ran(ended, 1.), 'facts massed': ran(ended, .2)}, {f'facts {way}': ran(ended, .2)}, {f'facts {way}': ran(ended, split(0., 1.))})
 CASES = [(claim, verdict, i) for claim in CLAIMS for i, verdict in enumerate(('supported', 'refuted', 'inconclusive'))]
 

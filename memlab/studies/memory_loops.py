@@ -198,9 +198,15 @@ def taught(z: Sizes) -> list[Arm]:
 KEEPING = {'not steered': (), 'conflicts removed': (Orthogonal(of='displacement', conflicts_only=True),)} | {f'steered to {s:g}': (Target(cosine=s, of='displacement'),) for s in (-.5, 0., .5)}
 
 def steered(z: Sizes) -> list[Arm]:
-    "Two loops, each steered against the mean step of the other."
-    return [arm(f'loops, {name}', loops(z, after=0), z.read(), z.moments(), LoopLosses(),
-                objective=ByLoop(loss=TokenLoss(), steering=way), question='steered', keeping=name) for name, way in KEEPING.items()]
+    "Two loops, each steered against the mean step of the other: what is kept, and what is locked to a loop."
+    make = lambda name, task, way, *measures, **words: arm(name, task, z.read(), z.moments(), *measures,
+                                                           objective=ByLoop(loss=TokenLoss(), steering=way),
+                                                           **words)
+    many = z.visits[-1]
+    return [make(f'loops, {name}', loops(z, after=0), way, LoopLosses(), question='steered', keeping=name)
+            for name, way in KEEPING.items()] + [
+        make(f'lock, M = {many}, {name}', loops(z, steps=many), way, PairMargins(digits=2), question='lock', visit=many,
+             filler='fixed', keeping=name) for name, way in KEEPING.items() if way]
 
 # %% ../../nbs/studies/memory_loops.ipynb #14731cb1
 OLD = 6
@@ -616,6 +622,13 @@ for letter, name in zip('abcd', [n for n in KEEPING if n != 'not steered']):
           gate=level, source='sequential-memory claim 15',
           measured='loss of the first loop after the last turn of the second, not steered minus steered',
           rule=More(least=.1), sd=.1)
+for letter, name in zip('efgh', [n for n in KEEPING if n != 'not steered']):
+    ours = f'lock, M = 6, {name}'
+    claim(f'ML15{letter}',
+          f"Steps that are {name.replace('conflicts removed', 'rid of conflicts')} bind an answer to its loop (6 steps a "
+          f"text).", lambda records, ours=ours: locked_to(records, ours) - locked_to(records, 'lock, M = 6, fixed'), ours,
+          'lock, M = 6, fixed', source='sequential-memory claim 15',
+          measured='phase lock, steered minus not', rule=More(least=.1), sd=.1)
 
 # %% ../../nbs/studies/memory_loops.ipynb #bd71b012
 def corrected(rows: list[dict]) -> torch.Tensor:
