@@ -92,6 +92,14 @@ def turning(arm, start, own=.4, late=2):
         yield from of_pairs(t, own if place >= task.slot + late else start, turn % 2)
 
 
+def coming(arm, gain):
+    "While loops teach: the margin of a loop's answer over the other rises by `gain` on the way to the slot."
+    task = arm.task
+    for t in range(task.stop + 1):
+        turn, place = divmod(t, task.texts + 2)
+        yield from of_pairs(t, -.5 + gain * min(1., place / task.slot), turn % 2)
+
+
 def locked(arm, lock):
     "Once teaching has stopped, the margin follows the loop."
     task = arm.task
@@ -171,9 +179,16 @@ SCENES = {   # claim -> arms for which it is supported; then what refutes it, an
 }
 SCENES['ML21b'] = tuple({n.replace('width 32', 'width 32, slow text'): r for n, r in arms.items()} for arms in SCENES['ML21'])
 for x, m in zip('ab', (1, 6)): SCENES[f'ML9{x}'] = tuple({f'lock, M = {m}, fixed': ran(locked, v)} for v in (.3, 0., split(0., .3)))
+SCENES |= dict(ML9e=SCENES['ML9a'], ML9f=SCENES['ML9b'])
+SCENES['ML9g'] = tuple({a.replace('M = 1', 'M = 6'): r for a, r in arms.items()} for arms in SCENES['ML9c'])
+SCENES['ML9h'] = ({'lock, M = 6, fixed': ran(locked, .2), 'lock, M = 6, one Adam': ran(locked, .3)}, {'lock, M = 6, one Adam': ran(locked, 0.)}, {'lock, M = 6, one Adam': ran(locked, split(.3, -.1))})
+SCENES['ML8d'] = tuple({study.LATE: ran(coming, x)} for x in (.7, 0., split(0., .5)))
+SCENES['ML8e'] = ({study.LATE: ran(coming, .7), 'taught late, permuted': ran(coming, .72)}, {'taught late, permuted': ran(coming, .2)}, {'taught late, permuted': ran(coming, split(.4, .9))})
+for x, name in zip('fg', ('one Adam', 'Adam reset')): SCENES[f'ML8{x}'] = ({study.LATE: ran(coming, .7), f'taught late, {name}': ran(coming, .1)}, {f'taught late, {name}': ran(coming, .7)}, {f'taught late, {name}': ran(coming, split(.2, .8))})
 for x, other in zip('abc', ('SGD', 'Adam reset', 'Adam shared')): SCENES[f'ML10{x}'] = ({study.OURS: ran(staying, .9), f'loops, {other}': ran(staying, .3)}, {study.OURS: ran(staying, .3)}, {study.OURS: ran(staying, split(.2, .9))})
 for x, way in zip('abcd', list(study.KEEPING)[1:]): SCENES[f'ML15{x}'] = ({f'loops, {way}': ran(two, .5), 'loops, not steered': ran(two, 1.)}, {f'loops, {way}': ran(two, 1.)}, {f'loops, {way}': ran(two, split(.5, 1.2))})
 for x, way in zip('efgh', list(study.KEEPING)[1:]): SCENES[f'ML15{x}'] = tuple({f'lock, M = 6, {way}': ran(locked, v), 'lock, M = 6, fixed': ran(locked, 0.)} for v in (.3, 0., split(0., .3)))
+SCENES['ML22e'] = tuple({'facts alone, spaced': ran(ended, x), 'facts alone, in a row': ran(ended, .2)} for x in (1., .2, split(0., 1.)))
 for x, way in zip('abc', list(study.READINGS)[1:]): SCENES[f'ML22{x}'] = ({f'facts {way}': ran(ended, 1.), 'facts massed': ran(ended, .2)}, {f'facts {way}': ran(ended, .2)}, {f'facts {way}': ran(ended, split(0., 1.))})
 CASES = [(claim, verdict, i) for claim in CLAIMS for i, verdict in enumerate(('supported', 'refuted', 'inconclusive'))]
 

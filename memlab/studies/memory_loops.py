@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PLACES', 'LOCKED', 'ORDERS', 'TAILS', 'TAUGHT_AT', 'KEEPING', 'OLD', 'STARTS', 'READINGS', 'EVERY', 'RATES', 'READ',
            'SIZES', 'PYTHIA', 'NEWS', 'study', 'growth', 'longer', 'FIT', 'GROWS', 'KEPT', 'kept_more', 'tail', 'SLOTS',
-           'start', 'OURS', 'LEFT', 'KNOWN', 'NEW', 'BETTER', 'Sizes', 'arm', 'documents', 'losses', 'orders', 'pair',
-           'several', 'sizes', 'linear', 'tails', 'loops', 'taught', 'steered', 'new_loops', 'ends_with', 'lasting',
-           'everything', 'quick', 'cpu', 'gpu', 'by_run', 'matrices', 'scores', 'excess', 'beyond_null', 'fits',
-           'claim', 'by_size', 'of_sizes', 'grows_with_size', 'before_again', 'explained', 'rise', 'margins',
-           'own_first', 'planned', 'last_turns', 'at_start', 'crosses', 'locked_to', 'held', 'sooner', 'lasts', 'alike',
-           'holds', 'first_known', 'keeps', 'level', 'corrected', 'retained', 'left_over', 'harm', 'harms']
+           'start', 'LATE', 'GAIN', 'WITHIN', 'OURS', 'LEFT', 'KNOWN', 'NEW', 'BETTER', 'Sizes', 'arm', 'documents',
+           'losses', 'orders', 'pair', 'several', 'sizes', 'linear', 'tails', 'loops', 'taught', 'steered', 'new_loops',
+           'ends_with', 'lasting', 'everything', 'quick', 'cpu', 'gpu', 'by_run', 'matrices', 'scores', 'excess',
+           'beyond_null', 'fits', 'claim', 'by_size', 'of_sizes', 'grows_with_size', 'before_again', 'explained',
+           'rise', 'margins', 'own_first', 'planned', 'last_turns', 'at_start', 'crosses', 'returned', 'locked_to',
+           'gained_in', 'held', 'sooner', 'lasts', 'alike', 'holds', 'first_known', 'keeps', 'level', 'corrected',
+           'retained', 'left_over', 'harm', 'harms']
 
 # %% ../../nbs/studies/memory_loops.ipynb #250654d0
 import math
@@ -187,6 +188,8 @@ def taught(z: Sizes) -> list[Arm]:
                  question='slot', at=at, filler=filler) for at, s in zip(TAUGHT_AT, z.slots) for filler in ('fixed', 'permuted')]
     made += [make(f'lock, M = {m}, {filler}', loops(z, steps=m, filler=filler), question='lock', visit=m, filler=filler)
              for m in z.visits for filler in ('fixed', 'permuted')]
+    made += [make(f'taught late, {name}', loops(z, slot=z.slots[-1], after=0, repeats=max(3, 3 * z.repeats // 4)), states,
+                  question='slot', at='late', policy=name) for name, states in (('one Adam', 'shared'), ('Adam reset', 'reset'))]
     many = z.visits[-1]
     made.append(make(f'lock, M = {many}, one Adam', loops(z, steps=many), 'shared',
                      question='lock', visit=many, filler='fixed', policy='Adam shared'))
@@ -223,7 +226,8 @@ def new_loops(z: Sizes) -> list[Arm]:
 
 # %% ../../nbs/studies/memory_loops.ipynb #d6dd4ad0
 READINGS = {'massed': Massed(exposures=4), 'half of a batch': Mixed(exposures=4, share=.5),
-            'one in a batch': Mixed(exposures=4, share=1 / 16), 'alone, spaced': Injected(exposures=4, every=4)}
+            'one in a batch': Mixed(exposures=4, share=1 / 16), 'alone, spaced': Injected(exposures=4, every=4),
+            'alone, in a row': Injected(exposures=4, every=0)}
 EVERY = 4   # batches between questions; it divides the length of all these readings
 RATES = {32: 4e-3, 64: 8e-4, 128: 3e-4}   # of Adam by width, to know facts about equally well
 READ = 12   # times that facts are read where sizes are compared
@@ -510,6 +514,27 @@ claim('ML8c', 'Its own answer comes to lead where it is taught, wherever that is
       measured='share of turns in which the margin turns within two visits of the slot, mean over four slots',
       rule=More(least=.8, said=.95, bounds=(0., 1.)), unit='of turns', sd=.08)
 
+def returned(records: pd.DataFrame, arm: str) -> pd.Series:
+    "What the own answer gains on the other while its loop's texts are read, from the start of a turn to its slot."
+    task = planned(records, arm)
+    def read(rows):
+        turns = own_first(rows, task)
+        return (turns[:, task.slot] - turns[:, 0]).mean()
+    return by_run(records, arm, read, 'margin').astype(float)
+
+LATE, GAIN = 'taught late, fixed', 'what the own answer gains on the other from the start of a turn to where it is taught'
+claim('ML8d', 'An answer that is taught late in a loop comes back before it is taught again.',
+      lambda records: returned(records, LATE), LATE, source='ours, after a look at the margins', measured=GAIN,
+      rule=More(least=.2), sd=.2)
+claim('ML8e', 'It comes back with any order of texts.',
+      lambda records: returned(records, LATE) - returned(records, 'taught late, permuted'), LATE,
+      'taught late, permuted', source='ours', measured=f'{GAIN}, fixed minus drawn texts', rule=Equal(margin=.1), sd=.1)
+for letter, name in (('f', 'one Adam'), ('g', 'Adam reset')):
+    claim(f'ML8{letter}',
+          "The loop's own optimizer brings it back: " + ('one Adam for both loops does so less.' if name == 'one Adam' else 'one that is reset does so less.'),
+          lambda records, name=name: returned(records, LATE) - returned(records, f'taught late, {name}'), LATE,
+          f'taught late, {name}', source='ours', measured=f'{GAIN}, own Adam minus {name}', rule=More(least=.2), sd=.2)
+
 # %% ../../nbs/studies/memory_loops.ipynb #f6968d32
 def locked_to(records: pd.DataFrame, arm: str) -> pd.Series:
     "Phase lock once teaching has stopped, by seed."
@@ -536,6 +561,32 @@ claim('ML9d',
       lambda records: locked_to(records, 'lock, M = 6, fixed') - locked_to(records, 'lock, M = 6, one Adam'),
       'lock, M = 6, fixed', 'lock, M = 6, one Adam', source='ours: .1 nats on the first seeds',
       measured='phase lock, an Adam for each loop minus one for both', rule=Equal(margin=.05), sd=.06)
+
+def gained_in(records: pd.DataFrame, arm: str) -> pd.Series:
+    "What an answer gains on the other within a turn of its own loop, once teaching has stopped."
+    task = planned(records, arm)
+    def read(rows):
+        m = margins(rows)[task.stop:]
+        change = np.diff((m[:, 0] - m[:, 1])[::task.texts])   # by turn, loop 0 first
+        change = change[:len(change) // 2 * 2]
+        return (change[::2].mean() - change[1::2].mean()) / 2
+    return by_run(records, arm, read, 'margin').astype(float)
+
+WITHIN = 'what an answer gains on the other within a turn of its own loop, mean of both loops'
+for letter, m in zip('ef', (1, 6)):
+    claim(f'ML9{letter}',
+          f"After teaching stops, a loop's answer gains on the other while its texts are read ({m} step{'s' * (m > 1)} a "
+          f"text).", lambda records, arm=f'lock, M = {m}, fixed': gained_in(records, arm), f'lock, M = {m}, fixed',
+          source='ours: a mean over a turn does not see what rises and falls with it', measured=WITHIN,
+          rule=More(least=.1), sd=.2)
+claim('ML9g', 'That needs no order of texts (6 steps a text).',
+      lambda records: gained_in(records, 'lock, M = 6, fixed') - gained_in(records, 'lock, M = 6, permuted'),
+      'lock, M = 6, fixed', 'lock, M = 6, permuted', source='ours', measured=f'{WITHIN}, fixed minus drawn texts',
+      rule=Equal(margin=.1), sd=.2)
+claim('ML9h', "Nor a loop's own optimizer (6 steps a text).",
+      lambda records: gained_in(records, 'lock, M = 6, one Adam') - gained_in(records, 'lock, M = 6, fixed'),
+      'lock, M = 6, fixed', 'lock, M = 6, one Adam', source='ours', measured=f'{WITHIN}, one Adam minus own ones',
+      rule=More(least=-.1), sd=.3)
 
 # %% ../../nbs/studies/memory_loops.ipynb #615dbdb5
 def held(records: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -676,6 +727,10 @@ def harms(records: pd.DataFrame) -> pd.Series:
     task = planned(records, 'facts one by one')
     return by_run(records, 'facts one by one', lambda rows: harm(rows, task), 'margin').astype(float)
 
+claim('ML22e', 'Text between the facts has a part in it: read alone with text between them, facts are kept better than alone '
+      'and in a row.', lambda records: left_over(records, 'facts alone, spaced') - left_over(records, 'facts alone, in a row'),
+      'facts alone, spaced', 'facts alone, in a row', source='ours: massed facts share a batch, these do not',
+      measured='the same, spaced minus in a row', rule=More(least=.1), sd=.2)
 claim('ML22d', 'Reading a fact harms the others.',
       harms, 'facts one by one',
       source='sequential-memory F7, experiment 3',
