@@ -179,7 +179,7 @@ SCENES = {   # claim -> arms for which it is supported; then what refutes it, an
 }
 SCENES['ML21b'] = tuple({n.replace('width 32', 'width 32, slow text'): r for n, r in arms.items()} for arms in SCENES['ML21'])
 for x, m in zip('ab', (1, 6)): SCENES[f'ML9{x}'] = tuple({f'lock, M = {m}, fixed': ran(locked, v)} for v in (.3, 0., split(0., .3)))
-SCENES |= dict(ML9e=SCENES['ML9a'], ML9f=SCENES['ML9b'])
+SCENES |= dict(ML6d=SCENES['ML6b'], ML9e=SCENES['ML9a'], ML9f=SCENES['ML9b'])
 SCENES['ML9g'] = tuple({a.replace('M = 1', 'M = 6'): r for a, r in arms.items()} for arms in SCENES['ML9c'])
 SCENES['ML9h'] = ({'lock, M = 6, fixed': ran(locked, .2), 'lock, M = 6, one Adam': ran(locked, .3)}, {'lock, M = 6, one Adam': ran(locked, 0.)}, {'lock, M = 6, one Adam': ran(locked, split(.3, -.1))})
 SCENES['ML8d'] = tuple({study.LATE: ran(coming, x)} for x in (.7, 0., split(0., .5)))
