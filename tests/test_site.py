@@ -3,16 +3,20 @@ import os
 import re
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from memlab.lab.claims import read_claims
+from memlab.lab.study import find_study, study_names
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT/'tools'/'site'), str(ROOT/'tools')]
 import build  # noqa: E402
 
-WANTED = ['studies/mqar', 'nn/state', 'lab/explore']
+WANTED = ['studies/mqar', 'nn/state', 'lab/explore', 'scoreboard']
 
 
 @pytest.fixture(scope='module')
@@ -48,6 +52,13 @@ def test_controls_say_that_they_need_a_kernel(site):
     assert 'need a kernel' in page(site, 'studies/mqar')
     widget = nbformat.v4.new_output('display_data', {build.WIDGET: dict(model_id='x'), 'text/plain': 'VBox()'})
     assert 'need a kernel' in build.prepared(widget, ROOT/'nbs'/'studies'/'mqar.ipynb').data['text/markdown']
+
+
+def test_the_scoreboard_has_every_claim_of_every_study(site):
+    ids = [c['id'] for f in (ROOT/'data'/'results').glob('*/*/claims.json') for c in read_claims(f)]
+    text = page(site, 'scoreboard')
+    assert len(ids) > 100 and sorted(re.findall(r'<tr[^>]*><td><p>(\w+)</p></td>', text)) == sorted(ids)
+    for name in study_names(): assert f'{escape(find_study(name).question)}<' in text, name
 
 
 def test_a_word_is_no_name_on_pages_that_do_not_define_it():

@@ -653,3 +653,8 @@ for id, other, words, sd in (('IM31a', 'empty', 'an empty one', 3.2),
                 measured=f'loss of the answers with the {other} memory minus that with the right one',
                 rule=More(least=.02), arms=('codes',), unit='nats a token of the answer',
                 sd=sd)(partial(carried, other=other))
+
+# %% ../../nbs/studies/infini_memory.ipynb #5e03d454
+study.finds('IM12a', artefact=('A split of text by chunk makes the same model look better than a split by document, {effect}, '
+                               'and only where chunks of one document stand on both sides.',
+                               'Split by document before anything is cut.'))

@@ -499,3 +499,7 @@ for cell, letter in zip(CELLS, 'ab'):
                   source='ours: 82 to 94 s against 39 to 56 s in a sketch, 96 tokens',
                   measured='seconds of a step token by token over those of a Newton step, at the greatest length',
                   rule=More(least=1.05, null=1.), arms=(f'time {cell}',), unit='times as fast', seeds=5, sd=.1)
+
+# %% ../../nbs/studies/lagged_cache.ipynb #4f94522e
+study.finds('LN5e', supported=('With gradients that reach back one token, a GRU that is trained on all tokens of a text at once loses {effect}, '
+                               'although its states are exact.', 'Spend on gradients that reach further back, not on fresher states.'))

@@ -435,3 +435,7 @@ for id, length, x, sd in (('RG17a', 128, '', .01), ('RG17b', 512, ' long', .015)
                   source='14-nodiagonal-baseline: -0.022 to -0.047 at every mark',
                   measured='held-out loss of the plain block minus that without own values',
                   rule=More(least=.01, said=.022), seeds=10, sd=sd)
+
+# %% ../../nbs/studies/residual_growth.ipynb #fd709de3
+study.finds('RG1a', supported=('Multiplied by attention, the stream of one shared block with a loss at every layer explodes: {effect}.',
+                                'Add to the stream, and judge a layer by how far it turns it, not by its size.'))

@@ -18,7 +18,9 @@ from urllib.parse import unquote
 import nbformat
 from docutils.nodes import make_id
 
+from memlab.lab.board import board, table_of
 from memlab.lab.runner import WIDGET
+from memlab.lab.study import find_study, study_names
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tools")]
@@ -172,6 +174,13 @@ def toctree(caption: str, entries: list[str]) -> str:
     return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *entries, "```"])
 
 
+def scoreboard() -> str:
+    "The page of all verdicts, study by study."
+    rows = board(ROOT)
+    parts = [f"## {find_study(name).question}\n\n[The study](studies/{name}.ipynb)\n\n{table_of(r for r in rows if r['study'] == name)}" for name in study_names()]
+    return "\n\n".join(["# Scoreboard\n\nEvery claim with its verdict, from the committed records. Rules, notes, p and q stand in the appendix of each study.", *parts])
+
+
 def sources(wanted: list[str]):
     "The source tree of the site, or of some of its pages."
     shutil.rmtree(SOURCE, ignore_errors=True)
@@ -183,6 +192,9 @@ def sources(wanted: list[str]):
         paths = [path for path in pages(folder) if not wanted or path.relative_to(NBS).with_suffix("").as_posix() in wanted]
         for path in paths: page(executed_study(path.stem) if folder == "studies" else nbformat.read(path, 4), path)
         if paths: trees.append(toctree(caption, [path.relative_to(NBS).with_suffix("").as_posix() for path in paths]))
+    if not wanted or "scoreboard" in wanted:
+        (SOURCE / "scoreboard.md").write_text(scoreboard(), encoding="utf-8")
+        trees.insert(0, toctree("Start", ["scoreboard"]))
     for module in modules: (SOURCE / "api" / f"{module}.md").write_text(f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n")
     trees.append(toctree("API", [f"api/{module}" for module in modules]))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(trees)))
