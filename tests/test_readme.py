@@ -38,6 +38,12 @@ def test_every_study_has_one_line():
     for name in study_names(): assert sum(f"(nbs/studies/{name}.ipynb)" in line for line in lines) == 1, name
 
 
+def test_what_was_verified_is_shown():
+    rows = read_json(ROOT / "tests" / "vectors" / "verified.json")["layers"]
+    for row in rows: assert f"`{row['function'].split(': ')[-1]}` | {row['error']:.0e} |" in TEXT, row["layer"]
+    assert len(re.findall(r"\| \de-\d\d \|$", TEXT, re.M)) == len(rows)
+
+
 @pytest.mark.parametrize("title", BLOCKS)
 def test_example_runs(title, tmp_path, lend_text):
     lend_text(tmp_path)
