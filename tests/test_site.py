@@ -3,13 +3,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from memlab.lab.claims import read_claims
+from memlab.lab.claims import read_claims, write_claims
 from memlab.lab.study import find_study, study_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,19 @@ def test_the_scoreboard_has_every_claim_of_every_study(site):
     text = page(site, 'scoreboard')
     assert len(ids) > 100 and sorted(re.findall(r'<tr[^>]*><td><p>(\w+)</p></td>', text)) == sorted(ids)
     for name in study_names(): assert f'{escape(find_study(name).question)}<' in text, name
+
+
+def test_a_claim_without_its_finding_stops_the_build(tmp_path, monkeypatch):
+    assert build.without_finding(study_names()) == []
+    study = find_study('mqar')
+    rows = [c | dict(verdict='refuted', effect=.1, ci_low=0., ci_high=.2) if c['id'] == 'MQ5c' else c for c in read_claims(study.results('cpu')/'claims.json')]
+    write_claims(tmp_path/'data'/'results'/'mqar'/'cpu'/'claims.json', rows)
+    monkeypatch.setattr(build, 'ROOT', tmp_path)
+    assert build.without_finding(['mqar']) == []
+    monkeypatch.setattr(study, 'claims', [replace(c, findings={}) if c.id == 'MQ5c' else c for c in study.claims])
+    assert build.without_finding(['mqar']) == ['mqar, cpu: MQ5c reads refuted and has no finding for that: give it one with `study.finds`']
+    monkeypatch.setattr(study, 'claims', [replace(c, findings={}) for c in study.claims])
+    assert build.without_finding(['mqar']) == []
 
 
 def test_a_word_is_no_name_on_pages_that_do_not_define_it():

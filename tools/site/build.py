@@ -18,7 +18,8 @@ from urllib.parse import unquote
 import nbformat
 from docutils.nodes import make_id
 
-from memlab.lab.board import board, table_of
+from memlab.lab.board import board, table_of, unsaid
+from memlab.lab.claims import read_claims
 from memlab.lab.runner import WIDGET
 from memlab.lab.study import find_study, study_names
 
@@ -181,6 +182,13 @@ def scoreboard() -> str:
     return "\n\n".join(["# Scoreboard\n\nEvery claim with its verdict, from the committed records. Rules, notes, p and q stand in the appendix of each study.", *parts])
 
 
+def without_finding(names: list[str]) -> list[str]:
+    "Claims of some studies that read something and have no finding for it; a study that says no finding at all has its own answer box."
+    studies = [study for study in map(find_study, names) if any(claim.findings for claim in study.claims)]
+    files = [(study, f) for study in studies for f in sorted((ROOT / "data" / "results" / study.name).glob("*/claims.json"))]
+    return [f"{study.name}, {f.parent.name}: {lack}" for study, f in files for lack in unsaid(study.claims, read_claims(f))]
+
+
 def sources(wanted: list[str]):
     "The source tree of the site, or of some of its pages."
     shutil.rmtree(SOURCE, ignore_errors=True)
@@ -245,8 +253,10 @@ def faults(everything: bool) -> list[str]:
 
 
 if __name__ == "__main__":
+    wanted = sys.argv[1:]
+    if lacks := without_finding([name for name in study_names() if not wanted or f"studies/{name}" in wanted]): sys.exit("\n".join(lacks))
     assets.fetch()
-    sources(wanted := sys.argv[1:])
+    sources(wanted)
     shutil.rmtree(OUT, ignore_errors=True)
     sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "-c", str(Path(__file__).parent)]
     part = ["-D", "suppress_warnings=myst,ref,mystnb.unknown_mime_type"] if wanted else []
