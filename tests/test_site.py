@@ -62,6 +62,14 @@ def test_the_scoreboard_has_every_claim_of_every_study(site):
     for name in study_names(): assert f'{escape(find_study(name).question)}<' in text, name
 
 
+def test_nothing_in_the_navigation_is_flat(site):
+    tree = re.search(r'<div class="sidebar-tree">.*?</div>\s*</div>', page(site, 'index'), re.S)[0]
+    assert re.findall(r'class="caption-text">(.*?)<', tree) == ['Start', 'Studies', 'Library', 'Reference']
+    assert len(re.findall('toctree-l1', tree)) == 7 and len(re.findall('toctree-l2', tree)) == 5       # scoreboard, study, nn and lab; of the API studies, too
+    assert build.first_words(ROOT/'nbs'/'nn'/'state.ipynb')[0] == 'State' and 'State: A memory is a value' in re.sub('<.*?>', '', page(site, 'library/nn'))
+    assert 'memlab.nn.state.html' in page(site, 'reference/nn')
+
+
 def test_a_claim_without_its_finding_stops_the_build(tmp_path, monkeypatch):
     assert build.without_finding(study_names()) == []
     study = find_study('mqar')
