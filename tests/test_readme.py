@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from memlab.core.files import read_json
+from memlab.lab.study import find_study, study_names
 
-TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = re.split(r"^## ", TEXT, flags=re.M)[1:]
 BLOCKS = {section.splitlines()[0]: block for section in SECTIONS for block in re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)}
 
@@ -17,6 +19,29 @@ BLOCKS = {section.splitlines()[0]: block for section in SECTIONS for block in re
 def test_the_two_examples_are_there():
     assert list(BLOCKS) == ["Use a layer in your own model", "Add your own arm and claim"]
     assert TEXT.count("```python") == len(BLOCKS)
+
+
+def test_it_fits_on_few_screens():
+    assert len(TEXT.splitlines()) <= 170
+
+
+def test_three_findings_are_said_as_the_evidence_has_them():
+    shown = re.findall(r"^\*\*(.+)\*\* (.+) \(\[(\w+)\]\(nbs/studies/(\w+)\.ipynb\)\)\n\n!\[(.+)\]\((\S+)\)$", TEXT, re.M)
+    assert len(shown) == 3
+    for says, so_what, id, study, alt, figure in shown:
+        assert (says, so_what) == find_study(study).findings("cpu", id)[id], f"{id}: run `make readme`"
+        assert (ROOT / figure).is_file() and len(alt) > 30
+
+
+def test_every_study_has_one_line():
+    lines = [line for line in TEXT.splitlines() if line.startswith("| [")]
+    for name in study_names(): assert sum(f"(nbs/studies/{name}.ipynb)" in line for line in lines) == 1, name
+
+
+def test_what_was_verified_is_shown():
+    rows = read_json(ROOT / "tests" / "vectors" / "verified.json")["layers"]
+    for row in rows: assert f"`{row['function'].split(': ')[-1]}` | {row['error']:.0e} |" in TEXT, row["layer"]
+    assert len(re.findall(r"\| \de-\d\d \|$", TEXT, re.M)) == len(rows)
 
 
 @pytest.mark.parametrize("title", BLOCKS)

@@ -3,16 +3,21 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from memlab.lab.claims import read_claims, write_claims
+from memlab.lab.study import find_study, study_names
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT/'tools'/'site'), str(ROOT/'tools')]
 import build  # noqa: E402
 
-WANTED = ['studies/mqar', 'nn/state', 'lab/explore']
+WANTED = ['studies/mqar', 'nn/state', 'lab/explore', 'scoreboard']
 
 
 @pytest.fixture(scope='module')
@@ -48,6 +53,34 @@ def test_controls_say_that_they_need_a_kernel(site):
     assert 'need a kernel' in page(site, 'studies/mqar')
     widget = nbformat.v4.new_output('display_data', {build.WIDGET: dict(model_id='x'), 'text/plain': 'VBox()'})
     assert 'need a kernel' in build.prepared(widget, ROOT/'nbs'/'studies'/'mqar.ipynb').data['text/markdown']
+
+
+def test_the_scoreboard_has_every_claim_of_every_study(site):
+    ids = [c['id'] for f in (ROOT/'data'/'results').glob('*/*/claims.json') for c in read_claims(f)]
+    text = page(site, 'scoreboard')
+    assert len(ids) > 100 and sorted(re.findall(r'<tr[^>]*><td><p>(\w+)</p></td>', text)) == sorted(ids)
+    for name in study_names(): assert f'{escape(find_study(name).question)}<' in text, name
+
+
+def test_nothing_in_the_navigation_is_flat(site):
+    tree = re.search(r'<div class="sidebar-tree">.*?</div>\s*</div>', page(site, 'index'), re.S)[0]
+    assert re.findall(r'class="caption-text">(.*?)<', tree) == ['Start', 'Studies', 'Library', 'Reference']
+    assert len(re.findall('toctree-l1', tree)) == 7 and len(re.findall('toctree-l2', tree)) == 5       # scoreboard, study, nn and lab; of the API studies, too
+    assert build.first_words(ROOT/'nbs'/'nn'/'state.ipynb')[0] == 'State' and 'State: A memory is a value' in re.sub('<.*?>', '', page(site, 'library/nn'))
+    assert 'memlab.nn.state.html' in page(site, 'reference/nn')
+
+
+def test_a_claim_without_its_finding_stops_the_build(tmp_path, monkeypatch):
+    assert build.without_finding(study_names()) == []
+    study = find_study('mqar')
+    rows = [c | dict(verdict='refuted', effect=.1, ci_low=0., ci_high=.2) if c['id'] == 'MQ5c' else c for c in read_claims(study.results('cpu')/'claims.json')]
+    write_claims(tmp_path/'data'/'results'/'mqar'/'cpu'/'claims.json', rows)
+    monkeypatch.setattr(build, 'ROOT', tmp_path)
+    assert build.without_finding(['mqar']) == []
+    monkeypatch.setattr(study, 'claims', [replace(c, findings={}) if c.id == 'MQ5c' else c for c in study.claims])
+    assert build.without_finding(['mqar']) == ['mqar, cpu: MQ5c reads refuted and has no finding for that: give it one with `study.finds`']
+    monkeypatch.setattr(study, 'claims', [replace(c, findings={}) for c in study.claims])
+    assert build.without_finding(['mqar']) == []
 
 
 def test_a_word_is_no_name_on_pages_that_do_not_define_it():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'STYLE', 'style', 'use_style', 'complete', 'log_ticks', 'colours', 'curves', 'name_lines', 'dots',
            'layers', 'forest', 'caption', 'mark_empty', 'finisher', 'save_fig', 'Table', 'verdict_table', 'answer',
-           'told', 'brief', 'earlier']
+           'told', 'box', 'brief', 'earlier']
 
 # %% ../../nbs/lab/report.ipynb #17c0e557
 import io
@@ -14,6 +14,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -302,6 +303,17 @@ def told(
     rows = {r['id']: r for r in (claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims)}
     if not rows: return Markdown('Nothing was computed yet.')
     return Markdown(' '.join([*(say(id, rows[id]) for id in sentences), end]).strip())
+
+def box(
+    study: Any,                 # with `findings`
+    *ids: str,                  # of claims, in the order of telling
+    preset: str = 'cpu',        # whose verdicts are told
+    end: str = '',              # what follows: the scale
+) -> Markdown:                  # to show
+    "An answer box: what some claims came to, and what to do differently."
+    if not (found := study.findings(preset, *ids)): return Markdown('Nothing was computed yet.')
+    said, advice = zip(*(found[id] for id in ids))
+    return Markdown(' '.join(filter(None, [*said, '**Do:** ' * any(advice) + ' '.join(filter(None, advice)), end])))
 
 def brief(
     claims: pd.DataFrame,   # from `Study.verdicts`

@@ -24,11 +24,13 @@ from tqdm.auto import tqdm
 from ..core.files import file_stamp, read_json, write_json, writing
 from ..core.identity import canonical, departures, full
 from .arm import check_factors, execute, text_of, with_factors
-from .claims import Claim, claim_rows, seen, write_claims
+from .board import finding_of
+from .claims import Claim, Finding, claim_rows, read_claims, seen, write_claims
 from .code import code_hash, config_classes
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, is_kept, made_by, read_table, results_folder, run_id, runs_folder, size_of, write_table
 from .renew import keep_rehearsals
+from .rules import VERDICTS
 from .runs import Run, is_finished, read_runs, summaries, table_lock
 from .values import learned
 from .work import How, work
@@ -316,6 +318,25 @@ class Study:
         if id in {c.id for c in self.claims}: raise ValueError(f'study {self.name} has two claims {id!r}: give each its own id')
         def add(read): self.claims.append(Claim(id=id, statement=statement, read=read, **plan)); return read
         return add
+
+    def finds(self,
+              id: str,                                     # of a claim that was declared
+              **sentences: str | tuple[str, str],          # by verdict: a sentence with {effect} in it, or that and what to do differently
+              ):
+        "Say what a claim comes to at each verdict it may have."
+        if odd := set(sentences) - set(VERDICTS): raise ValueError(f'{id}: {sorted(odd)} are no verdicts: expected some of {", ".join(VERDICTS)}')
+        at = next((i for i, c in enumerate(self.claims) if c.id == id), None)
+        if at is None: raise ValueError(f'study {self.name} has no claim {id!r}: declare it first')
+        self.claims[at] = replace(self.claims[at], findings={v: Finding(*([s] if isinstance(s, str) else s)) for v, s in sentences.items()})
+
+    def findings(self,
+                 preset: str,                     # its name
+                 *ids: str,                       # of claims; by default all
+                 ) -> dict[str, tuple[str, str]]: # by claim: a sentence, and what to do differently; empty where nothing was decided yet
+        "What claims come to, by the verdicts that were last written."
+        if not (file := self.results(preset)/'claims.json').exists(): return {}
+        rows, known = {r['id']: r for r in read_claims(file)}, {c.id: c for c in self.claims}
+        return {id: finding_of(known[id], rows[id]) for id in ids or rows.keys() & known}
 
     def reading(self,
                 id: str,                       # see `claim`

@@ -653,3 +653,37 @@ for id, other, words, sd in (('IM31a', 'empty', 'an empty one', 3.2),
                 measured=f'loss of the answers with the {other} memory minus that with the right one',
                 rule=More(least=.02), arms=('codes',), unit='nats a token of the answer',
                 sd=sd)(partial(carried, other=other))
+
+# %% ../../nbs/studies/infini_memory.ipynb #5e03d454
+study.finds('IM1', artefact=('As coded, a memory cannot be heard: what it returns shrinks with its segment, '
+                             '{effect}.',
+                              'Divide matrix and normaliser alike.'))
+study.finds('IM2a', artefact='As coded, delta writes equal additive ones: overwritten keys of σ = 1 are recalled '
+                             '{effect} apart.')
+study.finds('IM3', refuted='With elu+1 and random keys, wide heads recall no more than narrow ones at equal state: '
+                           '{effect}.')
+study.finds('IM4a', inconclusive=('It is open whether a corrected memory saves anything on text against its '
+                                  'write-disabled twin: '
+                                  f'{{effect}}, where {log(106 / 103.9):.3f} was said.',
+                                  'Compare with a write-disabled twin.'),
+            supported='On text a corrected memory saves {effect} against its write-disabled twin.',
+            refuted='On text a corrected memory saves nothing that matters against its write-disabled twin: '
+                    '{effect}.')
+study.finds('IM5a', refuted=('Leaving attention out of the first of two layers changes the perplexity: {effect}.',
+                             'Keep attention in the first layer.'))
+study.finds('IM7b', supported='Trained with the cosine to the mean key, a model chooses memories by content: '
+                              '{effect}.')
+study.finds('IM7c', refuted="With weights trained by the cosine, the source's rule, too, chooses better than "
+                            "chance: {effect}.")
+study.finds('IM9', refuted=('A learned share of coarse and fine memory does no better on text than a constant one: '
+                            '{effect}.',
+                            'A constant share will do.'))
+study.finds('IM12a', artefact=('A split of text by chunk makes the same model look better than a split by document, '
+                               '{effect}, '
+                               'and only where chunks of one document stand on both sides.',
+                               'Split by document before anything is cut.'))
+study.finds('IM22a', artefact=('Scored in segments, a model looks worse, {effect}, only where labels are shifted '
+                               'twice.',
+                               'Shift labels once.'))
+study.finds('IM31b', supported='A memory that is saved works in a copy of the model, better than one of other '
+                               'documents by {effect}.')

@@ -499,3 +499,41 @@ for cell, letter in zip(CELLS, 'ab'):
                   source='ours: 82 to 94 s against 39 to 56 s in a sketch, 96 tokens',
                   measured='seconds of a step token by token over those of a Newton step, at the greatest length',
                   rule=More(least=1.05, null=1.), arms=(f'time {cell}',), unit='times as fast', seeds=5, sd=.1)
+
+# %% ../../nbs/studies/lagged_cache.ipynb #4f94522e
+study.finds('LC13a', supported='A lagged step is much faster than the loop where attention stands in the '
+                               'recurrence: {effect}.')
+study.finds('LC13b', refuted='What a lagged step gains grows more slowly than the length: {effect}.')
+for id, cell in dict(LC14a='GRU', LC14b='context cell').items():
+    study.finds(id, refuted=f'Trained on text with one lagged sweep a visit, a {cell} ends worse than exact '
+                            f'training by {{effect}}.')
+study.finds('LC19b', refuted='Sweeping on until 99 % of tokens have settled makes a readout no worse than stopping '
+                             'at 90 %: {effect}.')
+study.finds('LC20', refuted=('A second pass through the same blocks memorises facts no better than as many blocks '
+                             'more: {effect}.',
+                             'Spend on blocks rather than on passes.'))
+for id, cell in dict(LN1a='GRU', LN1b='context cell').items():
+    study.finds(id, refuted=f'One Newton step a visit does not keep the gradients of a {cell} exact on all tasks: '
+                            f'at worst {{effect}}.')
+for i, (task, cell) in enumerate((t, c) for t in TASKS for c in CELLS):
+    who = f'a {NAMED[cell]} ({SAID[task][0]})'
+    for letter, steps in (('abcdef'[i], 'one Newton step'), ('mnopqr'[i], 'two Newton steps')):
+        study.finds(f'LN2{letter}', supported=f'With {steps} a visit, {who} ends where exact training ends: '
+                                              f'{{effect}} apart.',
+                    refuted=f'With {steps} a visit, {who} ends worse than exact training by {{effect}}.')
+    study.finds(f'LN2{"ghijkl"[i]}', supported=f'With one lagged sweep a visit, {who} ends worse than exact '
+                                               f'training by {{effect}}.',
+                refuted=f'With one lagged sweep a visit, {who} ends near exact training: {{effect}}.')
+    study.finds(f'LN4{"abcdef"[i]}', supported=f'Old states are a part of what a lagged sweep costs {who}: '
+                                               f'{{effect}}.',
+                refuted=f'Old states are not what a lagged sweep costs {who}: {{effect}}.')
+for letter, cell in zip('ab', CELLS):
+    study.finds(f'LN3{letter}', supported=f'At 2,048 tokens a dense Newton step is faster than the loop '
+                                          f'({NAMED[cell]}): {{effect}}.',
+                refuted=(f'On one thread, at 2,048 tokens, a dense Newton step is slower than the loop '
+                         f'({NAMED[cell]}): {{effect}}.',
+                         'Train a recurrence by the loop, unless attention stands in it.' * (letter == 'a')))
+study.finds('LN5e', supported=('With gradients that reach back one token, a GRU that is trained on text loses '
+                               '{effect}, '
+                               'although its states are exact.',
+                               'Spend on gradients that reach further back, not on fresher states.'))

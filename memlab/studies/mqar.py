@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOLVED', 'NANO', 'OVERWRITE', 'SHIFT', 'RAW', 'DELTA_WIDTHS', 'COUNTED', 'EIGHT_RATES', 'FLOATS', 'WINDOWS',
            'LENGTHS', 'WIDTHS', 'study', 'stays', 'FAMILIES', 'RECURRENT', 'EXTRAPOLATES', 'EVEN', 'SMALL', 'STATIC',
-           'training', 'asked', 'load', 'even_std', 'lm', 'Sizes', 'shifts', 'controls', 'unified', 'loads',
+           'ORDER', 'training', 'asked', 'load', 'even_std', 'lm', 'Sizes', 'shifts', 'controls', 'unified', 'loads',
            'overwrites', 'carries', 'holdings', 'everyone', 'windows_of_rates', 'extrapolations', 'feedforwards',
            'tuned', 'everything', 'quick', 'cpu', 'lengths', 'gpu', 'full', 'own_arm', 'accuracy', 'floors', 'rested',
            'solving', 'rests_at_ceiling', 'unified_without_shift', 'surplus', 'of_load', 'under_load', 'overwriting',
@@ -584,3 +584,101 @@ study.reading('MQ14b',
               source='a control: two convolutions of three taps see five tokens',
               measured='the best guess minus accuracy', rule=More(least=-.03, said=0., bounds=(-1, 1)), arms=(STATIC,),
               unit='accuracy', sd=.02)
+
+# %% ../../nbs/studies/mqar.ipynb #24a7c43b
+study.finds('MQ2',
+            supported=('Without a convolution, two layers of attention rest for a thousand steps at what positions '
+                       'alone '
+                       'tell: {effect}.', 'Where recall stalls near one in n, add a previous-token mechanism.'),
+            refuted='Two layers of attention with learned positions do not rest at what positions alone tell: '
+                    '{effect}.')
+for id, layers in dict(MQ3a='two layers', MQ3b='one layer').items():
+    study.finds(id, supported=(f'A short convolution lets {layers} of attention recall {{effect}} as learned '
+                               f'positions do.',
+                               'Put a short convolution on queries, keys and values.' * (id == 'MQ3a')),
+                refuted=f'A short convolution does not let {layers} of attention recall five times as soon: '
+                        f'{{effect}}.')
+study.finds('MQ4a',
+            supported=('With a convolution, one projection for key and value recalls as well as two, with two '
+                       'thirds of '
+                       'the cache: a difference of {effect}.',
+                       'Behind a convolution, share the projection of key and value where the cache is what costs.'),
+            refuted='Even with a convolution, one projection for key and value recalls less than two: {effect}.')
+study.finds('MQ4c',
+            supported='With a convolution, one projection for key and value solves the task {effect} as two do.',
+            refuted='With a convolution, one projection needs more than 1.5 times the steps of two: {effect} as two.')
+study.finds('MQ4b',
+            supported='Without a convolution, one projection solves the task on about as many seeds as two: '
+                      '{effect}.',
+            refuted=('Without a convolution, one projection solves the task on far fewer seeds than two: {effect}.',
+                     'Do not share the projection where there is no convolution.'))
+
+# %% ../../nbs/studies/mqar.ipynb #d490c8d1
+for id, n in dict(MQ5a=16, MQ5b=32).items():
+    study.finds(id, supported=(f'In one head of 16, replacing (the delta rule) holds more of {n} pairs than adding: '
+                               '{effect}.', 'Load a memory beyond its width only where it replaces.' * (n == 32)),
+                refuted=f'In one head of 16, replacing holds no more of {n} pairs than adding: {{effect}}.')
+study.finds('MQ5c', supported='What replacing gains over adding grows from 8 pairs to 32, by {effect}.',
+            refuted='What replacing gains over adding does not grow from 8 pairs to 32: {effect}.')
+study.finds('MQ5d',
+            supported=('Raw keys with a norm on what is read hold more of 16 pairs than elu+1 keys with a '
+                       'denominator: '
+                       '{effect}.', 'For recall, put a norm on what is read in the place of elu+1 and a '
+                                    'denominator.'),
+            refuted='Raw keys with a norm hold hardly more of 16 pairs than elu+1 keys with a denominator: {effect}.')
+study.finds('MQ6a',
+            supported=('The delta rule updates what it holds: a changed key returns its new value, {effect}.',
+                       'Take a rule that replaces where facts change.'),
+            refuted='One layer of the delta rule does not reliably return the new value of a changed key: {effect}.')
+for id, memory in dict(MQ6b='An additive memory', MQ6c='Attention without positions').items():
+    study.finds(id, supported=f'{memory} goes on returning the old value of a changed key: {{effect}}.',
+                refuted=f'{memory} rarely returns the old value of a changed key: {{effect}}.')
+
+# %% ../../nbs/studies/mqar.ipynb #04eb7b5a
+study.finds('MQ7a', supported=('Within a family of memories accuracy follows the bytes of state: {effect}.',
+                               'Compare memories at equal bytes of state.'),
+            refuted='Within a family of memories accuracy does not follow the bytes of state closely: {effect}.')
+ORDER = 'delta rule, GLA, Mamba-2, window'
+study.finds('MQ7b', supported=f'At equal size memories hold most in the order {ORDER}: {{effect}} of neighbours.',
+            refuted=f'At equal size memories do not stand in the order {ORDER}: {{effect}} of neighbours do.')
+study.finds('MQ8a', supported=('From 64 to 256 tokens the width that a gated convolution needs grows by {effect}.',
+                               'Do not count on gated convolutions to recall over long sequences.'),
+            refuted='From 64 to 256 tokens the width that a gated convolution needs hardly grows: {effect}.')
+study.finds('MQ8b',
+            supported='From 256 tokens down to 64 the width that attention needs stays as it is: {effect}.',
+            refuted='From 256 tokens down to 64 the width that attention needs falls: {effect}.')
+study.finds('MQ9a',
+            supported='Attention with a convolution learns at more than half of eight rates from .0003 to 1: '
+                      '{effect}.',
+            refuted='Attention with a convolution learns at no more than half of eight rates from .0003 to 1: '
+                    '{effect}.')
+for id, name in zip(('MQ9b', 'MQ9c', 'MQ9d'), RECURRENT.values()):
+    memory = name[0].upper() + name[1:]
+    study.finds(id, supported=(f'{memory} learns at fewer of eight rates than attention does, by {{effect}}.',
+                               'Tune the rate of a recurrent memory before it is compared.' * (id == 'MQ9b')),
+                refuted=f'{memory} learns at no fewer of eight rates than attention does; attention leads by '
+                        f'{{effect}}.')
+
+# %% ../../nbs/studies/mqar.ipynb #f7c988d5
+study.finds('MQ11a', supported='Attention trained on up to 16 pairs recalls 64 about as well: {effect}.',
+            refuted='Attention trained on up to 16 pairs recalls 64 less well: it keeps {effect}.')
+study.finds('MQ11b',
+            supported='Beyond the pairs they were trained on, wider delta-rule memories keep more, a step {effect}.',
+            refuted='Beyond the pairs they were trained on, wider delta-rule memories do not keep more: {effect}.')
+for id, name in dict(MQ12a='the delta rule', MQ12b='the gated delta rule').items():
+    study.finds(id, supported=(f'Asked in a new segment with nothing but its state, {name} recalls: {{effect}}.',
+                               'Carry the state from segment to segment.' * (id == 'MQ12a')),
+                refuted=f'Asked in a new segment with nothing but its state, {name} recalls too little: {{effect}}.')
+study.finds('MQ12c', supported='With the state that is carried emptied, the delta rule recalls less by {effect}.',
+            refuted='With the state that is carried emptied, the delta rule recalls nearly as much: {effect}.')
+study.finds('MQ12d', supported='With only the last eight tokens of its cache, attention recalls less by {effect}.',
+            refuted='With only the last eight tokens of its cache, attention recalls nearly as much: {effect}.')
+study.finds('MQ14a',
+            supported=('A Titans memory in the place of the feed-forward layer recalls half of the pairs or more: '
+                       '{effect}.', 'A layer that is to hold what the text says must be one that is written to.'),
+            refuted='A Titans memory in the place of the feed-forward layer recalls less than half of the pairs: '
+                    '{effect}.')
+study.finds('MQ14b',
+            supported='An ordinary feed-forward layer there does no better than guessing, which is ahead by '
+                      '{effect}.',
+            refuted='An ordinary feed-forward layer there does better than guessing, which is ahead by {effect}.')

@@ -435,3 +435,31 @@ for id, length, x, sd in (('RG17a', 128, '', .01), ('RG17b', 512, ' long', .015)
                   source='14-nodiagonal-baseline: -0.022 to -0.047 at every mark',
                   measured='held-out loss of the plain block minus that without own values',
                   rule=More(least=.01, said=.022), seeds=10, sd=sd)
+
+# %% ../../nbs/studies/residual_growth.ipynb #fd709de3
+study.finds('RG1a', supported=('Multiplied by attention, the stream of one shared block with a loss at every layer '
+                               'explodes: {effect}.',
+                                'Add to the stream, and judge a layer by how far it turns it, not by its size.'))
+study.finds('RG3b', refuted=('Layers stop without growth, too: late layers hardly turn a stream that is added to, '
+                             '{effect}.',
+                             'Judge a layer by how far it turns the stream, not by its size.'))
+study.finds('RG3c', supported='With independent layers and a loss at every layer, a multiplied stream does not '
+                              'grow: {effect}.',
+            refuted=('With independent layers, too, a stream multiplied by attention explodes with a loss at every '
+                     'layer: {effect}.', 'Add to the stream, do not multiply it.'))
+study.finds('RG4a', refuted='Read at the last layer only, a stream multiplied by attention in one shared block does '
+                            'not explode: {effect}.')
+study.finds('RG4b', refuted='A multiplied stream grows no faster with a loss at the last layer only than with one '
+                            'at every layer: {effect}.')
+study.finds('RG5c', refuted='With a loss at every layer an added stream does not grow three times as fast as with '
+                            'one at the last: {effect}.')
+study.finds('RG10b', refuted=('With independent layers, a loss at every layer changes the loss of the last by '
+                              '{effect}.',
+                              'Read a loss at every layer only where layers share a block.'))
+study.finds('RG11a', refuted='With one shared parallel block, doubled attention does not cost loss early in '
+                             'training: {effect}.')
+study.finds('RG11b', refuted='With one shared parallel block, halving attention changes the loss in the end by '
+                             '{effect}.')
+study.finds('RG17a', supported=("Deleting a token's own value after the softmax helps at 128 tokens, by {effect}.",
+                                "At short lengths, try attention without a token's own value."),
+            refuted="Deleting a token's own value after the softmax does not help at 128 tokens: {effect}.")

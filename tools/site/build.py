@@ -18,7 +18,10 @@ from urllib.parse import unquote
 import nbformat
 from docutils.nodes import make_id
 
+from memlab.lab.board import board, table_of, unsaid
+from memlab.lab.claims import read_claims
 from memlab.lab.runner import WIDGET
+from memlab.lab.study import find_study, study_names
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tools")]
@@ -29,8 +32,7 @@ from readme import INDEX, LINK, executed  # noqa: E402
 NBS, PLACE = ROOT / "nbs", Path(os.environ.get("MEMLAB_SITE", ROOT / "build"))
 SOURCE, OUT = PLACE / "site", PLACE / "html"
 PRESETS = ["full", "gpu", "cpu", "quick"]
-SECTIONS = {"Studies": "studies", "Core": "core", "Data": "data", "Layers and models": "nn", "Training": "train", "Evaluation": "eval",
-            "Laboratory": "lab", "Command line": "."}
+FOLDERS = {"core": "Core", "data": "Data", "nn": "Layers and models", "train": "Training", "eval": "Evaluation", "lab": "Laboratory", "studies": "Studies"}
 READING = {  # the order of pages, where it is not that of the alphabet; pages not named come last
     "core": "files record draw identity",
     "data": "corpus tokens ordered recall facts text documents recall_task relay samples digits turns lessons orders visits questions loops episodes cifar patches vae image_task rolling previous sentences coupling strings",
@@ -169,7 +171,53 @@ def pages(folder: str) -> list[Path]:
 
 
 def toctree(caption: str, entries: list[str]) -> str:
-    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *entries, "```"])
+    return "\n".join(["```{toctree}", ":hidden:", *[f":caption: {caption}"] * bool(caption), "", *entries, "```"])
+
+
+def scoreboard() -> str:
+    "The page of all verdicts, study by study."
+    rows = board(ROOT)
+    parts = [f"## {find_study(name).question}\n\n[The study](studies/{name}.ipynb)\n\n{table_of(r for r in rows if r['study'] == name)}" for name in study_names()]
+    return "\n\n".join(["# Scoreboard\n\nEvery claim with its verdict, from the committed records. Rules, notes, p and q stand in the appendix of each study.", *parts])
+
+
+def first_words(path: Path) -> tuple[str, str]:
+    "A notebook's title, and what it says of itself in the line behind it."
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    title, summary = (re.search(rf"^{mark} (.*)$", text, re.M) for mark in ("#", ">"))
+    return title[1], re.sub(r"\[(.*?)\]\(.*?\)", r"\1", summary[1]) if summary else ""
+
+
+def contents(place: str, title: str, lines: dict[str, str]) -> str:
+    "Write a page that lists others, a line for each document, and holds them in the navigation; its own document."
+    (SOURCE / place).parent.mkdir(exist_ok=True)
+    text = "\n".join([f"# {title}\n", *(f"- {line}" for line in lines.values()), "", toctree("", [f"/{document}" for document in lines]), ""])
+    (SOURCE / f"{place}.md").write_text(text, encoding="utf-8")
+    return place
+
+
+def document(path: Path) -> str:
+    "What Sphinx calls the page of a notebook."
+    return path.relative_to(NBS).with_suffix("").as_posix()
+
+
+def listed(folder: str, paths: list[Path]) -> str:
+    "The contents of a folder of notebooks."
+    words = {path: first_words(path) for path in paths}
+    return contents(f"library/{folder}", FOLDERS[folder], {document(path): f"[{title}](../{document(path)}.ipynb): {summary}" for path, (title, summary) in words.items()})
+
+
+def reference(package: str, modules: list[str]) -> str:
+    "The contents of the API of one package, whose pages are written here."
+    for module in modules: (SOURCE / "api" / f"{module}.md").write_text(f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n")
+    return contents(f"reference/{package}", f"memlab.{package}", {f"api/{module}": f"[{module}](../api/{module}.md)" for module in modules})
+
+
+def without_finding(names: list[str]) -> list[str]:
+    "Claims of some studies that read something and have no finding for it; a study that says no finding at all has its own answer box."
+    studies = [study for study in map(find_study, names) if any(claim.findings for claim in study.claims)]
+    files = [(study, f) for study in studies for f in sorted((ROOT / "data" / "results" / study.name).glob("*/claims.json"))]
+    return [f"{study.name}, {f.parent.name}: {lack}" for study, f in files for lack in unsaid(study.claims, read_claims(f))]
 
 
 def sources(wanted: list[str]):
@@ -179,12 +227,18 @@ def sources(wanted: list[str]):
     if (ROOT / "figures").exists(): shutil.copytree(ROOT / "figures", SOURCE / "figures")
     index, trees = nbformat.read(INDEX, 4) if wanted else executed(INDEX), []
     modules = [module for module in syms if not wanted or module.removeprefix("memlab.").replace(".", "/") in wanted]
-    for caption, folder in SECTIONS.items():
-        paths = [path for path in pages(folder) if not wanted or path.relative_to(NBS).with_suffix("").as_posix() in wanted]
+    found = {folder: [path for path in pages(folder) if not wanted or document(path) in wanted] for folder in (".", *FOLDERS)}
+    for folder, paths in found.items():
         for path in paths: page(executed_study(path.stem) if folder == "studies" else nbformat.read(path, 4), path)
-        if paths: trees.append(toctree(caption, [path.relative_to(NBS).with_suffix("").as_posix() for path in paths]))
-    for module in modules: (SOURCE / "api" / f"{module}.md").write_text(f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n")
-    trees.append(toctree("API", [f"api/{module}" for module in modules]))
+    start = [document(path) for path in found.pop(".")]
+    if not wanted or "scoreboard" in wanted:
+        (SOURCE / "scoreboard.md").write_text(scoreboard(), encoding="utf-8")
+        start.insert(0, "scoreboard")
+    library = [listed(folder, paths) for folder, paths in found.items() if paths and folder != "studies"]
+    parts = {folder: [module for module in modules if module.split(".")[1] == folder] for folder in (*FOLDERS, "cli")}
+    api = [reference(folder, mine) for folder, mine in parts.items() if mine]
+    for caption, entries in {"Start": start, "Studies": [document(path) for path in found["studies"]], "Library": library, "Reference": api}.items():
+        if entries: trees.append(toctree(caption, entries))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(trees)))
     page(index, INDEX)
 
@@ -233,8 +287,10 @@ def faults(everything: bool) -> list[str]:
 
 
 if __name__ == "__main__":
+    wanted = sys.argv[1:]
+    if lacks := without_finding([name for name in study_names() if not wanted or f"studies/{name}" in wanted]): sys.exit("\n".join(lacks))
     assets.fetch()
-    sources(wanted := sys.argv[1:])
+    sources(wanted)
     shutil.rmtree(OUT, ignore_errors=True)
     sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "-c", str(Path(__file__).parent)]
     part = ["-D", "suppress_warnings=myst,ref,mystnb.unknown_mime_type"] if wanted else []
