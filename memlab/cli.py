@@ -11,6 +11,7 @@ import io
 import math
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 try: import click
 except ModuleNotFoundError: raise SystemExit("the command line needs click, which is missing: pip install 'memlab[run]'") from None
@@ -101,6 +102,18 @@ def _find(context, parameter, name):
     if name not in study_names(): raise click.BadParameter(f'no study {name!r}: choose from {", ".join(study_names()) or "(none yet)"}')
     return find_study(name)
 
+def _studies(context, parameter, begun):
+    "Names of studies that begin so."
+    from memlab.lab.study import study_names
+    return [name for name in study_names() if name.startswith(begun)]
+
+def _presets(context, parameter, begun):
+    "Names of presets that begin so: of the study that is on the line, else of all."
+    from memlab.lab.study import find_study, study_names
+    study = context.params.get('study')
+    some = [study] if study else map(find_study, study_names())
+    return [name for name in dict.fromkeys(name for s in some for name in s.presets) if name.startswith(begun)]
+
 def _ask_for_notebook(study):
     "Complain, before anything is computed, where the notebook cannot be executed afterwards."
     from importlib.util import find_spec
@@ -140,8 +153,8 @@ def _notebook(study, preset, fresh, store):
 
 # %% ../nbs/cli.ipynb #f3342e6c
 @main.command()
-@click.argument('study', callback=_find)
-@click.option('--preset', default='quick', show_default=True, help='Budget: quick (about a minute), cpu (hours on a laptop), gpu (an hour on a GPU), full (days). gpu@CORPUS reads another text.')
+@click.argument('study', callback=_find, shell_complete=_studies)
+@click.option('--preset', default='quick', show_default=True, shell_complete=_presets, help='Budget: quick (about a minute), cpu (hours on a laptop), gpu (an hour on a GPU), full (days). gpu@CORPUS reads another text.')
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(min=1), help='Runs at a time, each in a process with one thread: up to as many as there are cores.')
 @click.option('--fresh', is_flag=True, help='Compute again what is finished, and start anew what was interrupted.')
 @click.option('--stale', is_flag=True, help='Compute again what other code made and `memlab renew` could not stamp.')
@@ -186,8 +199,8 @@ def _preset(context, parameter, name):
 
 # %% ../nbs/cli.ipynb #79b932b3
 @main.command()
-@click.argument('study', required=False, callback=lambda context, parameter, name: name and _find(context, parameter, name))
-@click.option('--preset', default='cpu', show_default=True, callback=_preset, help='Whose tables.')
+@click.argument('study', required=False, shell_complete=_studies, callback=lambda context, parameter, name: name and _find(context, parameter, name))
+@click.option('--preset', default='cpu', show_default=True, callback=_preset, shell_complete=_presets, help='Whose tables.')
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(min=1), help='Rehearsals at a time.')
 @click.option('--whole', default=0, show_default=True, type=click.IntRange(min=0), help='Whole runs to compute again, at least, chosen by their hash.')
 @click.option('--since', default='', metavar='REVISION', help='Compare with what the code of a revision gives on the same processor, where its hash stands in the rows: for another processor than the one that made them.')
@@ -214,21 +227,35 @@ def renew(study, preset, jobs, whole, since):
     raise SystemExit(stale > 0)
 
 # %% ../nbs/cli.ipynb #58cbd9b2
-@main.group()
+class _Tasks(click.Group):
+    "A command for every task by name, beside those that are written out."
+
+    def list_commands(self, context):
+        from memlab.lab.single import TASKS
+        return [*super().list_commands(context), *TASKS]
+
+    def get_command(self, context, name): return super().get_command(context, name) or _task_command(name)
+
+@main.group(cls=_Tasks)
 def train():
     """Train one model, outside of any study.
 
     \b
     Example:
+      memlab train windows length=64 rows=16 --mixer gated_delta --steps 500 --out build/mine
+      memlab train recall vocab_size=64 length=32 pairs=4 --device cpu --log-every 50
       memlab train mqar --mixer delta --dim 64 --dk 32 --dv 32 --n-heads 2 --n-layers 4 --batch-size 32
     """
 
+# %% ../nbs/cli.ipynb #fb28a76a
 def _train(name, execute, arm, seed, fresh, go_on):
     "Compute one run under build/; returns its records and the folder that holds them. One that diverged is an error."
+    from memlab.lab.arm import text_of
     from memlab.lab.code import code_hash, config_classes
     from memlab.lab.records import frame, run_id, runs_folder
-    from memlab.lab.runs import Run, compute, read_runs, table_lock
-    run, folder, code = Run(arm, seed, run_id(name, arm, seed, 'generated'), 'generated'), runs_folder(name, 'train'), code_hash(execute, config_classes(arm))
+    from memlab.lab.runs import Run, compute, environment, read_runs, table_lock
+    with _in_words(): text = text_of(arm)
+    run, folder, code = Run(arm, seed, run_id(name, arm, seed, text), text), runs_folder(name, 'train'), code_hash(execute, config_classes(arm))
     try:
         with _in_words(): compute(execute, run, folder, code, fresh, go_on, progress=True)
     except KeyboardInterrupt:
@@ -237,6 +264,7 @@ def _train(name, execute, arm, seed, fresh, go_on):
     with _in_words(), table_lock(folder): runs, records = map(frame, read_runs(folder, [run.run_id]))
     row = runs.iloc[0]
     if row.code != code: click.echo('This was computed earlier by other code than today\'s: --fresh computes it again.', err=True)
+    if row.env != environment(arm): click.echo(f'This was computed earlier elsewhere ({row.env}): --fresh computes it again.', err=True)
     if row.status == 'diverged': raise click.ClickException(f'diverged at step {row.diverged_at}: the loss or its gradient was no longer finite, try a smaller --lr\nrecords: {folder/run.run_id/"records.parquet"}')
     return records, folder/run.run_id
 
@@ -248,9 +276,96 @@ def _positive(context, parameter, value):
     if value is None or 0 < value < math.inf: return value
     raise click.BadParameter(f'{value} is not a finite number above 0')
 
+def _device(context, parameter, value):
+    "The only device from here on; exit code 2 where there is none of that name."
+    from memlab.lab.single import use_device
+    try: return value and use_device(value)
+    except ValueError as error: raise click.BadParameter(str(error)) from error
+
+# %% ../nbs/cli.ipynb #10f6d8e0
+def _mixers(context, parameter, begun):
+    "Names of mixers that begin so."
+    from memlab.nn.mixer_lm import MIXERS
+    return [name for name in MIXERS if name.startswith(begun)]
+
+def _options(*options):
+    "Several options at once."
+    def add(command):
+        for option in reversed(options): command = option(command)
+        return command
+    return add
+
+_how = _options(
+    click.option('--seed', default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help='Of weights and rows.'),
+    click.option('--log-every', type=SIZE, default=100, show_default=True, help='Steps between evaluations, and of a mean of the loss.'),
+    click.option('--device', callback=_device, expose_value=False, help='cpu, cuda, or cuda:N [the GPU, where there is one].'),
+    click.option('--out', type=click.Path(file_okay=False, writable=True), help='Folder for the model (read it with MixerLM.from_pretrained) and the records.'),
+    click.option('--fresh', is_flag=True, help='Compute it again if it is finished, and start it anew if it was interrupted.'),
+    click.option('--continue', 'go_on', is_flag=True, help='Go on with it although the code has changed since it began.'))
+
+def _compute_one(name, arm, seed, fresh, go_on, out):
+    "Train an arm, say how it ended, hand out what it learned."
+    from memlab.lab.arm import execute
+    from memlab.lab.single import hand_out
+    records, done = _train(name, execute, arm, seed, fresh, go_on)
+    click.echo(_ending(records))
+    click.echo(f'records: {done/"records.parquet"}')
+    if not out: return
+    with _in_words(): hand_out(done, arm.model, Path(out))
+    click.echo(f'model: {out}')
+
+def _ending(records):
+    "The last values of a run in a line."
+    last = lambda metric: records[(records.metric == metric) & records.item.isna()].sort_values('step').tail(1)
+    said = [f'{word} {row.value:.3f} at step {row.step}' for metric, word in (('accuracy', 'accuracy'), ('val_loss', 'held-out loss'), ('train_loss', 'training loss')) for row in last(metric).itertuples()]
+    floors = records[records.metric == 'floor'].set_index('item').value
+    return said[0] + (f" (guessing: {', '.join(f'{n} {v:.3f}' for n, v in floors.items())})" if len(floors) else '')
+
+# %% ../nbs/cli.ipynb #a092a4f0
+def _settings(context, parameter, given):
+    "name -> text, or exit code 2."
+    found = dict(word.partition('=')[::2] for word in given)
+    if bad := [word for word in given if '=' not in word]: raise click.BadParameter(f'{bad[0]!r}: write NAME=VALUE')
+    return found
+
+def _described(name):
+    "What a task is, with its settings and their defaults."
+    from dataclasses import MISSING
+    from memlab.core.identity import default_of
+    from memlab.lab.single import TASKS, settings_of
+    said = lambda f: 'needed' if (u := default_of(f)) is MISSING else str(u).lower() if u in (None, True, False) else ','.join(map(str, u)) if isinstance(u, tuple) else u
+    kind = TASKS[name]
+    lines = [f'  {n}  [{said(f)}]' for n, f in settings_of(kind.task, dict(kind.inner)).items()]
+    needs = ' '.join(f'{n}=...' for n, f in settings_of(kind.task, dict(kind.inner)).items() if default_of(f) is MISSING)
+    return '\n'.join([f'{kind.task.__doc__}', '', 'Settings are written NAME=VALUE; those of the mixer begin with mixer., such as mixer.conv=0.', '', '\b', 'Settings:', *lines,
+                       '', '\b', 'Example:', f'  memlab train {name} {needs}'.rstrip() + ' --mixer delta --steps 500'])
+
+# %% ../nbs/cli.ipynb #f6ab0137
+def _task_command(name):
+    "The command that trains on a task; None where there is none of that name."
+    from memlab.lab.single import TASKS, settings_of, single_arm
+    if name not in TASKS: return None
+    names = lambda context, parameter, begun: [f'{n}=' for n in settings_of(TASKS[name].task, dict(TASKS[name].inner)) if n.startswith(begun)]
+
+    @click.command(name, help=_described(name), short_help=TASKS[name].task.__doc__)
+    @click.argument('settings', nargs=-1, callback=_settings, shell_complete=names, metavar='[NAME=VALUE]...')
+    @click.option('--mixer', default='delta', show_default=True, shell_complete=_mixers, help='What remembers; a wrong name shows all.')
+    @click.option('--dim', type=SIZE, default=64, show_default=True, help='Width of the stream.')
+    @click.option('--n-layers', type=SIZE, default=2, show_default=True, help='Layers.')
+    @click.option('--use-ffn/--no-ffn', help='A feed-forward layer behind every mixer.')
+    @click.option('--lr', type=float, default=1e-3, show_default=True, callback=_positive, help='Learning rate, at its peak.')
+    @click.option('--steps', type=SIZE, help='Steps of the optimizer [as many as the task lasts, else 1000].')
+    @_how
+    def command(settings, seed, fresh, go_on, out, **given):
+        try: arm = single_arm(name, settings, **given)
+        except ValueError as error: raise click.UsageError(str(error)) from error
+        _compute_one(name, arm, seed, fresh, go_on, out)
+
+    return command
+
 # %% ../nbs/cli.ipynb #98d7d878
 @train.command()
-@click.option('--mixer', default='delta', show_default=True, help='What remembers; a wrong name shows all.')
+@click.option('--mixer', default='delta', show_default=True, shell_complete=_mixers, help='What remembers; a wrong name shows all.')
 @click.option('--dim', type=SIZE, help='Width of the stream [64].')
 @click.option('--dk', type=SIZE, help='Width of a head\'s keys [dim / n-heads].')
 @click.option('--dv', type=SIZE, help='Width of a head\'s values [dk].')
@@ -266,10 +381,8 @@ def _positive(context, parameter, value):
 @click.option('--batch-size', type=SIZE, help='Rows of a batch [32].')
 @click.option('--lr', type=float, callback=_positive, help='Learning rate, at its peak [0.001].')
 @click.option('--steps', type=SIZE, help='Steps of the optimizer [10000].')
-@click.option('--seed', default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help='Of weights and rows.')
-@click.option('--fresh', is_flag=True, help='Compute it again if it is finished, and start it anew if it was interrupted.')
-@click.option('--continue', 'go_on', is_flag=True, help='Go on with it although the code has changed since it began.')
-def mqar(mixer, seed, fresh, go_on, **given):
+@_how
+def mqar(mixer, seed, fresh, go_on, log_every, out, **given):
     """Train a model on multi-query recall.
 
     Options left out take the value in brackets, or the mixer's own. Records are written under build/; interrupted, the same command goes on.
@@ -279,14 +392,10 @@ def mqar(mixer, seed, fresh, go_on, **given):
       memlab train mqar --mixer delta --dim 64 --dk 32 --dv 32 --n-heads 2 --n-layers 4 --batch-size 32
       memlab train mqar --mixer unified_kv --dim 64 --dk 64 --n-heads 2 --n-layers 4 --lr 1e-3
     """
-    from memlab.lab.arm import execute
     from memlab.studies.mqar import own_arm
-    try: arm = own_arm(mixer, **{k: v for k, v in given.items() if v is not None})
+    try: arm = own_arm(mixer, every=log_every, **{k: v for k, v in given.items() if v is not None})
     except ValueError as error: raise click.UsageError(str(error)) from error
-    records, done = _train('mqar', execute, arm, seed, fresh, go_on)
-    floors = records[records.metric == 'floor'].set_index('item').value
-    last = records[(records.metric == 'accuracy') & records.item.isna()].sort_values('step').iloc[-1]
-    click.echo(f"accuracy {last.value:.3f} at step {last.step} (guessing: {', '.join(f'{n} {v:.3f}' for n, v in floors.items())})\nrecords: {done/'records.parquet'}")
+    _compute_one('mqar', arm, seed, fresh, go_on, out)
 
 # %% ../nbs/cli.ipynb #62d785b9
 @main.command()

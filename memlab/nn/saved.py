@@ -77,7 +77,7 @@ def read_weights(
         if tensors[name].shape != u.shape: raise ValueError(f'{file} is of another model: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(u.shape)}')
     return tensors
 
-# %% ../../nbs/nn/saved.ipynb #4b8a3bf2
+# %% ../../nbs/nn/saved.ipynb #7d871cf6
 class MixerLM(TransformerLM):
     "A language model of mixers that knows its configuration."
 
@@ -86,7 +86,7 @@ class MixerLM(TransformerLM):
                  seed: int = 0,          # of the initial weights
                  ):
         built = config.build(seed)
-        super().__init__(built.layers, vocab_size=config.vocab_size, d_model=config.mixers[0].d_model, positions=built.positions, norm=built.norm, tied=config.tied)
+        super().__init__(list(built.layers), vocab_size=config.vocab_size, d_model=config.mixers[0].d_model, positions=built.positions, norm=built.norm, tied=config.tied)
         self.embed, self.head, self.config = built.embed, built.head, config
 
     def save_pretrained(self,
