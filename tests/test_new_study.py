@@ -78,7 +78,7 @@ memlab.studies.__path__.append(sys.argv[1])
 scope = dict(__name__='__main__', display=print)
 for cell in json.loads(Path(sys.argv[2]).read_text())['cells']:
     if cell['cell_type'] == 'code': exec(re.sub('^%.*$', '', ''.join(cell['source']), flags=re.M), scope)
-print(scope['preset'], len(scope['runs']), list(scope['verdicts'].id), scope['score'].accuracy > .6)
+print(scope['preset'], len(scope['runs']), list(scope['verdicts'].id), scope['score'].accuracy > .4)
 '''
 
 

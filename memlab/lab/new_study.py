@@ -181,7 +181,7 @@ Fixed before the runs: the smallest effect that matters, the seeds, the spread t
 power_table(study.claims).round(2)
 '''
 
-# %% ../../nbs/lab/new_study.ipynb #a0e09e2a
+# %% ../../nbs/lab/new_study.ipynb #cb9abb3c
 STUDY = r'''
 @@ markdown
 ### Arms
@@ -219,7 +219,7 @@ def arm(name: str, z: Sizes) -> Arm:
     task = RecallConfig(vocab_size=32, length=24, pairs=4, updates=2)
     model = MixerLMConfig(vocab_size=32, mixers=(mixer_config(MEMORIES[name], d_model=z.width, conv=4),), std=.1)
     train = FitConfig(steps=z.steps, optimizer=AdamWConfig(lr=3e-2), schedule=Cosine(warmup=min(50, z.steps // 5)), objective=RecallLoss(), log_every=z.every)
-    return Arm(name=name, task=RecallTask(configs=(task,), rows=32), model=model, train=train, measures=(RecallSizes(), Recalled()), factors=factors(memory=name))
+    return Arm(name=name, task=RecallTask(configs=(task,), rows=64), model=model, train=train, measures=(RecallSizes(), Recalled()), factors=factors(memory=name))
 @@ markdown
 ### Presets
 @@ exported
