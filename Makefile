@@ -9,7 +9,7 @@ STUDY  ?= $(sort $(patsubst nbs/studies/%.ipynb,%,$(filter-out nbs/studies/_%,$(
 
 BIN     := .venv/bin
 STAMP   := .venv/.memlab
-EXTRAS  := .[lab,hub,dev,docs]
+EXTRAS  := .[run,lab,hub,dev,docs]
 JUPYTER := $(wildcard tools/jupyter/*)
 
 .PHONY: help reproduce test lab check readme docs bench setup clean

@@ -8,6 +8,8 @@ ini = ConfigParser(delimiters=["="])
 ini.read("settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 lib, extra = cfg["lib_path"], "_requirements"
+extras = {key.removesuffix(extra): cfg[key].split() for key in cfg if key.endswith(extra)}
+extras["lab"] += extras["run"]
 stages = {"1": "Planning", "2": "Pre-Alpha", "3": "Alpha", "4": "Beta", "5": "Production/Stable"}
 
 setup(
@@ -19,6 +21,6 @@ setup(
                  f"Natural Language :: {cfg['language']}", "Programming Language :: Python :: 3", "Typing :: Typed"],
     python_requires=f">={cfg['min_python']}", packages=find_packages(include=[lib, f"{lib}.*"]), package_data={lib: ["py.typed"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={key.removesuffix(extra): cfg[key].split() for key in cfg if key.endswith(extra)},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{lib}={lib}._modidx:d"]},
 )

@@ -279,7 +279,7 @@ def low_precision():
 
 def stacked():
     "Three seeds of a small model in one stacked step against one after the other: what decides how the recall study trains."
-    task, config = RecallConfig(vocab_size=128, length=32, pairs=8), FitConfig(steps=1)
+    task = RecallConfig(vocab_size=128, length=32, pairs=8)
     models = [MixerLMConfig(vocab_size=128, mixers=(DeltaNetConfig(d_model=32, chunk=32),) * 2).build(seed) for seed in range(3)]
     batches = [recall_batch(task, 64, seed=seed) for seed in range(3)]
     tensors = [torch.stack(t) for t in zip(*((b.ids, b.at, b.answers) for b in batches))]

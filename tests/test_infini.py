@@ -11,7 +11,6 @@ import pytest
 import torch
 from memlab.nn.checks import check_causal, check_mixer, check_rows, error_ratio
 from memlab.nn.infini import AsCoded, HierarchicalConfig, InfiniConfig, InfiniState, MultiMemoryConfig, is_empty, linear_local, linear_loop, payload, reset_rows, selection, shares
-from memlab.nn.attention import visible
 from memlab.nn.init import init_parameters
 from safetensors.torch import load, save
 from torch import nn
@@ -399,7 +398,6 @@ def test_09_linear_attention_forms(t, held):
     "The loop and the chunks equal an explicit double loop, and so do the sums they leave."
     q, k, v = normal(2, t, 2, 3).exp(), normal(2, held + t, 2, 3, seed=1).exp(), normal(2, held + t, 2, 4, seed=2)
     own = torch.tensor([held, held // 2])
-    may = visible(t, own, held + t)
     want = torch.zeros(2, t, 2, 4).double()
     for b, i, h in itertools.product(range(2), range(t), range(2)):
         read = [(q[b, i, h] @ k[b, j, h], v[b, j, h]) for j in range(held - own[b], held + i + 1)]

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import invented
 import nbformat
 import pytest
@@ -31,7 +30,6 @@ from memlab.lab.claims import judge, names_of
 from memlab.lab.records import run_id
 from memlab.lab.rules import Artefact, check_twins
 from memlab.nn.infini import InfiniConfig
-from memlab.nn.linear import LinearAttentionConfig
 from memlab.nn.memory import keep_banks
 from memlab.nn.segment import SegmentStack
 from memlab.studies import infini_memory as study

@@ -109,7 +109,7 @@ def locked(arm, lock):
 
 def staying(arm, left, start=2.):
     "Margins of all pairs when teaching stops, and what is left in the last repeat."
-    task, total, stop, period = arm.task, arm.task.total, arm.task.stop, arm.task.period
+    total, stop, period = arm.task.total, arm.task.stop, arm.task.period
     for t in range(total + 1):
         gone = min(1., max(0., (t - stop) / (total - period - stop)))
         yield from (r | dict(value=start * (1 - (1 - left) * gone)) for r in of_pairs(t, 0., 0))

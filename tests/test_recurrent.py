@@ -1,6 +1,5 @@
 """Recurrences found all at once: scans, Newton's method and sweeps are the loop, and objectives do not mind how batches are cut, ordered or interrupted."""
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest

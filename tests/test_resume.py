@@ -15,7 +15,6 @@ from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
 from memlab.core.files import load_tensors
 from memlab.train.loop import CHECKPOINT, FitConfig, fit_model
-from memlab.train.optim import AdamWConfig
 from memlab.train.schedule import Constant
 from memlab.train.losses import lm_loss
 

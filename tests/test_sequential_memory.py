@@ -1,5 +1,5 @@
 """The claims of the study of sequential memory on invented numbers, and what its arms must share and may differ in."""
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import invented

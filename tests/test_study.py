@@ -14,7 +14,6 @@ from filelock import FileLock
 
 from memlab.core.files import read_json
 from memlab.lab.records import results_folder, runs_folder
-from memlab.lab.renew import read_rehearsals, renew
 from memlab.lab.runs import Run, compute
 from memlab.lab.study import Preset, Study, find_study
 from memlab.lab.work import RunFailed

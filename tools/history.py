@@ -5,7 +5,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 from memlab.core.files import home, read_json, write_json
 from memlab.lab.claims import turns
