@@ -101,7 +101,7 @@ POSITIONS = {f'positions {words}': dict(positions=kind) for words, kind in {
 FROZEN = {f'random {part.upper()}, 1/√{words}': dict(frozen=part, frozen_std=std) for part in ('k', 'qk', 'qkv')
           for std, words in dict(width='C', head='d').items()}
 SIGNS = {'signs folded': dict(fold='all'), 'signs folded, last layer': dict(fold='last')}
-PREFIX = {f'{n} vectors, σ {std:g}': dict(prefix=n, prefix_std=std)
+PREFIX = {f'{n} vector{"s" * (n > 1)}, σ {std:g}': dict(prefix=n, prefix_std=std)
           for n, std in ((1, 5.), (8, 5.), (32, 5.), (32, 1.), (32, .02))}
 PREFIX |= {'32 vectors, σ 5, with positions': dict(prefix=32, prefix_std=5., prefix_positions=True),
            'a sink': dict(sink=True)}
@@ -282,7 +282,7 @@ costs('DP18b', 'One block with an MLP so wide that it has as many weights costs 
       '13-apm-reuseweights-48mlp: stopped at 647')
 claim('DP19a', 'For each weight saved, tying the MLP of all layers costs half as much again as tying their attention.',
       lambda records: cost(records, 'MLP tied', PLAIN) - 1.5 * 8 / 3 * cost(records, 'QKV tied', PLAIN), HARMS,
-      'MLP tied', 'QKV tied', PLAIN, source='18-reusemlp-only, 18-reuseattn: .0028 and .0020 nats a million weights', sd=.05,
+      'MLP tied', 'QKV tied', PLAIN, source='18-reusemlp-only, 18-reuseattn: .0028, .0020 nats a million', sd=.05,
       measured='cost of a tied MLP minus 1.5 times the cost of tied QKV, for 8/3 as many weights')
 costs('DP19b', 'Tying the queries, keys and values of all layers is free.', 'QKV tied', PLAIN,
       Less(most=.02, said=.014),
@@ -352,7 +352,7 @@ costs('DP27b', 'Vectors that are read before every sequence do not help if they 
       '18-tokenprogram-2: -0.004', sd=.012)
 costs('DP27c', 'A learned sink does the same as 32 large vectors.', 'a sink', '32 vectors, σ 5', Equal(margin=.01),
       'a reading of 18-tokenprogram', sd=.012)
-costs('DP27d', 'One large vector does the same as 32.', '1 vectors, σ 5', '32 vectors, σ 5', Equal(margin=.01),
+costs('DP27d', 'One large vector does the same as 32.', '1 vector, σ 5', '32 vectors, σ 5', Equal(margin=.01),
       'a reading of 18-tokenprogram', sd=.012)
 
 # %% ../../nbs/studies/depth.ipynb #52953a03
