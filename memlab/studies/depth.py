@@ -10,8 +10,8 @@ __all__ = ['PLAIN', 'WRITTEN', 'ALONE', 'GATES', 'INPUTS', 'POSITIONS', 'FROZEN'
            'quick', 'cpu', 'gpu', 'learn', 'base_learns', 'cost', 'claim', 'costs', 'harms', 'curve', 'exit_points',
            'exit_loss', 'best_of', 'twins', 'half_way']
 
-# %% ../../nbs/studies/depth.ipynb #8dbe0452
-from collections.abc import Callable, Sequence
+# %% ../../nbs/studies/depth.ipynb #26b3eb1e
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.text import Windows
-from ..eval.exits import ExitFrontier, TokenDepths
+from ..eval.exits import ExitFrontier, TokenDepths, usual_rules
 from ..eval.held_out import CountingFloors, HeldOut
 from ..eval.measure import Measure
 from ..eval.planted import planted_text
@@ -71,8 +71,7 @@ def block(z: Sizes, **fields) -> ResidualLMConfig:
     return ResidualLMConfig(block=BlockConfig(**shape | fields), max_len=z.length, std=.02 * sqrt(768 / z.width))
 
 def arm(z: Sizes, question: str, way: str, model: Any, *more: Measure, objective: Objective = LayerLoss(),
-        times: int = 1,
-        rate: float = 1., warmup: int | None = None, rows: int | None = None) -> Arm:
+        times: int = 1, rate: float = 1., warmup: int | None = None, rows: int | None = None) -> Arm:
     "A model, how it is trained, and what it is asked."
     n, (corpus, tokenizer) = times * z.steps, z.text
     how = FitConfig(steps=n, optimizer=AdamWConfig(lr=rate * z.lr), objective=objective, precision=z.precision,
@@ -84,11 +83,11 @@ def arm(z: Sizes, question: str, way: str, model: Any, *more: Measure, objective
 # %% ../../nbs/studies/depth.ipynb #ddb37556
 PLAIN = 'plain'
 WRITTEN, ALONE = dict(update='a+m', carry='r'), dict(carry='r')   # both branches are written; the MLP alone is
-GATES = {'parallel': WRITTEN | dict(mlp_in='x'), 'no MLP': ALONE | dict(update='a'), 'no attention': ALONE
-         | dict(mlp_in='x')} | {
-    name: ALONE | dict(mlp_in='x', update=update) for name, update in {
-        'MLP as gate': 'gate(m)*a', 'hidden layer as gate': 'gate(hidden)*a', 'attention as gate': 'm*gate(a)',
-        'attention, summed, as gate': 'm*sum(a)'}.items()}
+GATES = {'parallel': WRITTEN | dict(mlp_in='x'), 'no MLP': ALONE | dict(update='a'),
+         'no attention': ALONE | dict(mlp_in='x')}
+GATES |= {name: ALONE | dict(mlp_in='x', update=update) for name, update in {
+    'MLP as gate': 'gate(m)*a', 'hidden layer as gate': 'gate(hidden)*a', 'attention as gate': 'm*gate(a)',
+    'attention, summed, as gate': 'm*sum(a)'}.items()}
 INPUTS = {'MLP sees x + a': WRITTEN | dict(mlp_in='N(x+a)'), 'MLP sees a': WRITTEN | dict(mlp_in='N(a)'),
           'MLP sees [x; a]': WRITTEN | dict(mlp_in='[x;a]'), 'a not written': ALONE,
           'a not written, MLP sees a': ALONE | dict(mlp_in='a'), 'own value deleted': dict(own='delete'),
@@ -101,7 +100,8 @@ POSITIONS = {f'positions {words}': dict(positions=kind) for words, kind in {
     'rotary': 'rope'}.items()}
 FROZEN = {f'random {part.upper()}, 1/√{words}': dict(frozen=part, frozen_std=std) for part in ('k', 'qk', 'qkv')
           for std, words in dict(width='C', head='d').items()}
-SIGNS = {'signs folded': dict(fold='all'), 'signs folded, last layer': dict(fold='last')}
+SIGNS = {name: WRITTEN | dict(mlp_in='N(x+a)', fold=fold)
+         for name, fold in {'signs folded': 'all', 'signs folded, last layer': 'last'}.items()}
 PREFIX = {f'{n} vector{"s" * (n > 1)}, σ {std:g}': dict(prefix=n, prefix_std=std)
           for n, std in ((1, 5.), (8, 5.), (32, 5.), (32, 1.), (32, .02))}
 PREFIX |= {'32 vectors, σ 5, with positions': dict(prefix=32, prefix_std=5., prefix_positions=True),
@@ -127,10 +127,8 @@ QUESTIONS = dict(gate=GATES, input=INPUTS, position=POSITIONS, frozen=FROZEN, si
 def changed(z: Sizes) -> list[Arm]:
     "The plain block, and everything that changes a block or shares it."
     asked = QUESTIONS | dict(sharing=shares(z), matrix=matrices(z))
-    signs = {n: WRITTEN | dict(mlp_in='N(x+a)') | f for n, f in SIGNS.items()}   # of r + a + m, all of it
-    return [arm(z, 'base', PLAIN, block(z))] + [arm(z, q, way, block(z, **fields)) for q,
-                                                ways in (asked | dict(sign=signs)).items()
-                                                for way, fields in ways.items()]
+    return [arm(z, 'base', PLAIN, block(z)), *(arm(z, question, way, block(z, **fields))
+                                               for question, ways in asked.items() for way, fields in ways.items())]
 
 RATES = {'rate / 3': 1 / 3, 'rate': 1., 'rate × 3': 3.}
 def started(way: str, rate: str, short: bool = False) -> str:
@@ -140,8 +138,8 @@ def started(way: str, rate: str, short: bool = False) -> str:
 def starts(z: Sizes) -> list[Arm]:
     "A sum and a product of the branches, at three rates and two warm-ups."
     ways = {PLAIN: {}, 'product': ALONE | dict(mlp_in='x', update='a*m')}
-    return [arm(z, 'warm-up', started(way, name, short), block(z, **fields), rate=rate, warmup=z.short
-                if short else None)
+    return [arm(z, 'warm-up', started(way, name, short), block(z, **fields), rate=rate,
+                warmup=z.short if short else None)
             for way, fields in ways.items() for name, rate in RATES.items() for short in (False, True)
             if (way, name, short) != (PLAIN, 'rate', False)]
 
@@ -155,8 +153,8 @@ def skips(z: Sizes) -> list[Arm]:
     ways = {LONG: ({}, LayerLoss()), 'a scalar gate': (executor | dict(write='mix'), LayerLoss()),
             'a token gate': (token, LayerLoss())}
     ways |= {f'a token gate, idempotence {w:g}': (token, IdempotenceLoss(weight=w)) for w in (.1, 1.)}
-    return [arm(z, 'skip', way, block(z, **fields), objective=loss, times=z.long) for way,
-            (fields, loss) in ways.items()]
+    return [arm(z, 'skip', way, block(z, **fields), objective=loss, times=z.long)
+            for way, (fields, loss) in ways.items()]
 
 # %% ../../nbs/studies/depth.ipynb #443c4d68
 EVERY, INDEPENDENT, LAST, WORDS = 'all layers', 'all layers, independent', 'last layer', 'words where a token leaves'
@@ -166,7 +164,8 @@ def weighted(term: str, weight: float) -> str: return f'confidence {term} × {we
 
 def exits(z: Sizes) -> list[Arm]:
     "Losses on layers and on confidence, and what every rule for leaving makes of them."
-    asked, every = ExitFrontier(tokens=z.rules), LayerLoss(placement='all')
+    rules = *usual_rules(z.layers), *(Threshold(p=p) for p in (.1, .2, .3, .4))
+    asked, every = ExitFrontier(rules=rules, tokens=z.rules), LayerLoss(placement='all')
     one = lambda way, loss, placement='single', *more: arm(
         z, 'exit', way, block(z, share='all', loss=placement), asked, *more, objective=loss, rows=z.few, times=z.long)
     text = TokenDepths(rule=Threshold(p=.7), seed=0)
@@ -202,8 +201,7 @@ def everything(z: Sizes) -> Preset:
 def quick() -> Preset:
     "Toys, to see that everything runs."
     return everything(Sizes(seeds=(0,), close=(0,), steps=3, rows=2, few=2, length=16, layers=3, width=16, warmup=2,
-                            short=1,
-                            long=1, others=True, held_out=1024, rules=1024))
+                            short=1, long=1, others=True, held_out=1024, rules=1024))
 
 def cpu() -> Preset:
     "Byte models of six layers of 32 channels on a laptop."
@@ -212,8 +210,7 @@ def cpu() -> Preset:
 def gpu() -> Preset:
     "Twelve layers of 512 channels, on the documentation and the code of Python; never run."
     return everything(Sizes(seeds=tuple(range(5)), close=tuple(range(10)), steps=3000, rows=32, few=32, length=256,
-                            layers=12,
-                            width=512, heads=8, lr=1e-3, text=('stdlib-docs+stdlib-code', 'bpe:8192'),
+                            layers=12, width=512, heads=8, lr=1e-3, text=('stdlib-docs+stdlib-code', 'bpe:8192'),
                             precision='bfloat16', others=True))
 
 study = Study('depth', 'What must each layer see, and when may a token stop?', dict(quick=quick, cpu=cpu, gpu=gpu),
@@ -257,14 +254,12 @@ for letter, way, base, source in (
           Equal(margin=.05), source)
 
 costs('DP15a', 'An MLP that sees what attention read, and not the stream, costs loss where attention is written too.',
-      'MLP sees a', 'MLP sees x + a',
-      harms(.18), '13-complicated-3: +0.18 at 4,000')
+      'MLP sees a', 'MLP sees x + a', harms(.18), '13-complicated-3: +0.18 at 4,000')
 costs('DP15b', 'An MLP that sees what attention read, and not the stream, costs loss where attention is not written.',
-      'a not written, MLP sees a', 'a not written', harms(.06),
-      '11-mlponly-mlponattn-value: +0.06 at 16,000')
+      'a not written, MLP sees a', 'a not written', harms(.06), '11-mlponly-mlponattn-value: +0.06 at 16,000')
 costs('DP15c', 'The same where attention is not written and lacks the own value: the MLP must see the stream.',
-      'own value deleted, a not written, MLP sees a',
-      'own value deleted, a not written', harms(1.3), '14-nodiagonal-noattn-nomlpres: +1.3')
+      'own value deleted, a not written, MLP sees a', 'own value deleted, a not written', harms(1.3),
+      '14-nodiagonal-noattn-nomlpres: +1.3')
 
 costs('DP16a', 'Attention need not be written to the stream, if the MLP sees it.', 'a not written', PLAIN, NO_WORSE,
       '15-baseline: +0.22 at 1,000, +0.04 at 3,000')
@@ -274,32 +269,27 @@ claim('DP16b', 'What it costs not to write attention falls as training goes on.'
       *UNWRITTEN, source='15-baseline: +0.22 at 1,000, +0.04 at 3,000', sd=.02,
       measured='cost after a third of the steps minus cost at the end')
 costs('DP16c', "Attention without a token's own value need not be written to the stream, if the MLP sees it.",
-      'own value deleted, a not written', PLAIN,
-      NO_WORSE,
+      'own value deleted, a not written', PLAIN, NO_WORSE,
       '14-nodiagonal-noattn: +0.007 at 4,000')
 
 # %% ../../nbs/studies/depth.ipynb #aec918f1
 costs('DP18a', 'One block for all layers costs loss.', 'one block', PLAIN, harms(.31),
       '13-baseline-reuseweights: +0.31 at 3,000')
 costs('DP18b', 'One block with an MLP so wide that it has as many weights costs loss too.', 'one block, equal weights',
-      PLAIN, HARMS,
-      '13-apm-reuseweights-48mlp: stopped at 647')
+      PLAIN, HARMS, '13-apm-reuseweights-48mlp: stopped at 647')
 claim('DP19a', 'For each weight saved, tying the MLP of all layers costs half as much again as tying their attention.',
       lambda records: cost(records, 'MLP tied', PLAIN) - 1.5 * 8 / 3 * cost(records, 'QKV tied', PLAIN), HARMS,
       'MLP tied', 'QKV tied', PLAIN, source='18-reusemlp-only, 18-reuseattn: .0028, .0020 nats a million', sd=.05,
       measured='cost of a tied MLP minus 1.5 times the cost of tied QKV, for 8/3 as many weights')
 costs('DP19b', 'Tying the queries, keys and values of all layers is free.', 'QKV tied', PLAIN,
-      Less(most=.02, said=.014),
-      '18-reuseattn: +0.014 at 2,000, +0.039 at 7,500')
+      Less(most=.02, said=.014), '18-reuseattn: +0.014 at 2,000, +0.039 at 7,500')
 costs('DP19c', 'Tied QKV are better than attention so narrow that as many weights are saved.', 'QKV tied',
-      'narrow attention',
-      Less(most=-.02), 'a control')
+      'narrow attention', Less(most=-.02), 'a control')
 costs('DP19d', 'Tying the MLP is worse than an MLP so narrow that as many weights are saved.', 'MLP tied', 'narrow MLP',
       HARMS, 'a control')
 
 costs('DP20a', 'Keys through random matrices that never learn are nearly free.', 'random K, 1/√d', PLAIN,
-      Less(most=.05, said=.04),
-      '18-fixedattn-k-only: +0.04 at 4,000')
+      Less(most=.05, said=.04), '18-fixedattn-k-only: +0.04 at 4,000')
 for letter, part, scale, said in (('b', 'QK', 'd', .27), ('c', 'QK', 'C', .27), ('d', 'QKV', 'd', .62)):
     costs(f'DP20{letter}',
           f'Random {"queries, keys and values" if "V" in part else "queries and keys"} of σ 1/√{scale} that '
@@ -309,35 +299,29 @@ for letter, part, scale, said in (('b', 'QK', 'd', .27), ('c', 'QK', 'C', .27), 
 costs('DP21a', 'Positions that multiply the token destroy the model.', 'positions multiplied', PLAIN, harms(2.5, .1),
       '11-axm-multpos: 7.66, the unigram floor', gate=base_learns)
 costs('DP21b', 'Positions that multiply the token and start at one do no harm.', 'positions multiplied, from one',
-      PLAIN, NO_WORSE,
-      'a control of the start')
+      PLAIN, NO_WORSE, 'a control of the start')
 costs('DP21c', 'No positions cost loss.', 'positions none', PLAIN, harms(.34), '11-apm-nopos: +0.34 at 500')
 costs('DP21d', 'Positions added again in every layer help.', 'positions again in every layer', PLAIN,
-      Less(most=-.02, said=-.07),
-      '11-axm-addposembagain: -0.07 at 500')
+      Less(most=-.02, said=-.07), '11-axm-addposembagain: -0.07 at 500')
 
 for letter, way, rate in (('a', PLAIN, 'rate'), ('b', PLAIN, 'rate × 3'), ('c', 'product', 'rate'),
                           ('d', 'product', 'rate × 3')):
     add = way == PLAIN
     costs(f'DP22{letter}', f'At {"the usual rate" if rate == "rate" else "three times the rate"} a short warm-up '
-          + ('costs the additive block'
-             if add else 'costs the product of branches nothing') + ' after a third of the steps.',
+          f'costs the {"additive block something" if add else "product of branches nothing"} after a third of a run.',
           started(way, rate, True), started(way, rate), harms(.4) if add else Equal(margin=.05), early=True, sd=.04,
           source='0-gpt against 13-baseline: 0.4 at 1,000' if add else '13-axm-100warmup against 13-axm: about 0')
 costs('DP22e', 'At the usual rate a short warm-up costs the additive block something at the end too.',
-      started(PLAIN, 'rate', True), PLAIN, harms(.07),
-      '0-gpt against 13-baseline: 0.07 at 7,500')
+      started(PLAIN, 'rate', True), PLAIN, harms(.07), '0-gpt against 13-baseline: 0.07 at 7,500')
 
 costs('DP23a', 'An MLP that emits a matrix needs to emit a bias beside it.', 'matrix, no bias', 'matrix', harms(.3),
       '14-mlpmatrix-nobias: +0.3')
 costs('DP23b', 'A matrix gains nothing over a wide MLP of as many weights.', 'matrix', 'wide MLP',
-      More(least=-.02, said=0.),
-      '14-mlpmatrix-moreinner and 16-vanilla-mlpscale-64: -0.05 and -0.08')
+      More(least=-.02, said=0.), '14-mlpmatrix-moreinner and 16-vanilla-mlpscale-64: -0.05 and -0.08')
 for letter, way, words in (('a', '[x; a] alone', 'with more weights'),
                            ('b', '[x; a] alone, equal weights', 'with as many weights')):
     costs(f'DP24{letter}', f'An MLP of stream and attention side by side, alone, is as good as the block, {words}.',
-          way, PLAIN, Equal(margin=.05),
-          '16-principle-5: +0.03 at 4,000 to 7,500')
+          way, PLAIN, Equal(margin=.05), '16-principle-5: +0.03 at 4,000 to 7,500')
 
 # %% ../../nbs/studies/depth.ipynb #c06506e8
 for letter, way in zip('abcd', ('a scalar gate', 'a token gate', 'a token gate, idempotence 0.1',
@@ -349,11 +333,9 @@ for letter, way, said in (('a', 'signs folded', .25), ('b', 'signs folded, last 
     costs(f'DP26{letter}', f'Taking the absolute value of the stream ("{way}") costs loss.', way, 'MLP sees x + a',
           harms(said), '18-vanilla-abs: +0.25 at 1,000, +0.13 at 3,000')
 costs('DP27a', 'Vectors that are learned and read before every sequence help, if they start large.', '32 vectors, σ 5',
-      PLAIN, Less(most=-.01, said=-.019),
-      '18-tokenprogram-3: -0.054 at 500, -0.019 at 3,000', sd=.012)
+      PLAIN, Less(most=-.01, said=-.019), '18-tokenprogram-3: -0.054 at 500, -0.019 at 3,000', sd=.012)
 costs('DP27b', 'Vectors that are read before every sequence do not help if they start small.', '32 vectors, σ 1', PLAIN,
-      More(least=-.01, said=-.004),
-      '18-tokenprogram-2: -0.004', sd=.012)
+      More(least=-.01, said=-.004), '18-tokenprogram-2: -0.004', sd=.012)
 costs('DP27c', 'A learned sink does the same as 32 large vectors.', 'a sink', '32 vectors, σ 5', Equal(margin=.01),
       'a reading of 18-tokenprogram', sd=.012)
 costs('DP27d', 'One large vector does the same as 32.', '1 vector, σ 5', '32 vectors, σ 5', Equal(margin=.01),
@@ -401,16 +383,14 @@ for letter, term in zip('def', SAID):
           measured=f'{ON_AVERAGE}, minus that of "{WORDS}"')
 claim('DP28g', 'Reading words only where a token was sampled to leave is worse than reading every layer.',
       lambda records: exit_loss(records, WORDS) - exit_loss(records, EVERY), HARMS, WORDS, EVERY, gate=base_learns,
-      sd=.03,
-      source='never run by the source', measured=f'{ON_AVERAGE}, minus that of "{EVERY}"')
+      sd=.03, source='never run by the source', measured=f'{ON_AVERAGE}, minus that of "{EVERY}"')
 claim('DP28h', 'A threshold on confidence beats one layer for all tokens.',
       lambda records: exit_loss(records, EVERY, 'fixed layer') - exit_loss(records, EVERY, 'threshold'),
-      More(least=.01), EVERY, sd=.01,
-      source='12 December: switched off', measured='loss of fixed layers minus that of thresholds, mean over depths')
+      More(least=.01), EVERY, sd=.01, source='12 December: switched off',
+      measured='loss of fixed layers minus that of thresholds, mean over depths')
 claim('DP28i', 'The halting signal, which costs no readout, is as good as a threshold.',
       lambda records: exit_loss(records, EVERY, 'halting') - exit_loss(records, EVERY, 'threshold'), NO_WORSE, EVERY,
-      sd=.01,
-      source='open question 12', measured='loss of halting minus that of thresholds, mean over depths')
+      sd=.01, source='open question 12', measured='loss of halting minus that of thresholds, mean over depths')
 
 # %% ../../nbs/studies/depth.ipynb #a20e0293
 PAST = [('first entry, detached', 'first entry'),         # with the source's mask, which shows that of the past
@@ -427,8 +407,8 @@ claim('DP29a', 'Layer feedback needs gradients into the past: detached, it costs
       source='19-funexperiment: 6.75 at 630 against 6.48 at 1,100, with the mask', sd=.02,
       measured='held-out loss detached minus not: with the mask of the first entry, and with a full one')
 READ_ALL = 'Layers that read all layers of earlier tokens beat those that read their own'
-for letter, way, more in (('b', 'layer feedback', ''), ('c', 'layer feedback, detached',
-                                                        ', without gradients into the past')):
+for letter, way, more in (('b', 'layer feedback', ''),
+                          ('c', 'layer feedback, detached', ', without gradients into the past')):
     costs(f'DP29{letter}', f'{READ_ALL}{more}, at as many weights.', way, 'ordinary attention', Less(most=-.02),
           'Fan et al. 2020; not measured by the source')
 
@@ -439,7 +419,7 @@ def half_way(records: pd.DataFrame, arm: str) -> pd.Series:
 
 HALF = dict(sd=.02, measured='loss read after half of the layers minus after the last')
 claim('DP30a', 'One block whose every layer is trained to be read loses less than .1 nat where it is read half-way.',
-      partial(half_way, arm=EVERY), Less(most=.1,
-                                         said=.08), EVERY, source='0.03 at 1,000, 0.08 at 3,500 (mean layer)', **HALF)
+      partial(half_way, arm=EVERY), Less(most=.1, said=.08), EVERY,
+      source='0.03 at 1,000, 0.08 at 3,500 (mean layer)', **HALF)
 claim('DP30b', 'Independent layers, each trained to be read, lose more than .3 nat where they are read half-way.',
       partial(half_way, arm=INDEPENDENT), More(least=.3), INDEPENDENT, source='0.285 at 1,000 (mean layer)', **HALF)
