@@ -234,7 +234,7 @@ def claim(id: str, statement: str, read: Callable, rule: Any, *arms: str, gate: 
     "A claim about some arms, with ten seeds where all of them have so many."
     study.reading(id, statement, read, gate, arms=arms, rule=rule, seeds=10 if CLOSE.issuperset(arms) else 5, **plan)
 
-def costs(id: str, statement: str, ours: str, theirs: str, rule: Any, source: str, sd: float = .02, early: bool = False,
+def costs(id: str, statement: str, ours: str, theirs: str, rule: Any, source: str, sd: float = .03, early: bool = False,
           gate: Callable = learn) -> None:
     "A claim about what an arm loses against another."
     claim(id, statement, partial(cost, ours=ours, theirs=theirs, early=early), rule, ours, theirs, gate=gate,
@@ -262,7 +262,7 @@ costs('DP15c', 'The same where attention is not written and lacks the own value:
       '14-nodiagonal-noattn-nomlpres: +1.3')
 
 costs('DP16a', 'Attention need not be written to the stream, if the MLP sees it.', 'a not written', PLAIN, NO_WORSE,
-      '15-baseline: +0.22 at 1,000, +0.04 at 3,000')
+      '15-baseline: +0.22 at 1,000, +0.04 at 3,000', sd=.02)
 UNWRITTEN = 'a not written', PLAIN
 claim('DP16b', 'What it costs not to write attention falls as training goes on.',
       lambda records: cost(records, *UNWRITTEN, early=True) - cost(records, *UNWRITTEN), More(least=.01, said=.18),
@@ -270,23 +270,23 @@ claim('DP16b', 'What it costs not to write attention falls as training goes on.'
       measured='cost after a third of the steps minus cost at the end')
 costs('DP16c', "Attention without a token's own value need not be written to the stream, if the MLP sees it.",
       'own value deleted, a not written', PLAIN, NO_WORSE,
-      '14-nodiagonal-noattn: +0.007 at 4,000')
+      '14-nodiagonal-noattn: +0.007 at 4,000', sd=.02)
 
 # %% ../../nbs/studies/depth.ipynb #aec918f1
 costs('DP18a', 'One block for all layers costs loss.', 'one block', PLAIN, harms(.31),
-      '13-baseline-reuseweights: +0.31 at 3,000')
+      '13-baseline-reuseweights: +0.31 at 3,000', sd=.04)
 costs('DP18b', 'One block with an MLP so wide that it has as many weights costs loss too.', 'one block, equal weights',
-      PLAIN, HARMS, '13-apm-reuseweights-48mlp: stopped at 647')
+      PLAIN, HARMS, '13-apm-reuseweights-48mlp: stopped at 647', sd=.04)
 claim('DP19a', 'For each weight saved, tying the MLP of all layers costs half as much again as tying their attention.',
       lambda records: cost(records, 'MLP tied', PLAIN) - 1.5 * 8 / 3 * cost(records, 'QKV tied', PLAIN), HARMS,
-      'MLP tied', 'QKV tied', PLAIN, source='18-reusemlp-only, 18-reuseattn: .0028, .0020 nats a million', sd=.05,
+      'MLP tied', 'QKV tied', PLAIN, source='18-reusemlp-only, 18-reuseattn: .0028, .0020 nats a million', sd=.1,
       measured='cost of a tied MLP minus 1.5 times the cost of tied QKV, for 8/3 as many weights')
 costs('DP19b', 'Tying the queries, keys and values of all layers is free.', 'QKV tied', PLAIN,
       Less(most=.02, said=.014), '18-reuseattn: +0.014 at 2,000, +0.039 at 7,500')
 costs('DP19c', 'Tied QKV are better than attention so narrow that as many weights are saved.', 'QKV tied',
-      'narrow attention', Less(most=-.02), 'a control')
+      'narrow attention', Less(most=-.02), 'a control', sd=.04)
 costs('DP19d', 'Tying the MLP is worse than an MLP so narrow that as many weights are saved.', 'MLP tied', 'narrow MLP',
-      HARMS, 'a control')
+      HARMS, 'a control', sd=.04)
 
 costs('DP20a', 'Keys through random matrices that never learn are nearly free.', 'random K, 1/√d', PLAIN,
       Less(most=.05, said=.04), '18-fixedattn-k-only: +0.04 at 4,000')
@@ -333,13 +333,13 @@ for letter, way, said in (('a', 'signs folded', .25), ('b', 'signs folded, last 
     costs(f'DP26{letter}', f'Taking the absolute value of the stream ("{way}") costs loss.', way, 'MLP sees x + a',
           harms(said), '18-vanilla-abs: +0.25 at 1,000, +0.13 at 3,000')
 costs('DP27a', 'Vectors that are learned and read before every sequence help, if they start large.', '32 vectors, σ 5',
-      PLAIN, Less(most=-.01, said=-.019), '18-tokenprogram-3: -0.054 at 500, -0.019 at 3,000', sd=.012)
+      PLAIN, Less(most=-.01, said=-.019), '18-tokenprogram-3: -0.054 at 500, -0.019 at 3,000', sd=.015)
 costs('DP27b', 'Vectors that are read before every sequence do not help if they start small.', '32 vectors, σ 1', PLAIN,
-      More(least=-.01, said=-.004), '18-tokenprogram-2: -0.004', sd=.012)
+      More(least=-.01, said=-.004), '18-tokenprogram-2: -0.004', sd=.015)
 costs('DP27c', 'A learned sink does the same as 32 large vectors.', 'a sink', '32 vectors, σ 5', Equal(margin=.01),
-      'a reading of 18-tokenprogram', sd=.012)
+      'a reading of 18-tokenprogram', sd=.015)
 costs('DP27d', 'One large vector does the same as 32.', '1 vector, σ 5', '32 vectors, σ 5', Equal(margin=.01),
-      'a reading of 18-tokenprogram', sd=.012)
+      'a reading of 18-tokenprogram', sd=.015)
 
 # %% ../../nbs/studies/depth.ipynb #52953a03
 KINDS = {'fixed layer': 'layer ', 'threshold': 'p >=', 'halting': 'cos >', 'sampled': 'sampled'}
