@@ -118,11 +118,11 @@ def test_detaching_is_refuted_where_the_mask_shows_nothing_either(): assert deci
 
 @pytest.mark.parametrize('claim', SCENES)
 def test_what_is_missing_or_has_learned_nothing_decides_nothing(claim):
-    arms = scene(claim)
-    runs, records = tables(arms)
+    arms, ask = scene(claim), partial(judge, CLAIMS[claim], preset='cpu')
+    whole = tables(arms)
     for arm in arms:
-        assert judge(CLAIMS[claim], *without(runs, records, arm), 'cpu').verdict == 'inconclusive'
-        assert 'seed 1' in judge(CLAIMS[claim], *diverged(runs, records, arm, seed=1), 'cpu').note
+        assert ask(*without(*whole, arm)).verdict == 'inconclusive'
+        assert 'seed 1' in ask(*diverged(*whole, arm, seed=1)).note
     found = decide(claim, {a: replace(ran, floor=.1) for a, ran in arms.items()})
     assert found.verdict == 'inconclusive' and 'no model does the task: 0 of 6' in found.note
 
