@@ -48,6 +48,11 @@ class IdempotenceLoss(Objective):
 
     def __post_init__(self): check_words(self, dict(measure=DRIFT)), check_numbers(vars(self), weight=DECAY)
 
+    @property
+    def placement(self) -> str:
+        "Where the loss that is reported is read."
+        return 'single'
+
     def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t']) -> Summed:
         rs, _ = learner.model.streams(ids)
         one = token_loss(learner.model, learner.model.norm(rs[-1]), labels)

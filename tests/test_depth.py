@@ -1,0 +1,246 @@
+"""The claims of the study of depth on invented numbers, what its arms share and may differ in, and that each claim finds what its arms measure."""
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
+from itertools import product
+from math import inf
+
+import invented
+import pandas as pd
+import pytest
+import torch
+from invented import diverged, of, without
+from memlab.core.record import record
+from memlab.eval.held_out import CountingFloors
+from memlab.lab.arm import check_factors, execute
+from memlab.lab.claims import judge, names_of, read_values
+from memlab.lab.records import frame, record_table
+from memlab.lab.rules import Artefact, check_twins, error_rates, wrong
+from memlab.studies import depth as study
+from memlab.studies.depth import EVERY, INDEPENDENT, LONG, PAST, PLAIN, WORDS, started, weighted
+
+CLAIMS, SEEDS = {c.id: c for c in study.study.claims}, 6
+
+
+@dataclass(frozen=True)
+class Ran:
+    "What the runs of an arm measured: its loss at the end and after a third; (loss, depth) of rules; the loss read after each layer."
+    loss: object = 2.
+    early: object = 2.5
+    rules: dict = field(default_factory=dict)
+    lens: tuple = ()
+    floor: float = 3.3
+    seeds: int = SEEDS
+
+
+def rows(ran, seed):
+    "Records of one run."
+    yield record(0, 'floor', ran.floor, item='unigram')
+    for step, value in ((0, 5.), (200, of(ran.early, seed)), (600, of(ran.loss, seed))): yield record(step, 'val_loss', value)
+    for item, (ce, deep) in ran.rules.items(): yield from (record(600, 'exit_ce', of(ce, seed), item=item), record(600, 'exit_depth', deep, item=item))
+    for layer, value in enumerate(ran.lens, 1): yield record(600, 'lens_ce', of(value, seed), layer, 'rest')
+
+
+def tables(arms): return invented.tables(arms, rows)
+def does(f, x): return [f(v) for v in x] if isinstance(x, list) else f(x)
+def worse(ours, theirs): return lambda x: {ours: Ran(does(lambda v: 2 + v, x)), theirs: Ran()}
+def worse_early(ours, theirs): return lambda x: {ours: Ran(early=does(lambda v: 2.5 + v, x)), theirs: Ran()}
+
+
+def level(ce, **more):
+    "Rules of which all have one loss, and some others."
+    return {'layer 1': (ce, 1.), 'layer 2': (ce, 2.), 'layer 3': (ce, 3.), 'p >= 0.7': (ce, 2.), 'cos > 0.99': (ce, 2.), 'sampled': (ce, 2.)} | more
+
+
+def leave(worse, base):
+    "All these arms lose so much more than the last, wherever tokens leave."
+    return lambda x: {n: Ran(rules=level(does(lambda v: 2 + v + .01 * i, x))) for i, n in enumerate(worse)} | {base: Ran(rules=level(2.))}
+
+
+def kinds(kind):
+    "One kind of rules is so much better than the fixed layers, and halting as good as they: twice as much half-way is once on average."
+    return lambda x: {EVERY: Ran(rules=level(2.) | {kind: (does(lambda v: 2 - 2 * v, x), 2.)})}
+
+
+def two_masks(x, on=.1): return {n: Ran(does(lambda v: 2 + v, y)) for pair, y in zip(PAST, (on, x)) for n, y in zip(pair, (y, 0.))}
+
+
+SHORT, TOKEN = partial(started, short=True), 'a token gate'
+WORSE = {   # claim -> ours, theirs; effects that support it, refute it, and leave it open
+    **{f'DP14{x}': (a, b, .01, .2, (-.2, .2)) for x, a, b in (('a', 'MLP as gate', 'no MLP'), ('b', 'hidden layer as gate', 'no MLP'), ('c', 'attention as gate', 'no attention'), ('d', 'attention, summed, as gate', 'no attention'))},
+    'DP15a': ('MLP sees a', 'MLP sees x + a', .2, -.1, (-.1, .2)), 'DP15b': ('a not written, MLP sees a', 'a not written', .2, -.1, (-.1, .2)), 'DP15c': ('own value deleted, a not written, MLP sees a', 'own value deleted, a not written', .2, -.1, (-.1, .2)),
+    'DP16a': ('a not written', PLAIN, .005, .1, (-.1, .1)), 'DP16c': ('own value deleted, a not written', PLAIN, .005, .1, (-.1, .1)),
+    'DP18a': ('one block', PLAIN, .2, -.1, (-.1, .2)), 'DP18b': ('one block, equal weights', PLAIN, .2, -.1, (-.1, .2)),
+    'DP19b': ('QKV tied', PLAIN, .005, .1, (-.1, .1)), 'DP19c': ('QKV tied', 'narrow attention', -.1, .1, (-.2, .1)), 'DP19d': ('MLP tied', 'narrow MLP', .1, -.1, (-.1, .2)),
+    'DP20a': ('random K, 1/√d', PLAIN, .01, .2, (-.1, .2)), 'DP20b': ('random QK, 1/√d', PLAIN, .2, .01, (-.1, .2)), 'DP20c': ('random QK, 1/√C', PLAIN, .2, .01, (-.1, .2)), 'DP20d': ('random QKV, 1/√d', PLAIN, .2, .01, (-.1, .2)),
+    'DP21a': ('positions multiplied', PLAIN, 2.5, .01, (-.1, .4)), 'DP21b': ('positions multiplied, from one', PLAIN, .005, .1, (-.1, .1)), 'DP21c': ('positions none', PLAIN, .2, -.1, (-.1, .2)), 'DP21d': ('positions again in every layer', PLAIN, -.1, .1, (-.2, .1)),
+    'DP22e': (SHORT(PLAIN, 'rate'), PLAIN, .1, -.1, (-.1, .2)), 'DP23a': ('matrix, no bias', 'matrix', .2, -.1, (-.1, .2)), 'DP23b': ('matrix', 'wide MLP', .1, -.2, (-.2, .1)),
+    'DP24a': ('[x; a] alone', PLAIN, .01, .2, (-.2, .2)), 'DP24b': ('[x; a] alone, equal weights', PLAIN, .01, .2, (-.2, .2)),
+    **{f'DP25{x}': (n, LONG, .005, .1, (-.1, .1)) for x, n in zip('abcd', ('a scalar gate', TOKEN, f'{TOKEN}, idempotence 0.1', f'{TOKEN}, idempotence 1'))},
+    'DP26a': ('signs folded', 'MLP sees x + a', .2, -.1, (-.1, .2)), 'DP26b': ('signs folded, last layer', 'MLP sees x + a', .2, -.1, (-.1, .2)),
+    'DP27a': ('32 vectors, σ 5', PLAIN, -.1, .1, (-.2, .1)), 'DP27b': ('32 vectors, σ 1', PLAIN, .01, -.1, (-.2, .1)), 'DP27c': ('a sink', '32 vectors, σ 5', .001, .1, (-.1, .1)), 'DP27d': ('1 vector, σ 5', '32 vectors, σ 5', .001, .1, (-.1, .1)),
+    'DP29b': ('layer feedback', 'ordinary attention', -.1, .1, (-.2, .1)), 'DP29c': ('layer feedback, detached', 'ordinary attention', -.1, .1, (-.2, .1)),
+}
+SCENES = {id: (worse(ours, theirs), *effects) for id, (ours, theirs, *effects) in WORSE.items()}
+SCENES |= {f'DP22{x}': (worse_early(SHORT(way, rate), started(way, rate)), *effects) for x, way, rate, effects in (
+    ('a', PLAIN, 'rate', (.2, -.1, (-.1, .2))), ('b', PLAIN, 'rate × 3', (.2, -.1, (-.1, .2))), ('c', 'product', 'rate', (.005, .1, (-.1, .1))), ('d', 'product', 'rate × 3', (.005, .1, (-.1, .1))))}
+SCENES |= {
+    'DP16b': (lambda x: {'a not written': Ran(loss=2.1, early=does(lambda v: 2.6 + v, x)), PLAIN: Ran()}, .2, -.1, (-.1, .2)),
+    'DP19a': (lambda x: {'MLP tied': Ran(does(lambda v: 2.04 + v, x)), 'QKV tied': Ran(2.01), PLAIN: Ran()}, .2, -.1, (-.1, .2)),
+    'DP28g': (leave([WORDS], EVERY), .2, -.1, (-.1, .2)), 'DP28h': (kinds('p >= 0.7'), .2, -.1, (-.1, .2)), 'DP28i': (lambda x: kinds('cos > 0.99')(does(lambda v: -v, x)), .005, .2, (-.1, .2)),
+    'DP29a': (two_masks, .1, -.1, (-.1, .2)),
+    'DP30a': (lambda x: {EVERY: Ran(lens=(3., does(lambda v: 2 + v, x), 2.))}, .05, .4, (0., .3)), 'DP30b': (lambda x: {INDEPENDENT: Ran(lens=(3., does(lambda v: 2 + v, x), 2.))}, .6, .1, (.1, .6))}
+for x, y, term in zip('abc', 'def', ('penalised', 'rewarded', 'label rewarded')):
+    SCENES |= {f'DP28{x}': (leave([weighted(term, .1), weighted(term, 1)], EVERY), .2, -.1, (-.1, .2)), f'DP28{y}': (leave([weighted(term, 1)], WORDS), .2, -.1, (-.1, .2))}
+
+
+def scene(claim, i=1):
+    make, *effects = SCENES[claim]
+    return make(list(effects[i - 1]) * 3 if isinstance(effects[i - 1], tuple) else effects[i - 1])
+
+
+def decide(claim, arms): return judge(CLAIMS[claim], *tables(arms), 'cpu')
+
+
+def test_every_claim_has_its_scene(): assert set(SCENES) == set(CLAIMS)
+
+
+@pytest.mark.parametrize('claim, i', list(product(CLAIMS, (1, 2, 3))))
+def test_verdict(claim, i):
+    runs, records = tables(scene(claim, i))
+    want = 'artefact' if (claim, i) == ('DP29a', 2) else ('supported', 'refuted', 'inconclusive')[i - 1]
+    assert judge(CLAIMS[claim], runs, records, 'cpu').verdict == want
+    assert judge(CLAIMS[claim], runs, records, 'quick').verdict == 'inconclusive'
+    assert set(names_of(CLAIMS[claim], runs)) == set(scene(claim))
+
+
+def test_detaching_is_refuted_where_the_mask_shows_nothing_either(): assert decide('DP29a', two_masks(-.1, on=-.1)).verdict == 'refuted'
+
+
+@pytest.mark.parametrize('claim', SCENES)
+def test_what_is_missing_or_has_learned_nothing_decides_nothing(claim):
+    arms, ask = scene(claim), partial(judge, CLAIMS[claim], preset='cpu')
+    whole = tables(arms)
+    for arm in arms:
+        assert ask(*without(*whole, arm)).verdict == 'inconclusive'
+        assert 'seed 1' in ask(*diverged(*whole, arm, seed=1)).note
+    found = decide(claim, {a: replace(ran, floor=.1) for a, ran in arms.items()})
+    assert found.verdict == 'inconclusive' and 'no model does the task: 0 of 6' in found.note
+
+
+def test_an_arm_that_is_said_to_fail_may_fail():
+    assert decide('DP21a', {'positions multiplied': Ran(5.), PLAIN: Ran()}).verdict == 'supported'
+    assert decide('DP21c', {'positions none': Ran(5.), PLAIN: Ran()}).verdict == 'inconclusive'
+
+
+def test_a_curve_goes_from_the_first_layer_to_the_last():
+    points = pd.DataFrame(dict(exit_ce=[4., 3., 2., 2.5], exit_depth=[1., 2., 3., 2.]), index=['layer 1', 'layer 2', 'layer 3', 'p >= 0.7'])
+    assert study.curve(points, 'fixed layer')[[0, 20, 40]].tolist() == [4., 3., 2.]
+    assert study.curve(points, 'threshold')[[0, 20, 40]].tolist() == [4., 2.5, 2.] and study.curve(points, 'halting')[20] == 3.
+
+
+def test_the_best_rule_is_taken_at_each_depth():
+    "One kind is best early, another late; no kind alone is as good."
+    arms = {EVERY: Ran(rules={'layer 1': (4., 1.), 'layer 2': (3.5, 2.), 'layer 3': (2., 3.), 'p >= 0.7': (2.5, 1.5), 'cos > 0.99': (2., 2.)})}
+    records = tables(arms)[1]
+    both = study.exit_loss(records, EVERY)[0]
+    assert both < min(study.exit_loss(records, EVERY, kind)[0] for kind in study.KINDS)
+
+
+def test_no_rule_is_wrong_more_than_once_in_twenty():
+    for c in {(type(c.rule), c.sd, c.seeds): c for c in CLAIMS.values() if not isinstance(c.rule, Artefact)}.values():
+        assert wrong(error_rates(c.rule, c.sd, c.seeds, 2000), c.rule) <= .07, c.id   # and the noise of as many made-up studies
+
+
+# -- arms -------------------------------------------------------------------------------------------------------------
+
+@cache
+def plan(preset): return {a.name: (a, seeds) for a, seeds in study.study.presets[preset]().plan}
+def asked(question): return {n: a for n, (a, _) in plan('cpu').items() if dict(a.factors)['question'] == question}
+
+
+@pytest.mark.parametrize('preset', ['quick', 'cpu', 'gpu'])
+def test_claims_ask_for_arms_that_are_planned_with_their_seeds(preset):
+    check_factors([a for a, _ in plan(preset).values()])
+    for claim in CLAIMS.values():
+        seeds = [plan(preset)[name][1] for name in claim.arms]
+        if preset != 'quick': assert min(map(len, seeds)) >= claim.seeds >= 5, claim.id
+
+
+def test_pilot_seeds_are_read_by_no_claim(): assert not {97, 98, 99} & {s for _, seeds in plan('cpu').values() for s in seeds}
+
+
+@pytest.fixture(scope='module')
+def ran(tmp_path_factory):
+    "All arms at preset quick, with floors so high that every arm is said to have learned."
+    home, runs, parts = tmp_path_factory.mktemp('runs'), [], []
+    for name, (a, _) in plan('quick').items():
+        a = replace(a, measures=tuple(m for m in a.measures if not isinstance(m, CountingFloors)))
+        out = execute(a, 0, home, progress=False)
+        runs.append(dict(run_id=name, arm=name, seed=0, status=out.status))
+        parts.append(record_table([record(0, 'floor', inf, item='unigram'), *out.records], name, name, 0))
+        for f in home.iterdir(): f.unlink()
+    return pd.DataFrame(runs), pd.concat(map(frame, parts))
+
+
+@pytest.mark.filterwarnings('ignore:.*no loss was read at intermediate layers')
+def test_every_claim_reads_numbers_off_what_its_arms_measure(ran):
+    assert set(ran[0].status) == {'finished'}
+    for claim in CLAIMS.values():
+        values = read_values(claim, *ran).values
+        for v in values if isinstance(values, tuple) else (values,): assert len(v) == 1 and v.notna().all(), claim.id
+
+
+def test_every_arm_is_read_by_a_claim_or_drawn():
+    "Arms that no claim reads are beside those of a claim in a figure of their question."
+    read = {n for c in CLAIMS.values() for n in c.arms}
+    assert {dict(a.factors)['question'] for n, (a, _) in plan('cpu').items() if n not in read} <= {'gate', 'input', 'position', 'frozen', 'sharing', 'prefix', 'warm-up', 'exit', 'feedback'}
+
+
+def test_arms_of_a_question_read_the_same_batches_for_as_long():
+    for mine in [list(asked(q).values()) for q in ('base', 'gate', 'input', 'position', 'frozen', 'sign', 'prefix', 'sharing', 'matrix')] + [list(asked('skip').values()), list(asked('exit').values()), list(asked('feedback').values())]:
+        assert len({(a.task, a.train.steps, a.train.schedule, a.train.optimizer) for a in mine}) == 1
+    longest = plan('cpu')[LONG][0]
+    assert longest.model == plan('cpu')[PLAIN][0].model and longest.train.steps == 3 * plan('cpu')[PLAIN][0].train.steps
+    for step in (0, 40): assert torch.equal(longest.task.batches(3)(step)[0], plan('cpu')[PLAIN][0].task.batches(3)(step)[0])
+
+
+def differ(a, b): return {f.name for f in fields(a) if getattr(a, f.name) != getattr(b, f.name)}
+
+
+def test_blocks_differ_from_plain_in_what_is_asked():
+    base = plan('cpu')[PLAIN][0].model.block
+    allowed = dict(gate={'mlp_in', 'update', 'carry'}, input={'mlp_in', 'update', 'carry', 'own', 'mlp_ratio'}, position={'positions'}, frozen={'frozen', 'frozen_std'}, sign={'mlp_in', 'update', 'carry', 'fold'},
+                   prefix={'prefix', 'prefix_std', 'prefix_positions', 'sink'}, sharing={'share', 'mlp_ratio', 'attn_ratio'}, matrix={'mlp_in', 'update', 'carry', 'rank', 'mlp_ratio'})
+    for question, names in allowed.items():
+        for n, a in asked(question).items(): assert differ(a.model.block, base) and differ(a.model.block, base) <= names, n
+
+
+def test_a_short_warm_up_is_shorter_and_nothing_else():
+    for way, rate in product((PLAIN, 'product'), study.RATES):
+        long, short = (plan('cpu')[started(way, rate, s)][0] for s in (False, True))
+        assert long.model == short.model and differ(long.train, short.train) == {'schedule'} and short.train.schedule == replace(long.train.schedule, warmup=10)
+
+
+@cache
+def weights(name, preset='cpu'):
+    a = plan(preset)[name][0]
+    return sum(p.numel() for p in a.model.build(0, 257).parameters() if p.requires_grad)
+
+
+def test_what_is_matched_has_as_many_weights():
+    for a, b in (('one block, equal weights', PLAIN), ('QKV tied', 'narrow attention'), ('MLP tied', 'narrow MLP'), ('matrix', 'wide MLP'), ('[x; a] alone, equal weights', PLAIN)):
+        assert abs(weights(a) / weights(b) - 1) < .02, (a, b)
+    assert len({weights(n) for n in ('layer feedback', 'layer feedback, detached', 'ordinary attention', 'first entry')}) == 1
+
+
+def test_claim_19_counts_the_weights_that_are_saved():
+    saved = [weights(PLAIN) - weights(n) for n in ('MLP tied', 'QKV tied')]
+    assert abs(saved[0] / saved[1] / (8 / 3) - 1) < .02
+
+
+def test_losses_on_confidence_and_masks_differ_in_themselves_alone():
+    mine = [a for n, a in asked('exit').items() if n not in (EVERY, INDEPENDENT)]
+    assert len({a.model for a in mine}) == 1 and len({replace(a.train, objective=None) for a in mine}) == 1
+    for on, off in study.twins(): check_twins(on, off, ('model.mask',))
+    own, every = (asked('feedback')[n].model for n in ('ordinary attention', 'layer feedback'))
+    assert replace(own, sees='layers') == every
