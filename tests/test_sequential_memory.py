@@ -72,6 +72,7 @@ SCENES = {   # claim -> arms for which it is supported; for which it is refuted;
     'SM16d': tuple(drawn(x) for x in (.2, .01, split(.01, .12))),
     **{f'SM16{x}': tuple(at_scales('pairs', left, by, n, ours, .2) for ours in (.4, .2, split(.1, .5))) for x, by, n in (('b', 'element', 1), ('c', 'tensor', 4))},
     **{f'SM16{x}': tuple(at_scales('sentences', words, by, n, ours, .2) for ours in (.4, .2, split(.1, .5))) for x, by, n in (('e', 'element', 1), ('f', 'tensor', 2))},
+    **{f'SM16{x}': tuple(at_scales('sentences', words, by, n, ours, .2) for ours in (.4, .2, split(.1, .5))) for x, by, n in (('g', 'element', 1), ('h', 'tensor', 2))},
     'SM17a': tuple({READ: scored(full=x, one_token=.2)} for x in (.5, .2, split(.1, .5))),
     'SM17b': tuple({READ: scored(last_token=x, one_token_of_single=.5)} for x in (.8, .5, split(.3, .9))),
     'SM17c': tuple({READ: scored(last_token=dict({'lag 1-8': x, 'unread': .3}), one_token_of_single=dict({'lag 1-8': .5, 'unread': .2}))} for x in (.9, .6, split(.4, 1.))),
