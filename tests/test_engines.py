@@ -18,9 +18,11 @@ from memlab.lab.work import How, NoEngine, _check_workers, _elsewhere
 needs_dask = pytest.mark.skipif(not find_spec('distributed'), reason="Dask is not installed: pip install 'memlab[cluster]'")
 CLUSTER = '''
 import sys
+import dask
 from distributed import LocalCluster
 if __name__ == '__main__':
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=None, env=dict(OMP_NUM_THREADS='2')) as cluster:
+    dask.config.set({'distributed.nanny.pre-spawn-environ': dict(OMP_NUM_THREADS='2', OPENBLAS_NUM_THREADS='2', MKL_NUM_THREADS='2')})
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=None) as cluster:
         print(cluster.scheduler_address, flush=True)
         sys.stdin.read()   # until whoever started this has closed it or is gone
 '''
