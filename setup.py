@@ -9,7 +9,7 @@ ini.read("settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 lib, extra = cfg["lib_path"], "_requirements"
 extras = {key.removesuffix(extra): cfg[key].split() for key in cfg if key.endswith(extra)}
-extras["lab"] += extras["run"]
+for name in ("lab", "cluster"): extras[name] += extras["run"]
 stages = {"1": "Planning", "2": "Pre-Alpha", "3": "Alpha", "4": "Beta", "5": "Production/Stable"}
 
 setup(

@@ -122,9 +122,10 @@ def _ask_for_notebook(study):
         raise click.UsageError(f'there is no notebook {notebook_file(study.name)}: run this inside the repository, or add --no-notebook for runs, tables and verdicts alone')
     if not find_spec('papermill'): raise click.UsageError('executing the notebook needs `pip install "memlab[lab]"`: install that, or add --no-notebook for runs, tables and verdicts alone')
 
-def _check(study, preset, fresh, go_on, stale, dry_run, no_notebook, draw, store):
+def _check(study, preset, jobs, fresh, go_on, stale, dry_run, no_notebook, draw, store, engine):
     "Complain about words that do not fit together."
     from memlab.lab.records import size_of
+    from memlab.lab.work import How, NoEngine
     if size_of(preset) not in study.presets:
         raise click.BadParameter(f'{study.name} has no preset {size_of(preset)!r}: choose from {", ".join(study.presets)}', param_hint="'--preset'")
     try: study.preset(preset, known=False)
@@ -134,12 +135,16 @@ def _check(study, preset, fresh, go_on, stale, dry_run, no_notebook, draw, store
     if stale and (fresh or go_on): raise click.UsageError('--stale computes again what is stale: leave --fresh and --continue out')
     if draw and (fresh or stale or no_notebook): raise click.UsageError('--draw executes the notebook and nothing else: leave --fresh, --stale and --no-notebook out')
     if draw and not study.tally(preset)['finished']: raise click.UsageError(f'{study.name} has no runs at preset {preset} to draw: leave --draw out')
+    try: How(jobs, **engine)
+    except NoEngine as error: raise click.UsageError(str(error)) from error
     if not (no_notebook or dry_run): _ask_for_notebook(study)
 
 # %% ../nbs/cli.ipynb #703935ad
-def _compute(study, preset, jobs, fresh, go_on, stale):
+def _compute(study, preset, jobs, fresh, go_on, stale, engine):
     "Compute what is missing; says where it stopped when interrupted."
-    try: study.run(preset, jobs=jobs, fresh=fresh, go_on=go_on, stale=stale)
+    from memlab.lab.work import NoEngine
+    try: study.run(preset, jobs=jobs, fresh=fresh, go_on=go_on, stale=stale, **engine)
+    except NoEngine as error: raise click.UsageError(str(error)) from error
     except KeyboardInterrupt:
         click.echo(f'stopped: {_state(study.tally(preset))}. The same command goes on from here.', err=True)
         raise SystemExit(130) from None
@@ -151,11 +156,19 @@ def _notebook(study, preset, fresh, store):
     click.echo(f'notebook: {runner.execute(study.name, preset, fresh=fresh)}')
     if store: click.echo(f'outputs stored in {runner.store(study.name, preset)}')
 
+# %% ../nbs/cli.ipynb #2b3d9cf5
+def _engines(context, parameter, begun):
+    "Names of engines that begin so."
+    from memlab.lab.work import ENGINES
+    return [name for name in ENGINES if name.startswith(begun)]
+
 # %% ../nbs/cli.ipynb #f3342e6c
 @main.command()
 @click.argument('study', callback=_find, shell_complete=_studies)
 @click.option('--preset', default='quick', show_default=True, shell_complete=_presets, help='Budget: quick (about a minute), cpu (hours on a laptop), gpu (an hour on a GPU), full (days). gpu@CORPUS reads another text.')
 @click.option('--jobs', default=1, show_default=True, type=click.IntRange(min=1), help='Runs at a time, each in a process with one thread: up to as many as there are cores.')
+@click.option('--engine', default='loky', show_default=True, shell_complete=_engines, help='Who hands out runs: loky (processes of this machine), dask or ray (also other machines); the last two need the extra cluster.')
+@click.option('--scheduler', default='', metavar='ADDRESS', help='Where the scheduler of dask or ray listens [a new one here].')
 @click.option('--fresh', is_flag=True, help='Compute again what is finished, and start anew what was interrupted.')
 @click.option('--stale', is_flag=True, help='Compute again what other code made and `memlab renew` could not stamp.')
 @click.option('--continue', 'go_on', is_flag=True, help='Go on with interrupted runs although the code has changed since they began.')
@@ -163,7 +176,7 @@ def _notebook(study, preset, fresh, store):
 @click.option('--no-notebook', is_flag=True, help='Runs, tables and verdicts only; needs the extra run, not lab.')
 @click.option('--draw', is_flag=True, help='Execute the notebook on the runs there are; compute none.')
 @click.option('--store', is_flag=True, help='Copy the outputs back into nbs/studies/STUDY.ipynb.')
-def run(study, preset, jobs, fresh, stale, go_on, dry_run, no_notebook, draw, store):
+def run(study, preset, jobs, fresh, stale, go_on, dry_run, no_notebook, draw, store, **engine):
     """Compute the runs of STUDY, then execute its notebook.
 
     Finished runs are kept. Stop it whenever you like: the same command goes on where it was.
@@ -172,16 +185,17 @@ def run(study, preset, jobs, fresh, stale, go_on, dry_run, no_notebook, draw, st
     Example:
       memlab run residual_growth --preset cpu --jobs 2
       memlab run residual_growth --preset gpu --dry-run
+      memlab run residual_growth --preset full --engine dask --scheduler tcp://node1:8786 --jobs 32
       memlab run residual_growth --preset gpu@hub:wikitext:wikitext-103-raw-v1
     """
     from memlab.lab.runner import NotebookFailed
     from memlab.lab.work import RunFailed
-    _check(study, preset, fresh, go_on, stale, dry_run, no_notebook, draw, store)
+    _check(study, preset, jobs, fresh, go_on, stale, dry_run, no_notebook, draw, store, engine)
     with _in_words(RunFailed, NotebookFailed):
         if dry_run:
             for line in study.dry_run(preset, jobs, fresh, stale): click.echo(line)
             return
-        if not draw: _compute(study, preset, jobs, fresh, go_on, stale)
+        if not draw: _compute(study, preset, jobs, fresh, go_on, stale, engine)
         if no_notebook: _verdicts(study, preset)
         else: _notebook(study, preset, fresh, store)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,8 @@ def test_list_and_dry_run_say_what_a_preset_is_for(monkeypatch):
     (['run', 'nowhere'], "no study 'nowhere': choose from toy"),
     (['run', 'toy', '--preset', 'huge'], "toy has no preset 'huge': choose from quick, cpu, wide"),
     (['run', 'toy', '--jobs', '0'], '0 is not in the range x>=1'),
+    (['run', 'toy', '--engine', 'slurm'], "no engine 'slurm': choose from loky, dask, ray"),
+    (['run', 'toy', '--scheduler', 'node1:8786'], 'engine loky has no scheduler: leave node1:8786 out, or choose dask or ray'),
     (['run', 'toy', '--store', '--no-notebook'], 'leave --no-notebook out'),
     (['run', 'toy', '--draw', '--fresh'], 'leave --fresh, --stale and --no-notebook out'),
     (['run', 'toy', '--draw'], 'toy has no runs at preset quick to draw'),
@@ -80,6 +83,21 @@ def test_list_and_dry_run_say_what_a_preset_is_for(monkeypatch):
 def test_bad_arguments_exit_2_and_say_what_was_wanted(words, want):
     code, text = memlab(*words)
     assert code == 2 and want in text
+
+
+@pytest.mark.parametrize('engine, package', [('dask', 'distributed'), ('ray', 'ray')])
+def test_an_engine_that_is_not_installed_is_named_with_its_extra(engine, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, text = memlab('run', 'toy', '--engine', engine, '--no-notebook')
+    assert code == 2 and f"engine {engine} needs {package}, which is missing: pip install 'memlab[cluster]'" in text
+
+
+def test_a_scheduler_that_does_not_answer_exits_2(monkeypatch):
+    "Nothing listens at port 9 of this machine; whether the package of the engine is there does not matter."
+    monkeypatch.setattr('memlab.lab.work.find_spec', lambda package: True)
+    start = time.monotonic()
+    code, text = memlab('run', 'toy', '--engine', 'dask', '--scheduler', '127.0.0.1:9', '--no-notebook')
+    assert code == 2 and 'no scheduler answers at 127.0.0.1:9' in text and time.monotonic() - start < 30 and toy.study.tally('quick')['finished'] == 0
 
 
 def commands(group, *words):

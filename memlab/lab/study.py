@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from joblib import cpu_count
 from tqdm.auto import tqdm
 
 from ..core.files import file_stamp, read_json, write_json, writing
@@ -216,15 +217,16 @@ class Study:
             go_on: bool = False,   # from checkpoints that other code left
             stale: bool = False,   # compute again what other code made and renewal could not stamp
             progress: bool = True, # bars on stderr
+            **engine: str,         # `engine` and `scheduler` of `How`
             ) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, records
         "Compute the runs that are not finished and collect the tables. Stop it whenever you like and call it again."
-        how, computed, known = How(jobs, fresh or stale, go_on, progress and size_of(preset) != 'quick'), set(), not fresh
+        how, computed, known = How(jobs, fresh or stale, go_on, progress and size_of(preset) != 'quick', **engine), set(), not fresh
         while True:
             runs, more = self.runs(preset, known), self.preset(preset, known).then is not None
             tables = self._stage(preset, runs, computed if fresh else self._done(preset, stale), how, progress)
             if not more: break
             computed, known = {r.run_id for r in runs}, True
-        if is_kept(preset): keep_rehearsals(self, preset, jobs)
+        if is_kept(preset): keep_rehearsals(self, preset, min(jobs, cpu_count()))
         return tables
 
     def _done(self, preset, stale):
