@@ -41,7 +41,7 @@ def test_every_relative_link_of_a_page_leads_somewhere(page):
 
 
 def test_links_to_binder_and_colab_name_this_repository_and_a_notebook_of_it():
-    text, ini = (ROOT / "README.md").read_text(encoding="utf-8"), ConfigParser()
+    text, ini = (ROOT / "nbs" / "cli.ipynb").read_text(encoding="utf-8"), ConfigParser()
     ini.read(ROOT / "settings.ini")
     cfg = ini["DEFAULT"]
     repo = cfg["git_url"].removeprefix("https://github.com/")

@@ -25,7 +25,8 @@ def test_it_fits_on_few_screens():
     assert len(TEXT.splitlines()) <= 190
 
 
-def test_three_findings_are_said_as_the_evidence_has_them():
+def test_three_findings_are_said_as_the_evidence_has_them(monkeypatch):
+    monkeypatch.setenv("MEMLAB_HOME", str(ROOT))   # another file of tests may have gone elsewhere
     shown = re.findall(r"^\*\*(.+)\*\* (.+) \(\[(\w+)\]\(nbs/studies/(\w+)\.ipynb\)\)\n\n!\[(.+)\]\((\S+)\)$", TEXT, re.M)
     assert len(shown) == 3
     for says, so_what, id, study, alt, figure in shown:
