@@ -137,6 +137,14 @@ def test_at_every_look_there_are_sentences_of_all_ages(preset):
     assert {read.count(i) for i in arm.measures[0].groups(arm.task, arm.measures[0].at[-1])[study.JUST]} == {arm.task.window}   # all equally often
 
 
+@pytest.mark.parametrize('claim', ['SM16e', 'SM16f'])
+def test_harm_to_sentences_to_come_is_no_gain(claim):
+    scene = SCENES[claim][0]
+    harmed = {a: ran | one('token_nll', 6., 'unread', '1') if 'one rate' not in a else ran for a, ran in scene.items()}
+    found = decide(claim, harmed)
+    assert found.verdict == 'inconclusive' and '0 of 6 lose at most .1 nats more' in found.note
+
+
 @pytest.mark.parametrize('claim', ['SM18a', 'SM18b'])
 def test_what_never_copied_has_nothing_to_lose(claim):
     found = decide(claim, {a: ran | one('copied', .1, step=0) for a, ran in SCENES[claim][0].items()})
