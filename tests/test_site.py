@@ -90,6 +90,14 @@ def test_a_word_is_no_name_on_pages_that_do_not_define_it():
     assert '<memlab.nn.delta.DeltaNetConfig>' in build.prose('`DeltaNetConfig`', studies) and '<memlab.train.loop.fit_model>' in build.prose('`fit_model`', studies)
 
 
+def test_links_that_the_front_page_puts_out_lead_to_pages_of_the_site():
+    "They are written for README.md, from the root of the tree; on the site the notebooks stand one folder higher."
+    put_out = re.findall(r'\]\((nbs/[^)]+)\)', build.shown((ROOT/'README.md').read_text(encoding='utf-8'), build.INDEX))
+    assert not put_out and build.shown('[RG1a](nbs/studies/residual_growth.ipynb)', build.INDEX) == '[RG1a](./studies/residual_growth.ipynb)'
+    assert build.shown('[RG1a](nbs/studies/nowhere.ipynb)', build.INDEX) == 'RG1a'
+    assert build.shown('![streams](figures/mqar/cpu/mq2.svg)', ROOT/'nbs'/'studies'/'mqar.ipynb') == '![streams](../figures/mqar/cpu/mq2.svg)'
+
+
 def test_every_picture_is_described(site):
     words = re.findall(r'<img [^>]*?alt="([^"]*)"', page(site, 'studies/mqar'))
     assert len(words) == stored_pictures('mqar') and all(len(w) > 15 and '_images' not in w for w in words)

@@ -76,7 +76,7 @@ def shown(text: str, path: Path) -> str:
     "Markdown that a cell of `path` put out: its links start at the root of the tree; those that lead nowhere become plain text."
     up = os.path.relpath(NBS, path.parent)
     def link(match):
-        return f"{match[1]}[{match[2]}]({up}/{match[3]})" if (ROOT / match[3]).exists() else match[2]
+        return f"{match[1]}[{match[2]}]({up}/{match[3].removeprefix('nbs/')})" if (ROOT / match[3]).exists() else match[2]
     return re.sub(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)", link, text)
 
 
