@@ -425,7 +425,7 @@ claim('DP30a', 'One block whose every layer is trained to be read loses less tha
 claim('DP30b', 'Independent layers, each trained to be read, lose more than .3 nat where they are read half-way.',
       partial(half_way, arm=INDEPENDENT), More(least=.3), INDEPENDENT, source='0.285 at 1,000 (mean layer)', **HALF)
 
-# %% ../../nbs/studies/depth.ipynb #90feeac0
+# %% ../../nbs/studies/depth.ipynb #10e11133
 def moves(rule: Any) -> tuple[str, str]:
     "What becomes of the held-out loss where a rule about a cost is supported, and where it is refuted."
     loss = 'the held-out loss'
@@ -441,7 +441,7 @@ def found(id: str, what: str, do: str = '', instead: str = '') -> None:
     yes, no = moves(next(c.rule for c in study.claims if c.id == id))
     study.finds(id, supported=(f'{what} {yes}: {{effect}}.', do), refuted=(f'{what} {no}: {{effect}}.', instead))
 
-# %% ../../nbs/studies/depth.ipynb #ab3a2172
+# %% ../../nbs/studies/depth.ipynb #8dbda6c8
 ALONE_SEEN, KEEP = 'an MLP that sees it alone, instead of it and the stream,', 'Keep the skip.'
 for row in (
     ('DP14a', 'An MLP that is one gate a token on attention, instead of no MLP,', 'Let the MLP write vectors.'),
@@ -472,7 +472,7 @@ for row in (
     ('DP20d', 'Making queries, keys and values with random matrices that never learn',
      'Let values learn.')): found(*row)
 
-# %% ../../nbs/studies/depth.ipynb #4c3d0bb7
+# %% ../../nbs/studies/depth.ipynb #0d5e6516
 SHORT, EARLY = 'a warm-up of 10 steps instead of 100', 'a third into training'
 for row in (
     ('DP21a', 'Multiplying tokens by their positions, instead of adding them,', 'Add positions.'),
@@ -505,7 +505,7 @@ for row in (
     ('DP27c', 'A learned sink of attention, instead of a prefix of 32 learned vectors of σ 5,'),
     ('DP27d', 'A prefix of one learned vector of σ 5, instead of 32,')): found(*row)
 
-# %% ../../nbs/studies/depth.ipynb #81d88da3
+# %% ../../nbs/studies/depth.ipynb #2419394f
 ON_CONFIDENCE = 'penalising confidence', 'rewarding confidence', 'rewarding confidence in the label'
 for x, y, term in zip('abc', 'def', ON_CONFIDENCE):
     found(f'DP28{x}', f'With early exit, {term} in training, instead of reading every layer,',
@@ -523,7 +523,7 @@ study.finds('DP28i', supported=(f'{STILL}, which needs no readout, loses less th
                                 'if at all: {effect}.', 'Where a readout is dear, leave by the halting signal.'),
             refuted=(f'{STILL} loses on leaving by confidence: {{effect}}.', 'Leave by confidence.'))
 
-# %% ../../nbs/studies/depth.ipynb #a418566b
+# %% ../../nbs/studies/depth.ipynb #30690b2d
 UNPAID = 'What it costs not to add attention to the stream'
 study.finds('DP16b', supported=(f'{UNPAID} falls as training goes on, by {{effect}}.', 'Judge such a change late.'),
             refuted=f'{UNPAID} falls by less than 0.01 nats, if at all, as training goes on: {{effect}}.')

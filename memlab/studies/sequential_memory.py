@@ -575,7 +575,7 @@ for by, gains, knows in (('elements', 'SM16e', 'SM16g'), ('tensors', 'SM16f', 'S
                 refuted=(f'{who} know last words just read no better than the best single rate: a gain of {{effect}}.',
                          SWEEP))
 
-# %% ../../nbs/studies/sequential_memory.ipynb #ca2ee441
+# %% ../../nbs/studies/sequential_memory.ipynb #e9e0bbf1
 FULL = 'Score words in full, not by their first token.'
 study.finds('SM17a', supported=('Scoring one generated token hides words that a model knows; those right in full are '
                                 'more by {effect}.', FULL),
@@ -591,14 +591,14 @@ study.finds('SM17d', supported='Words recalled in full fade from one to eight st
             refuted='Words recalled in full fade by less than 0.05 from one to eight steps ago to 33 and more, if at '
                     'all: {effect}.')
 UNLEARNED = 'Reading windows of sentences without repeats takes from a model that copies letters'
-study.finds('SM18a', supported=(f'{UNLEARNED} its copying: it falls by {{effect}}.', 'After further training, test copying.'),
+study.finds('SM18a', supported=(f'{UNLEARNED} its copying: it falls by {{effect}}.', 'Test copying after training on.'),
             refuted=f'{UNLEARNED} little of its copying, if any: it falls by {{effect}}.')
 REPEATED = 'Saying a fifth of the sentences twice keeps'
 study.finds('SM18b', supported=(f'{REPEATED} copying, by {{effect}}.', 'Mix repeats in, if copying is to survive.'),
             refuted=(f'{REPEATED} little of copying, if any: {{effect}}.',
                      'Do not count on some repeats to keep copying.'))
 
-# %% ../../nbs/studies/sequential_memory.ipynb #71f82879
+# %% ../../nbs/studies/sequential_memory.ipynb #2379dfd1
 SLOWLY = 'A context that goes slowly leaves'
 study.finds('SM19a', supported=(f'{SLOWLY} more facts in the weights than one that goes at once, by {{effect}}.',
                                 'Take a helping context away slowly.'),
@@ -619,10 +619,10 @@ for (kind, words), letters in zip(KINDS.items(), ('abcdef', 'ghijkl')):
         study.finds(f'SM23{letter}', supported=(f'Much of {forgotten} is kept {by}: {{effect}}.', do * (letter == 'a')),
                     refuted=f'Less than 0.1 nats, if any, of {forgotten} is kept {by}: {{effect}}.')
 for id, times, bits in (('SM24a', '1,000', 'two bits'), ('SM24b', '100', 'one bit')):
-    study.finds(id, supported=(f'After {times} exposures to random strings a model holds about {bits} a parameter: '
-                               '{effect}.', f'Reckon with {bits} a parameter.'),
-                refuted=f'After {times} exposures to random strings a model does not hold about {bits} a parameter: '
-                        '{effect}.')
+    after = f'After {times} exposures to random strings a model'
+    study.finds(id, supported=(f'{after} holds {bits} a parameter, give or take half a bit: {{effect}}.',
+                               'Size a model by the bits that it must hold.' * (id == 'SM24a')),
+                refuted=f'{after} is more than half a bit from holding {bits} a parameter: {{effect}}.')
 STOPPED = 'A stop where the loss rests makes a model look smaller than it is'
 study.finds('SM24c', supported=(f'{STOPPED}, by {{effect}} a parameter.', 'Measure capacity without an early stop.'),
             refuted=f'{STOPPED} by less than 0.1 bits a parameter, if at all: {{effect}}.')
