@@ -107,6 +107,7 @@ def test_verdict(claim, verdict, i):
 
 @pytest.mark.parametrize('claim', CLAIMS)
 def test_every_verdict_has_its_sentence_with_the_effect(claim):
+    assert set(CLAIMS[claim].findings) == {'supported', 'refuted'}
     said = {}
     for i, verdict in ((0, 'supported'), (1, 'refuted')):
         row = vars(judge(CLAIMS[claim], *tables(SCENES[claim][i]), 'cpu')) | dict(unit=CLAIMS[claim].unit)
