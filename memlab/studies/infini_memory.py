@@ -169,7 +169,8 @@ RELAY = dict(rule='delta', local='softmax', q_kernel='none', k_kernel='none')   
 HORIZONS = (0, 1, 2, 4)   # of truncated BPTT, in segments
 
 def recallers(z: Sizes) -> list[Arm]:
-    "Relays with more or less credit, and recall from more or fewer banks, all of which are written before the questions begin."
+    """Relays with more or less credit, and recall from more or fewer banks, all of which are written before the
+    questions begin."""
     def arm(name, task, segment, train, **options):
         model = z.stack(z.memory(segment=segment, conv=4, **RELAY, **options), segment=segment)
         return Arm(name=name, task=RelayTask(config=task, rows=z.batch), model=model, train=train,
@@ -499,7 +500,8 @@ study.reading('IM10', 'Of sixteen pairs in four segments, four banks recall more
 CORNERS = 'text pythia', 'text softmax NoPE', 'text linear RoPE', 'text linear NoPE'
 
 def lost(records: pd.DataFrame) -> tuple[pd.Series, pd.Series, str]:
-    "What linear attention without positions loses, how much of it by the missing positions (main effect), and both in words."
+    """What linear attention without positions loses, how much of it by the missing positions (main effect), and both
+    in words."""
     s, sn, l, ln = (at_end(records, 'nll', a, 'on') for a in CORNERS)
     all_, position = ln - s, ((sn - s) + (ln - l)) / 2
     return all_, position, f'perplexity {percent(all_)}, {position.mean() / all_.mean():.0%} of the loss by positions'
@@ -522,7 +524,8 @@ for id, statement, measured, effect, said in (
 SPLITS = tuple(f'split by {by}, {label}' for label in ('many chunks', 'one chunk') for by in ('chunks', 'documents'))
 
 def leaks(records: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    "Nats by which the best loss on the same chunks is lower after reading the rest of their documents than after others: of many chunks, and of one."
+    """Nats by which the best loss on the same chunks is lower after reading the rest of their documents than after
+    others: of many chunks, and of one."""
     best = each(records, SPLITS, 'nll', 'test', 'min')
     return best[SPLITS[1]] - best[SPLITS[0]], best[SPLITS[3]] - best[SPLITS[2]]
 

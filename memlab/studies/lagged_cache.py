@@ -101,7 +101,8 @@ def grid(z: Sizes) -> list[tuple[Arm, str]]:
     "Every task, cell and way, and the arm whose rate is taken."
     return [(z.arm(f'{t} {c} {w}', task, z.cell(c, task), way, asked(z, sweeps=(8,)), Parity(),
                    CountingFloors() if t == 'text' else Guess(), question='grid', learns=t, cell=c, way=w),
-             f'{t} {c} {like}') for t, task in z.tasks().items() for c in CELLS for w, (way, like) in (WAYS | CUT).items()]
+             f'{t} {c} {like}')
+            for t, task in z.tasks().items() for c in CELLS for w, (way, like) in (WAYS | CUT).items()]
 
 # %% ../../nbs/studies/lagged_cache.ipynb #7a8f3bf0
 DISPERSIONS, KEYS = (.01, .1, 1.), ('batch ordered', 'batch shuffled')
@@ -114,7 +115,8 @@ def variations(z: Sizes) -> list[tuple[Arm, str]]:
     arms = [(z.arm(f'text gru lagged, {k}', task, z.cell('gru', text), LaggedLoss(), asked(z), question='keys', key=k),
              'text gru lagged') for k, task in keyed.items()]
     return arms + [(z.arm(f'text context lagged, dispersion {w:g}', text, z.cell('context', text),
-                          LaggedLoss(dispersion=w), asked(z), Parity(), question='dispersion', weight=w), 'text context lagged') for w in DISPERSIONS]
+                          LaggedLoss(dispersion=w), asked(z), Parity(), question='dispersion', weight=w),
+                    'text context lagged') for w in DISPERSIONS]
 
 # %% ../../nbs/studies/lagged_cache.ipynb #32813fdc
 STOPS = (.8, .9, .95, .99)
@@ -139,7 +141,8 @@ def continuous(z: Sizes) -> list[Arm]:
     text, kw = z.tasks()['text'], dict(question='input')
     wide = {'discrete, wider': z.blocks(text, cell='none', intermediate=8 * z.width + z.width // 2)}   # what P takes
     plain = [z.arm(n, text, m, SequentialLoss(), asked(z), CountingFloors(), lr=3e-3, enters=n, **kw)
-             for n, m in {'discrete': z.blocks(text, cell='none'), **wide, 'states added, exact': z.blocks(text)}.items()]
+             for n, m in {'discrete': z.blocks(text, cell='none'), **wide,
+                          'states added, exact': z.blocks(text)}.items()]
     lag = {'states added': z.blocks(text), 'states alone': z.blocks(text, tokens='first')}
     first = {'states added': 'sequential', 'states alone': 'tokens'}
     return plain + [z.arm(n, text, m, LaggedLoss(first=first[n]), asked(z, discrete=True), Horizon(), CountingFloors(),
@@ -233,7 +236,8 @@ def exact_learns(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     "Whether the last of some arms, the exact one, has come to rest below what guessing loses."
     exact = arms[-1]
     floor = floor_of(records, exact, 'unigram' if exact.startswith('text') else 'guess')
-    return rests(records, 'val_loss', exact, .02, item=None) & (val(records, exact) < floor - .1), 'have converged below a guess'
+    return (rests(records, 'val_loss', exact, .02, item=None) & (val(records, exact) < floor - .1),
+            'have converged below a guess')
 
 def worse(records: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
     "How much more we lose than they do."
@@ -248,7 +252,8 @@ study.reading('LC13a',
               rule=More(least=10., said=22., null=1.), arms=('time blocks',), unit='times as fast', seeds=5, sd=2.)
 
 study.reading('LC13b', 'That gain grows in proportion to the length.',
-              lambda records: np.log(times_as_fast(records, 'time blocks', 'lagged', 128) / times_as_fast(records, 'time blocks', 'lagged', 32)) / log(4),
+              lambda records: np.log(times_as_fast(records, 'time blocks', 'lagged', 128)
+                                     / times_as_fast(records, 'time blocks', 'lagged', 32)) / log(4),
               source='memory-layers 11.13: about S/k', measured='exponent of the gain between 32 and 128 tokens',
               rule=More(least=.5, said=1.), arms=('time blocks',), unit='power of the length', seeds=5, sd=.1)
 
@@ -288,7 +293,8 @@ study.reading('LC15b', 'In a fixed order, numbers of batches are as good as numb
 READABLE = .25   # twice what guessing one of eight symbols decodes
 
 def horizon(records: pd.DataFrame, arm: str) -> pd.DataFrame:
-    "How far back the best known token of a stored state stands, by seed (rows) and epoch (columns); NaN where none is readable."
+    """How far back the best known token of a stored state stands, by seed (rows) and epoch (columns); NaN where none is
+    readable."""
     rows = rows_of(records, 'decoded', arm)
     epochs = {step: i + 1 for i, step in enumerate(sorted(rows.step.unique()))}
     known = rows.assign(epoch=rows.step.map(epochs), position=rows.position.astype(int)).pivot(index=['seed', 'epoch'],
@@ -361,7 +367,8 @@ def stopped(records: pd.DataFrame, *arms: str) -> str:
     "How long some arms were swept, and on how many seeds the share was reached."
     def one(arm):
         reached = at_end(records, 'settled', arm) > float(arm.split()[1]) - 1e-6
-        return f'{arm}: {at_end(records, "sweeps", arm).median():g} sweeps, reached on {reached.sum()} of {len(reached)} seeds'
+        return (f'{arm}: {at_end(records, "sweeps", arm).median():g} sweeps, reached on {reached.sum()} of '
+                f'{len(reached)} seeds')
     return '; '.join(map(one, arms))
 
 def beside_the_best(records: pd.DataFrame) -> tuple[pd.Series, str, str]:
@@ -398,7 +405,8 @@ def lets_through(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     return at_end(records, 'coverage', arms[-1]) > 0, 'emit any token'
 
 study.reading('LC20', 'A second pass through the same blocks memorises facts better than as many blocks more.',
-              lambda records: each(records, ('twice the blocks', 'two passes'), 'fact_nll', 'forward').diff(-1, axis=1)['twice the blocks'],
+              lambda records: each(records, ('twice the blocks', 'two passes'), 'fact_nll',
+                                   'forward').diff(-1, axis=1)['twice the blocks'],
               source='memory-layers 6: forward perplexity 9,576 against 12,868, labels shifted twice, no control',
               measured='loss of the answers with twice the blocks minus that with two passes',
               rule=More(least=.05, said=log(12868.4 / 9576.1)), arms=('twice the blocks', 'two passes'), unit='nats',
@@ -489,7 +497,8 @@ def at_length(records: pd.DataFrame, cell: str) -> tuple[pd.Series, str]:
     gain = rows.assign(length=rows.position.astype(int)).pivot(index='seed', columns='length', values='value')
     slow = gain.columns[gain.median() <= 1]
     on = gain.columns[gain.columns > slow.max()] if len(slow) else gain.columns
-    return gain[gain.columns.max()], f'faster from {on.min():,} tokens on' if len(on) else f'no crossing up to {gain.columns.max():,} tokens'
+    return gain[gain.columns.max()], (f'faster from {on.min():,} tokens on' if len(on) else
+                                      f'no crossing up to {gain.columns.max():,} tokens')
 
 for cell, letter in zip(CELLS, 'ab'):
     study.reading(f'LN3{letter}',

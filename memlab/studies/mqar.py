@@ -113,7 +113,8 @@ def controls(z: Sizes) -> list[Arm]:
                          NANO, shuffled=True)]
 
 # %% ../../nbs/studies/mqar.ipynb #256af646
-def unified(z: Sizes, *, name: str, task: RecallConfig, width: int, n_heads: int, dk: int, layers: int, **options) -> list[Arm]:
+def unified(z: Sizes, *, name: str, task: RecallConfig, width: int, n_heads: int, dk: int, layers: int,
+            **options) -> list[Arm]:
     "Attention and three unified relatives, that of equal parameters first."
     kw = dict(d_model=width, n_heads=n_heads) | {k: options.pop(k) for k in ('conv',) if k in options}
     more = dict(positions='learned', max_len=task.length) if 'conv' not in kw else {}
@@ -141,12 +142,13 @@ def overwrites(z: Sizes) -> list[Arm]:
     return [z.arm(f'{name} overwrite', lm(OVERWRITE, m), OVERWRITE, steps=z.loaded) for name, m in mixers.items()]
 
 def carries(z: Sizes) -> list[Arm]:
-    "Asked with nothing but the memory carried over, with that memory emptied, and with all but its last tokens cut off."
+    "Asked with nothing but the memory carried over, with that memory emptied, and with all but its last tokens cut."
     kw = dict(d_model=z.width, n_heads=2, **SHIFT)
     mixers = dict(delta=DeltaNetConfig(**kw), gated_delta=mixer_config('gated_delta', **kw),
                   attention=AttentionConfig(**kw))
     return [z.arm(f'{name} carried', lm(NANO, m, layers=2), NANO,
-                  elsewhere=dict(carried=True, emptied=True, cut=8 if name == 'attention' else None)) for name, m in mixers.items()]
+                  elsewhere=dict(carried=True, emptied=True, cut=8 if name == 'attention' else None))
+            for name, m in mixers.items()]
 
 # %% ../../nbs/studies/mqar.ipynb #9a19a6d0
 def holdings(z: Sizes, pairs: int, floats: tuple[int, ...], windows: tuple[int, ...] = ()) -> dict[str, list[Arm]]:
@@ -190,7 +192,8 @@ def extrapolations(z: Sizes, trained: tuple[int, ...], asked: tuple[int, ...]) -
                          **options) for k in DELTA_WIDTHS]
 
 def feedforwards(z: Sizes) -> list[Arm]:
-    "A convolution with a feed-forward layer behind it, and with a memory in its place, at equal parameters, each with small and with even initial weights."
+    """A convolution with a feed-forward layer behind it, and with a memory in its place, at equal parameters, each with
+    small and with even initial weights."""
     conv, wide = BaseConvConfig(d_model=z.width, taps=3), lambda dk: TitansConfig(d_model=z.width, n_heads=1, dk=dk,
                                                                                   conv=0)
     static = lm(NANO, conv, layers=2, expand=4)
@@ -213,7 +216,9 @@ def everything(z: Sizes, *, bare: Sizes, few: tuple[int, ...], some: tuple[int, 
                pairs: tuple[int, ...], middle: int, floats: tuple[int, ...], windows: tuple[int, ...],
                rates: tuple[float, ...], long: tuple[int, ...]) -> Preset:
     "All arms of this study."
-    arms = unified(z, name='conv', task=NANO, width=z.width, n_heads=2, dk=12, layers=2, **SHIFT) + overwrites(z) + carries(z) + everyone(z, middle) + extrapolations(z, (pairs[0] // 2, *pairs[:2]), long) + feedforwards(z) + controls(z)
+    arms = unified(z, name='conv', task=NANO, width=z.width, n_heads=2, dk=12, layers=2, **SHIFT) + overwrites(z) + \
+        carries(z) + everyone(z, middle) + extrapolations(z, (pairs[0] // 2, *pairs[:2]), long) + feedforwards(z) + \
+        controls(z)
     plan = [Planned(a, many, a.name) for a in shifts(z)] + [Planned(a, many if a.name in COUNTED else few, a.name)
                                                             for a in arms]
     plan += [Planned(a, some, f"{a.name.rsplit(' ', 1)[0]} {middle}") for a in loads(z, pairs)]
@@ -262,7 +267,7 @@ def gpu() -> Preset:
                    note='width against length: claim 8')
 
 def full() -> Preset:
-    "The source's two models and a delta rule of the same size on its fixed rows, and the families at the field's width."
+    "The source's two models and a delta rule of that size on its fixed rows, and the families at the field's width."
     z = Sizes(steps=125_000, loaded=50_000, width=128, every=1250, rows=32, test_rows=3000)
     task, heads = RecallConfig(vocab_size=2048, length=128, pairs=32), dict(d_model=64, n_heads=2)
     model = lambda mixer: lm(task, mixer, layers=4, std=.02)
@@ -309,7 +314,8 @@ def floors(records: pd.DataFrame, arm: str) -> dict[str, float]:
 
 def rested(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     "Has every arm come to rest? By seed, and in words."
-    return pd.concat([rests(records, 'accuracy', a, .02, item=None) for a in arms], axis=1).all(axis=1), 'have converged'
+    return (pd.concat([rests(records, 'accuracy', a, .02, item=None) for a in arms], axis=1).all(axis=1),
+            'have converged')
 
 def solving(records: pd.DataFrame, ours: str, theirs: str) -> tuple[pd.DataFrame, str]:
     "Steps to solve of two arms with the last step of the longer run, and how they compare."
@@ -327,20 +333,23 @@ study = Study('mqar', 'What must a memory do to recall, and does it need a key a
              'for, and rest at what positions alone tell.',
              source='a reading of the task: first keys tend to be asked first',
              measured='share of seeds whose accuracy stays within [1/n + .03, positional ceiling + .02] for 1,000 '
-                      'steps on end', rule=Often(least=.8), arms=('attention learned 2',), unit='of the seeds', seeds=20)
+                      'steps on end', rule=Often(least=.8), arms=('attention learned 2',), unit='of the seeds',
+             seeds=20)
 def rests_at_ceiling(runs, records):
     arm = 'attention learned 2'
     steps = stretch(records, arm, floor_of(records, arm, 'row') + .03, floor_of(records, arm, 'position') + .02)
     cut = int((steps >= records[records.arm == arm].step.max() - 300).sum())
     return seen(steps >= 1000,
-                f"median {steps.median():g} steps, ceiling {floor_of(records, arm, 'position'):.3f}, 1/n {floor_of(records, arm, 'row'):.3f}" + f'; {cut} still rested when their run ended' * bool(cut))
+                f"median {steps.median():g} steps, ceiling {floor_of(records, arm, 'position'):.3f}, "
+                f"1/n {floor_of(records, arm, 'row'):.3f}" + f'; {cut} still rested when their run ended' * bool(cut))
 
 # %% ../../nbs/studies/mqar.ipynb #d13cb9c5
 for id, layers, said in (('MQ3a', 2, 12.), ('MQ3b', 1, 6.)):
     arms = f'attention conv {layers}', f'attention learned {layers}'
     study.reading(id,
-                  f'A short convolution on queries, keys and values lets {"one layer" if layers == 1 else "two layers"} '
-                  f'of attention recall in a fifth of the steps that learned positions need.',
+                  'A short convolution on queries, keys and values lets '
+                  f'{"one layer" if layers == 1 else "two layers"} of attention recall in a fifth of the steps '
+                  'that learned positions need.',
                   partial(solving, ours=arms[0], theirs=arms[1]),
                   source=f'calibration: stuck at .15 to .20 without, solved at step {500 if layers == 1 else 250} '
                          f'with', measured='steps to .99 without a convolution over those with it',
@@ -420,7 +429,8 @@ def overwriting(id: str, memory: str, statement: str, source: str, passes):
 stays = lambda got: (got['updated'] <= .7) & (got['stale'] >= .2)
 overwriting('MQ6a', 'delta',
             'One layer of the delta rule updates what it holds: it gives the new value of a changed key, not the old '
-            'one.', 'calibration: updated .996, stale .002', lambda got: (got['updated'] >= .95) & (got['stale'] <= .02))
+            'one.', 'calibration: updated .996, stale .002',
+            lambda got: (got['updated'] >= .95) & (got['stale'] <= .02))
 overwriting('MQ6b', 'additive', 'One layer of an additive memory often returns the old value of a changed key.',
             'calibration: updated .50, stale .37', stays)
 overwriting('MQ6c', 'attention',
@@ -434,7 +444,9 @@ def held(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     "Numbers, bytes and accuracy of each size of each family, one row a seed."
     rows = [pd.DataFrame(dict(family=f['memory'], floats=f['floats'], bytes=at_end(records, 'state_bytes', a).iloc[0],
                               accuracy=accuracy(records, a),
-                              off_floor=accuracy(records, a).median() > floor_of(records, a, 'row'))).rename_axis('seed').reset_index() for a, f in arms_where(runs, question='holds', trial=None).items()]
+                              off_floor=accuracy(records, a).median() > floor_of(records, a, 'row')))
+            .rename_axis('seed').reset_index()
+            for a, f in arms_where(runs, question='holds', trial=None).items()]
     return pd.concat(rows)
 
 def of_families(runs: pd.DataFrame) -> list[str]:
@@ -451,7 +463,8 @@ def bytes_predict(runs, records):
     sizes = table.groupby('family').bytes.nunique()
     read = [f for f in FAMILIES if sizes.get(f, 0) >= 4]
     if not read: raise Missing('any family (none has four sizes off the floor)')
-    rho = table[table.family.isin(read)].groupby(['seed', 'family'])[['bytes', 'accuracy']].apply(lambda t: t.bytes.rank().corr(t.accuracy.rank())).unstack()
+    rho = table[table.family.isin(read)].groupby(['seed', 'family'])[['bytes', 'accuracy']].apply(
+        lambda t: t.bytes.rank().corr(t.accuracy.rank())).unstack()
     seeds, note = learned(*rested(records, *of_families(runs)))
     return seen(rho.min(axis=1)[seeds], note, ', '.join(f'{f} {rho[f].mean():.2f}' for f in read),
                 *(f'{f} has {sizes.get(f, 0)} sizes off the floor' for f in FAMILIES if f not in read))
@@ -464,7 +477,8 @@ def bytes_predict(runs, records):
              arms=of_families, unit='of the pairs', sd=.08)
 def families_are_ordered(runs, records):
     table = held(runs, records)
-    wide = table[table.floats.isin(FLOATS)].pivot(index=['seed', 'floats'], columns='family', values='accuracy')[list(FAMILIES)]
+    wide = table[table.floats.isin(FLOATS)].pivot(index=['seed', 'floats'], columns='family',
+                                                  values='accuracy')[list(FAMILIES)]
     read = table.pivot_table(index='floats', columns='family', values='off_floor', aggfunc='first')
     pairs = [(a, b, f) for f in wide.index.unique('floats')
              for a, b in zip(FAMILIES, FAMILIES[1:]) if read.loc[f, [a, b]].any()]
@@ -518,8 +532,9 @@ for id, mixer in zip(('MQ9b', 'MQ9c', 'MQ9d'), RECURRENT):
     @study.claim(id, f'Of eight learning rates from .0003 to 1, {RECURRENT[mixer]} solves the task at fewer than '
                  f'attention does.', source='Okpekpe and Orvieto 2025',
                  measured='share of eight rates at which attention solves minus that of the memory',
-                 rule=More(least=.1, said=.25, bounds=(-1, 1)), arms=lambda runs,
-                 m=mixer: at_rates('attention')(runs) + at_rates(m)(runs), may_diverge=True, unit='of the rates', sd=.08)
+                 rule=More(least=.1, said=.25, bounds=(-1, 1)),
+                 arms=lambda runs, m=mixer: at_rates('attention')(runs) + at_rates(m)(runs), may_diverge=True,
+                 unit='of the rates', sd=.08)
     def narrower(runs, records, m=mixer):
         return share_of_rates(runs, records, 'attention') - share_of_rates(runs, records, m)
 

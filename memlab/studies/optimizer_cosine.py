@@ -106,7 +106,8 @@ KEEPING = {'alternation': (), 'steered to 0': (Target(cosine=0., of='displacemen
            'conflicts removed': (Orthogonal(of='displacement', conflicts_only=True),)}
 
 def pairs(z: Sizes) -> list[Arm]:
-    "Two halves of the digits, with ten outputs or with five that they share, or all digits and all with their pixels permuted."
+    """Two halves of the digits, with ten outputs or with five that they share, or all digits and all with their pixels
+    permuted."""
     digits = lambda **kw: Digits(images=z.images, samples=z.even // 2, rows=z.rows // 2, **kw)
     low, high = digits(classes=(0, 1, 2, 3, 4)), digits(classes=(5, 6, 7, 8, 9))
     tasks = {'halves': (low, high), 'shared outputs': tuple(replace(t, by_place=True) for t in (low, high)),
@@ -123,7 +124,8 @@ def corpora(z: Sizes) -> list[Arm]:
                              intermediate=256, rotary_pct=1., std=.05)
     way = lambda s: turns(*s, loss=TokenLoss(), each=z.read // 10, both=True, beta=.9)
     return [arm(z, f'corpora, {name}', InTurn(tasks=texts, each=z.read // 10), 'Adam', way(s), StepRelations(),
-                ReadInTurn(at='log'), model=model, steps=z.read, question='corpora', keeping=name) for name, s in KEEPING.items()]
+                ReadInTurn(at='log'), model=model, steps=z.read, question='corpora', keeping=name)
+            for name, s in KEEPING.items()]
 
 # %% ../../nbs/studies/optimizer_cosine.ipynb #8f5b5bf6
 def everything(z: Sizes) -> Preset:
@@ -199,7 +201,8 @@ for rule, (letters, *said) in SIGNS.items():
                                                                           (None, None, learn, learn)):
         study.reading(f'OC13{letter}', statement.format(rule), lambda records, read=read,
                       pair=(ours, theirs): read(records, *pair), gate, source='sequential-memory claim 13, F9',
-                      measured='mean update cosine, the first arm minus the second' if gate is None else 'held-out loss of the second arm minus that of the first',
+                      measured='mean update cosine, the first arm minus the second' if gate is None else
+                               'held-out loss of the second arm minus that of the first',
                       rule=More(least=least, said=size), arms=(ours, theirs), unit='cosine' if gate is None else 'nats',
                       seeds=12, sd=.02)
 
@@ -208,8 +211,8 @@ WITHIN = [round(i / 10, 1) for i in range(-9, 10)]   # targets that are judged
 
 def gaps(records: pd.DataFrame, kind: str) -> pd.DataFrame:
     "Relative difference of the final loss with a target from that of the control; one column a target."
-    return pd.DataFrame({s: at_end(records, 'val_loss', f'{kind} to {s:g}') / at_end(records, 'val_loss',
-                                                                                     f'{kind}, length alone to {s:g}') - 1 for s in WITHIN})
+    return pd.DataFrame({s: at_end(records, 'val_loss', f'{kind} to {s:g}')
+                            / at_end(records, 'val_loss', f'{kind}, length alone to {s:g}') - 1 for s in WITHIN})
 
 for rule, id in dict(SGD='OC14a', Adam='OC14d').items():
     study.reading(id,
@@ -236,13 +239,15 @@ study.reading('OC14b',
 # %% ../../nbs/studies/optimizer_cosine.ipynb #20bf8495
 def forgotten(records: pd.DataFrame, arm: str) -> pd.Series:
     "By how much the loss of the first task rises in the last turn of the second (nats)."
-    rows = records[(records.arm == arm) & (records.metric == 'val_loss') & (records['item'] == 'task 1')].pivot(index='seed', columns='step', values='value')
+    rows = records[(records.arm == arm) & (records.metric == 'val_loss') & (records['item'] == 'task 1')].pivot(
+        index='seed', columns='step', values='value')
     return rows.iloc[:, -1] - rows.iloc[:, -2]
 
 def level(records: pd.DataFrame, *arms: str, by: float = .05, least: float = .1) -> tuple[pd.Series, str]:
     "Whether alternation forgets anything, and the steered arm loses at most a little more on the new task."
     new = each(records, arms, 'val_loss', 'task 2')
-    return (new[arms[0]] - new[arms[1]] < by) & (forgotten(records, arms[1]) > least), 'lose as little on the new task, where alternation forgets .1 nats or more'
+    return ((new[arms[0]] - new[arms[1]] < by) & (forgotten(records, arms[1]) > least),
+            'lose as little on the new task, where alternation forgets .1 nats or more')
 
 for id, of, words in (('OC14c', 'SGD halves', 'SGD, two halves of the digits'),
                       ('OC14e', 'Adam halves', 'Adam, two halves of the digits'),
