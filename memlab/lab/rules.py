@@ -411,8 +411,11 @@ class MoreOften:
 def log_rank(values: pd.DataFrame) -> str:
     "The log-rank test of our steps against theirs (columns as for `Sooner`), in words."
     ours, theirs, end = np.asarray(values, float).T
+    steps, solved = np.concatenate([ours, theirs]), np.concatenate([ours <= end, theirs <= end])
+    if not solved.any(): return 'nobody solved it'
+    if solved.all() and np.ptp(steps) == 0: return 'all solved it at the same step'   # where the statistic is 0/0
     kept = [scipy.stats.CensoredData(uncensored=t[t <= end], right=end[t > end]) for t in (ours, theirs)]
-    return f'log-rank p = {scipy.stats.logrank(*kept).pvalue:.2g}' if (np.minimum(ours, theirs) <= end).any() else 'nobody solved it'
+    return f'log-rank p = {scipy.stats.logrank(*kept).pvalue:.2g}'
 
 # %% ../../nbs/lab/rules.ipynb #85bdfdc5
 @dataclass(frozen=True, kw_only=True)

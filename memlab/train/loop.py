@@ -121,8 +121,9 @@ def gradients(model: nn.Module, batch: Batch, loss: Loss, c: FitConfig) -> Tenso
         found.append(part._replace(total=None))
         unit = divisor(found[0].count)
         (part.total / unit).backward()
-    grads, report, count = [p.grad for p in model.parameters() if p.grad is not None], sum(f.report for f in found), sum(f.count for f in found)
+    report, count = sum(f.report for f in found), sum(f.count for f in found)
     if len(found) > 1 or world()[1] > 1:
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
         for g in grads: g.mul_(unit)
         add_up([*grads, report, count])
         unit = divisor(count)
@@ -147,9 +148,10 @@ def finish_step(
     move: Callable[[], Any],    # the step of an optimizer
 ) -> Tensor:                    # the reported loss, left on the device; no number where the gradient is none
     "Clip, step, forget the gradients."
-    norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if c.clip is None else c.clip)
+    params = list(model.parameters())
+    norm = nn.utils.clip_grad_norm_(params, math.inf if c.clip is None else c.clip)
     move()
-    model.zero_grad()
+    for p in params: p.grad = None
     return reported.where(norm.isfinite(), math.nan)
 
 # %% ../../nbs/train/loop.ipynb #1eb81436
