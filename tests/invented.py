@@ -38,7 +38,7 @@ def say_either_way(claims):
     row = dict(effect=2., ci_low=1., ci_high=3., unit='times as soon')
     for claim in claims: assert {'supported', 'refuted'} <= set(claim.findings), claim.id
     said = [finding_of(claim, row | dict(verdict=verdict)) for claim in claims for verdict in claim.findings]
-    assert len({says for says, _ in said}) >= len(said) - 2 and any(so_what for _, so_what in said)   # two sentences may hold either way
+    assert len({says for says, _ in said}) == len(said) and any(so_what for _, so_what in said)
     for says, so_what in said:
         assert re.search(r'2\.0 \[-?\d\.0, -?\d\.0\] times as soon', says) and says.endswith('.') and not re.search(r"[{}]|  ", says), says
         assert not so_what or so_what.endswith('.'), so_what
