@@ -1,6 +1,9 @@
 """Tables of runs that never ran, for tests of what claims make of them."""
+import re
+
 import pyarrow as pa
 
+from memlab.lab.board import finding_of
 from memlab.lab.records import RECORDS, RUNS, frame, record_table
 
 
@@ -28,3 +31,14 @@ def diverged(runs, records, arm, seed):
     runs = runs.copy()
     runs.loc[(runs.arm == arm) & (runs.seed == seed), ['status', 'diverged_at']] = 'diverged', 40
     return runs, records
+
+
+def say_either_way(claims):
+    "Every claim has a sentence of its own for being supported and for being refuted, whole and with its size; some say what to do."
+    row = dict(effect=2., ci_low=1., ci_high=3., unit='times as soon')
+    for claim in claims: assert {'supported', 'refuted'} <= set(claim.findings), claim.id
+    said = [finding_of(claim, row | dict(verdict=verdict)) for claim in claims for verdict in claim.findings]
+    assert len({says for says, _ in said}) == len(said) and any(so_what for _, so_what in said)
+    for says, so_what in said:
+        assert re.search(r'2\.0 \[-?\d\.0, -?\d\.0\] times as soon', says) and says.endswith('.') and not re.search(r"[{}]|  ", says), says
+        assert not so_what or so_what.endswith('.'), so_what

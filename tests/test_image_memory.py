@@ -191,3 +191,7 @@ def test_the_column_is_a_defect_of_the_task_alone():
     grid, column = (plan('cpu')[f'{n}: {BASE}'][0] for n in ('VAE', 'VAE, column'))
     assert replace(column.task, column=False) == grid.task and column.task != grid.task
     assert (column.model, column.train) == (grid.model, grid.train)
+
+
+def test_every_claim_says_what_it_comes_to_either_way():
+    invented.say_either_way(CLAIMS.values())

@@ -403,3 +403,7 @@ def test_texts_fit_the_context(task):
 
 def test_losses_of_a_loop_are_taken_after_some_visits():
     with pytest.raises(ValueError, match='every=0: expected a whole number of at least 1'): LoopLosses(every=0)
+
+
+def test_every_claim_says_what_it_comes_to_either_way():
+    invented.say_either_way(CLAIMS.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from invented import diverged, of, without
 from memlab.lab.arm import check_factors
-from memlab.lab.board import finding_of, in_words
+from memlab.lab.board import finding_of, in_two_digits
 from memlab.lab.claims import judge, names_of
 from memlab.lab.rules import error_rates, wrong
 from memlab.studies import sequential_memory as study
@@ -112,7 +112,7 @@ def test_every_verdict_has_its_sentence_with_the_effect(claim):
     for i, verdict in ((0, 'supported'), (1, 'refuted')):
         row = vars(judge(CLAIMS[claim], *tables(SCENES[claim][i]), 'cpu')) | dict(unit=CLAIMS[claim].unit)
         said[row['verdict']] = finding_of(CLAIMS[claim], row)[0]
-        assert in_words(row) in said[verdict] and said[verdict].endswith('.')
+        assert in_two_digits(row) in said[verdict] and said[verdict].endswith('.')
     assert len(set(said.values())) == 2
 
 

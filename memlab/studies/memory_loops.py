@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PLACES', 'LOCKED', 'ORDERS', 'TAILS', 'TAUGHT_AT', 'KEEPING', 'OLD', 'STARTS', 'READINGS', 'EVERY', 'RATES', 'READ',
            'SIZES', 'PYTHIA', 'NEWS', 'study', 'growth', 'longer', 'FIT', 'GROWS', 'KEPT', 'kept_more', 'tail', 'SLOTS',
-           'start', 'LATE', 'GAIN', 'WITHIN', 'OURS', 'LEFT', 'KNOWN', 'NEW', 'BETTER', 'Sizes', 'arm', 'documents',
-           'losses', 'orders', 'pair', 'several', 'sizes', 'linear', 'tails', 'loops', 'taught', 'steered', 'new_loops',
-           'ends_with', 'lasting', 'everything', 'quick', 'cpu', 'gpu', 'by_run', 'matrices', 'scores', 'excess',
-           'beyond_null', 'fits', 'claim', 'by_size', 'of_sizes', 'grows_with_size', 'before_again', 'before_last',
-           'explained', 'rise', 'margins', 'own_first', 'planned', 'last_turns', 'at_start', 'crosses', 'returned',
-           'locked_to', 'gained_in', 'held', 'sooner', 'lasts', 'alike', 'holds', 'first_known', 'keeps', 'level',
-           'corrected', 'retained', 'left_over', 'harm', 'harms']
+           'start', 'LATE', 'GAIN', 'WITHIN', 'OURS', 'LEFT', 'KNOWN', 'NEW', 'STEERED', 'BETTER', 'IN_CYCLE', 'AFTER',
+           'BACK', 'HEART', 'TURNED', 'LASTS', 'Sizes', 'arm', 'documents', 'losses', 'orders', 'pair', 'several',
+           'sizes', 'linear', 'tails', 'loops', 'taught', 'steered', 'new_loops', 'ends_with', 'lasting', 'everything',
+           'quick', 'cpu', 'gpu', 'by_run', 'matrices', 'scores', 'excess', 'beyond_null', 'fits', 'claim', 'by_size',
+           'of_sizes', 'grows_with_size', 'before_again', 'before_last', 'explained', 'rise', 'margins', 'own_first',
+           'planned', 'last_turns', 'at_start', 'crosses', 'returned', 'locked_to', 'gained_in', 'held', 'sooner',
+           'lasts', 'alike', 'holds', 'first_known', 'keeps', 'level', 'corrected', 'retained', 'left_over', 'harm',
+           'harms']
 
 # %% ../../nbs/studies/memory_loops.ipynb #250654d0
 import math
@@ -87,8 +88,8 @@ class Sizes:
 
     def fresh(self, d: int = 64, layers: int = 2):
         "A character model from scratch, or the first Pythia."
-        return FromHub(name=self.hub[0]) if self.hub else ResidualLMConfig(block=vanilla(d_model=d, n_layers=layers,
-                                                                                         n_heads=max(1, d // 32)), max_len=self.length)
+        block = vanilla(d_model=d, n_layers=layers, n_heads=max(1, d // 32))
+        return FromHub(name=self.hub[0]) if self.hub else ResidualLMConfig(block=block, max_len=self.length)
 
     def read(self, d: int = 64):
         "A model that has read text before."
@@ -184,12 +185,13 @@ def taught(z: Sizes) -> list[Arm]:
                                                                                  objective=ByLoop(loss=TokenLoss(),
                                                                                                   states=states),
                                                                                  **words)
-    made = [make(f'taught {at}, {filler}', loops(z, slot=s, filler=filler, after=0, repeats=max(3, 3 * z.repeats // 4)),
-                 question='slot', at=at, filler=filler) for at, s in zip(TAUGHT_AT, z.slots) for filler in ('fixed', 'permuted')]
+    short = dict(after=0, repeats=max(3, 3 * z.repeats // 4))
+    made = [make(f'taught {at}, {filler}', loops(z, slot=s, filler=filler, **short), question='slot', at=at,
+                 filler=filler) for at, s in zip(TAUGHT_AT, z.slots) for filler in ('fixed', 'permuted')]
     made += [make(f'lock, M = {m}, {filler}', loops(z, steps=m, filler=filler), question='lock', visit=m, filler=filler)
              for m in z.visits for filler in ('fixed', 'permuted')]
-    made += [make(f'taught late, {name}', loops(z, slot=z.slots[-1], after=0, repeats=max(3, 3 * z.repeats // 4)), states,
-                  question='slot', at='late', policy=name) for name, states in (('one Adam', 'shared'), ('Adam reset', 'reset'))]
+    made += [make(f'taught late, {name}', loops(z, slot=z.slots[-1], **short), states, question='slot', at='late',
+                  policy=name) for name, states in (('one Adam', 'shared'), ('Adam reset', 'reset'))]
     many = z.visits[-1]
     made.append(make(f'lock, M = {many}, one Adam', loops(z, steps=many), 'shared',
                      question='lock', visit=many, filler='fixed', policy='Adam shared'))
@@ -198,7 +200,8 @@ def taught(z: Sizes) -> list[Arm]:
                                                    ('Adam reset', 'reset', z.moments()),
                                                    ('SGD', 'kept', SGDConfig(lr=.1)))]
 
-KEEPING = {'not steered': (), 'conflicts removed': (Orthogonal(of='displacement', conflicts_only=True),)} | {f'steered to {s:g}': (Target(cosine=s, of='displacement'),) for s in (-.5, 0., .5)}
+KEEPING = {'not steered': (), 'conflicts removed': (Orthogonal(of='displacement', conflicts_only=True),),
+           **{f'steered to {s:g}': (Target(cosine=s, of='displacement'),) for s in (-.5, 0., .5)}}
 
 def steered(z: Sizes) -> list[Arm]:
     "Two loops, each steered against the mean step of the other: what is kept, and what is locked to a loop."
@@ -237,18 +240,19 @@ def ends_with(reading) -> int:
     return reading.every if isinstance(reading, Injected) else 0
 
 def lasting(z: Sizes) -> list[Arm]:
-    "Facts and text, then text; for sizes with moments reset between the two, or the momentum tail would be in what lasts."
+    "Facts and text, then text; for sizes with moments reset in between, or the momentum tail would be in what lasts."
     def make(name, d, reading, after, every, facts=z.facts, lr=1e-3, objective=TokenLoss(), **words):
         task = Episodes(quiz=Quiz(facts=facts, controls=facts // 2), reading=reading, after=after, length=z.length,
                         **z.source)
         return arm(name, task, z.read(d), z.moments(lr * z.adam / 1e-3),
                    FactScores(every=every, metrics=('margin',), digits=3), objective=objective, **words)
     made = [make(f'retention, width {d}', d, Massed(exposures=READ), 3 * z.tail, EVERY, lr=RATES[d],
-                 objective=ByLoop(loss=TokenLoss(), loops=3, states='reset'), question='retention', width=d) for d in z.widths]
+                 objective=ByLoop(loss=TokenLoss(), loops=3, states='reset'), question='retention', width=d)
+            for d in z.widths]
     narrow, wide = min(z.widths, default=0), max(z.widths, default=0)
     slow = RATES.get(wide, 1.) / RATES.get(narrow, 1.)   # the narrow model reads text at the rate of the wide one
-    made += [make(f'retention, width {narrow}, slow text', narrow, Massed(exposures=READ), 3 * z.tail, EVERY, lr=RATES[narrow],
-                  objective=ByLoop(loss=TokenLoss(), loops=3, rates=(slow, 1., slow)),
+    made += [make(f'retention, width {narrow}, slow text', narrow, Massed(exposures=READ), 3 * z.tail, EVERY,
+                  lr=RATES[narrow], objective=ByLoop(loss=TokenLoss(), loops=3, rates=(slow, 1., slow)),
                   question='retention', width=narrow, text='slow')] if z.widths else []
     made += [make(f'facts {name}', 64, reading, z.long - ends_with(reading), EVERY, question='reading', how=name)
              for name, reading in READINGS.items()]
@@ -259,7 +263,8 @@ def lasting(z: Sizes) -> list[Arm]:
 def everything(z: Sizes) -> Preset:
     "All arms of this study."
     made = orders(z) + several(z) + sizes(z) + linear(z) + tails(z) + taught(z) + steered(z) + new_loops(z) + lasting(z)
-    counted = lambda a: dict(a.factors)['question'] in ('policy', 'new', 'retention') or a.name == f'lock, M = {z.visits[0]}, fixed'
+    own = f'lock, M = {z.visits[0]}, fixed'
+    counted = lambda a: dict(a.factors)['question'] in ('policy', 'new', 'retention') or a.name == own
     return Preset(tuple((a, z.many if counted(a) else z.seeds) for a in made))
 
 def quick() -> Preset:
@@ -300,7 +305,7 @@ def scores(records: pd.DataFrame, arm: str) -> pd.DataFrame:
                          for seed, m in matrices(records, arm).items()}).T
 
 def excess(records: pd.DataFrame, gap: int = -1, cycle: str = 'cyclic', locked: tuple[str, ...] = LOCKED) -> pd.Series:
-    "Recovery in a cycle beyond that of slot-locked shuffles, mean over the documents that these lock; NaN where one fails the guards, or there are fewer gaps."
+    "Recovery in a cycle beyond that of slot-locked shuffles, mean over locked documents; NaN where guards fail."
     ours, nulls = matrices(records, cycle), [matrices(records, a) for a in locked]
     def of(seed):
         found = excess_recovery(ours[seed], {i: null[seed] for null in nulls for i in null[seed].evaluated})
@@ -347,13 +352,12 @@ FIT = .02, .1   # nats after the last visit but one: sizes are compared where th
 
 def by_size(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     "Recovery beyond its null, fit and parameters; one row a seed and size."
-    names = [a.removesuffix(', cyclic') for a in runs.arm.unique() if a.endswith(', cyclic') and not a.startswith('M =')]
-    found = [pd.DataFrame(dict(size=n, params=runs[runs.arm == f'{n}, cyclic'].params.iloc[0],
-                               value=beyond_null(records, n),
-                               fit=matrices(records, f'{n}, cyclic').map(lambda m: fit_after(m, slice(-2, -1))))) for n in names]
-    return pd.concat(found).rename_axis('seed').reset_index() if found else pd.DataFrame(columns=['seed', 'size',
-                                                                                                  'params', 'value',
-                                                                                                  'fit'])
+    cycles = [a for a in runs.arm.unique() if a.endswith(', cyclic') and not a.startswith('M =')]
+    fit = lambda cycle: matrices(records, cycle).map(lambda m: fit_after(m, slice(-2, -1)))
+    found = [pd.DataFrame(dict(size=n, params=runs[runs.arm == c].params.iloc[0], value=beyond_null(records, n),
+                               fit=fit(c))) for c in cycles for n in [c.removesuffix(', cyclic')]]
+    if not found: return pd.DataFrame(columns=['seed', 'size', 'params', 'value', 'fit'])
+    return pd.concat(found).rename_axis('seed').reset_index()
 
 def of_sizes(runs):
     return tuple(runs.arm[[bool(q == 'size') for q in runs.question]].unique()) if 'question' in runs else ()
@@ -368,15 +372,15 @@ GROWS = More(least=.01)
 def grows_with_size(runs, records):
     found = by_size(runs, records)
     rows = found[found.fit.between(*FIT) & np.isfinite(found.value)]
-    slope = rows.groupby('seed')[['params', 'value']].apply(lambda r: np.polyfit(np.log2(r.params), r.value, 1)[0]
-                                                            if r.params.nunique() > 3 else math.nan).astype(float).dropna()
+    fitted = lambda r: np.polyfit(np.log2(r.params), r.value, 1)[0] if r.params.nunique() > 3 else math.nan
+    slope = rows.groupby('seed')[['params', 'value']].apply(fitted).astype(float).dropna()
     if slope.empty: raise Missing('any seed (fewer than four sizes fit)')
     rank = rows.groupby('seed')[['params', 'value']].apply(lambda r: spearmanr(r.params, r.value).statistic).mean()
     return seen(slope, f'mean rank correlation {rank:.2f}; {len(rows)} of {len(found)} runs fit', flips(slope, GROWS))
 
 # %% ../../nbs/studies/memory_loops.ipynb #e22e3943
 def before_again(records: pd.DataFrame, arm: str) -> pd.DataFrame:
-    "Loss just before a document is seen again, mean over gaps; one row a seed, one column a document that was evaluated."
+    "Loss just before a document is seen again, mean over gaps; a row a seed, a column a document that was evaluated."
     return pd.DataFrame({seed: {i: prequential(m, [i]) for i in m.evaluated}
                          for seed, m in matrices(records, arm).items()}).T
 
@@ -386,7 +390,8 @@ claim('ML6a',
       'shuffled', 'cyclic', source='sequential-memory claim 6',
       measured='prequential loss of three documents, shuffled minus cyclic', rule=More(least=.1), sd=.2)
 claim('ML6b', 'So it does against the slot-locked shuffle, whose gaps are as long.',
-      lambda records: (pd.concat([before_again(records, a) for a in LOCKED], axis=1) - before_again(records, 'cyclic')).mean(axis=1),
+      lambda records: (pd.concat([before_again(records, a) for a in LOCKED], axis=1)
+                       - before_again(records, 'cyclic')).mean(axis=1),
       'cyclic', *LOCKED, source='sequential-memory claim 6',
       measured='prequential loss of three documents, slot-locked minus cyclic', rule=More(least=.1), sd=.2)
 def before_last(records: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -396,7 +401,8 @@ def before_last(records: pd.DataFrame, arm: str) -> pd.DataFrame:
 
 claim('ML6d', 'In the last gap, where documents are known, a cycle loses less on them just before they are seen again '
       'than the slot-locked shuffle does.',
-      lambda records: (pd.concat([before_last(records, a) for a in LOCKED], axis=1) - before_last(records, 'cyclic')).mean(axis=1),
+      lambda records: (pd.concat([before_last(records, a) for a in LOCKED], axis=1)
+                       - before_last(records, 'cyclic')).mean(axis=1),
       'cyclic', *LOCKED, source='ours: a mean over all gaps is one over documents that are not known yet',
       measured='loss of three documents before their last visit, slot-locked minus cyclic', rule=More(least=.1), sd=.2)
 KEPT = 'locked middle, 8 kept', 'locked middle, 0 kept'
@@ -410,9 +416,10 @@ claim('ML6c', 'The nearest predecessors do it: with eight of them in place there
 # %% ../../nbs/studies/memory_loops.ipynb #7aa2d736
 def explained(records: pd.DataFrame) -> pd.Series:
     "Share of the variance of simulated recoveries that the predicted ones explain, by seed."
-    table = lambda item: records[records['item'] == item].pivot(index='seed', columns='arm', values='value').astype(float)
-    simulated, predicted = table('simulated'), table('predicted')
-    return 1 - ((simulated - predicted) ** 2).sum(axis=1) / simulated.sub(simulated.mean(axis=1), axis=0).pow(2).sum(axis=1)
+    simulated, predicted = (records[records['item'] == item].pivot(index='seed', columns='arm', values='value')
+                            .astype(float) for item in ('simulated', 'predicted'))
+    spread = simulated.sub(simulated.mean(axis=1), axis=0)
+    return 1 - ((simulated - predicted) ** 2).sum(axis=1) / spread.pow(2).sum(axis=1)
 
 claim('ML7', 'In a linear model with a shared bias the slowest mode of a pass says how much comes back.', explained,
       *(f'linear, {w}'
@@ -472,13 +479,13 @@ def margins(rows: list[dict]) -> np.ndarray:
     return table.to_numpy()
 
 def own_first(rows: list[dict], task: MemoryLoops) -> np.ndarray:
-    "Margin of the loop's own answer over the other, by turn and checkpoint in it; while it teaches, from the third repeat on."
+    "Margin of the loop's own answer over the other, by turn and checkpoint in it; from the third repeat on."
     m, long = margins(rows), task.texts + 2
     turns = np.stack([m[t * long:(t + 1) * long + 1] for t in range(4, 2 * task.repeats)])
     return np.stack([(turn[:, t % 2] - turn[:, 1 - t % 2]) for t, turn in enumerate(turns)])
 
 def planned(records: pd.DataFrame, arm: str):
-    "The task of an arm, of the presets in which it is as long as these records: they may read other texts, in the same visits."
+    "The task of an arm, of presets where it is as long as these records: they may read other texts in the same visits."
     last = records.step[records.arm == arm].max()
     found = {tuple(a.task.plan(0)): a.task for p in study.presets.values()
              for a, _ in made(p).plan if a.name == arm and a.task.total == last}
@@ -489,7 +496,8 @@ def planned(records: pd.DataFrame, arm: str):
 def last_turns(records: pd.DataFrame, arm: str, turns: int = 4) -> pd.DataFrame:
     "Margins of all pairs before the last turns of teaching and after every visit of them, with a column of visits."
     rows = records[(records.arm == arm) & (records.metric == 'margin')]
-    rows, begin = rows.assign(value=rows.value.astype(float)), rows.step.max() - turns * (planned(records, arm).texts + 2)
+    rows = rows.assign(value=rows.value.astype(float))
+    begin = rows.step.max() - turns * (planned(records, arm).texts + 2)
     return rows[rows.step >= begin].assign(visit=lambda t: t.step - begin)
 
 def at_start(records: pd.DataFrame, arm: str) -> pd.Series:
@@ -532,16 +540,16 @@ def returned(records: pd.DataFrame, arm: str) -> pd.Series:
         return (turns[:, task.slot] - turns[:, 0]).mean()
     return by_run(records, arm, read, 'margin').astype(float)
 
-LATE, GAIN = 'taught late, fixed', 'what the own answer gains on the other from the start of a turn to where it is taught'
+LATE = 'taught late, fixed'
+GAIN = 'what the own answer gains on the other from the start of a turn to where it is taught'
 claim('ML8d', 'An answer that is taught late in a loop comes back before it is taught again.',
       lambda records: returned(records, LATE), LATE, source='ours, after a look at the margins', measured=GAIN,
       rule=More(least=.2), sd=.2)
 claim('ML8e', 'It comes back with any order of texts.',
       lambda records: returned(records, LATE) - returned(records, 'taught late, permuted'), LATE,
       'taught late, permuted', source='ours', measured=f'{GAIN}, fixed minus drawn texts', rule=Equal(margin=.1), sd=.1)
-for letter, name in (('f', 'one Adam'), ('g', 'Adam reset')):
-    claim(f'ML8{letter}',
-          "The loop's own optimizer brings it back: " + ('one Adam for both loops does so less.' if name == 'one Adam' else 'one that is reset does so less.'),
+for letter, name, words in (('f', 'one Adam', 'one Adam for both loops'), ('g', 'Adam reset', 'one that is reset')):
+    claim(f'ML8{letter}', f"The loop's own optimizer brings it back: {words} does so less.",
           lambda records, name=name: returned(records, LATE) - returned(records, f'taught late, {name}'), LATE,
           f'taught late, {name}', source='ours', measured=f'{GAIN}, own Adam minus {name}', rule=More(least=.2), sd=.2)
 
@@ -550,8 +558,8 @@ def locked_to(records: pd.DataFrame, arm: str) -> pd.Series:
     "Phase lock once teaching has stopped, by seed."
     task = planned(records, arm)
     loop = torch.tensor([v.loop for v in task.plan(0)][task.stop:])
-    return by_run(records, arm,
-                  lambda rows: phase_lock(torch.tensor(margins(rows)[task.stop + 1:]), loop, task.period).lock, 'margin').astype(float)
+    lock = lambda rows: phase_lock(torch.tensor(margins(rows)[task.stop + 1:]), loop, task.period).lock
+    return by_run(records, arm, lock, 'margin').astype(float)
 
 for letter, m in zip('ab', (1, 6)):
     claim(f'ML9{letter}', f"After teaching stops, a loop's texts call up its answer ({m} step{'s' * (m > 1)} a text).",
@@ -585,8 +593,9 @@ def gained_in(records: pd.DataFrame, arm: str) -> pd.Series:
 WITHIN = 'what an answer gains on the other within a turn of its own loop, mean of both loops'
 for letter, m in zip('ef', (1, 6)):
     claim(f'ML9{letter}',
-          f"After teaching stops, a loop's answer gains on the other while its texts are read ({m} step{'s' * (m > 1)} a "
-          f"text).", lambda records, arm=f'lock, M = {m}, fixed': gained_in(records, arm), f'lock, M = {m}, fixed',
+          f"After teaching stops, a loop's answer gains on the other while its texts are read ({m} "
+          f"step{'s' * (m > 1)} a text).",
+          lambda records, arm=f'lock, M = {m}, fixed': gained_in(records, arm), f'lock, M = {m}, fixed',
           source='ours: a mean over a turn does not see what rises and falls with it', measured=WITHIN,
           rule=More(least=.1), sd=.2)
 claim('ML9g', 'That needs no order of texts (6 steps a text).',
@@ -600,14 +609,15 @@ claim('ML9h', "Nor a loop's own optimizer (6 steps a text).",
 
 # %% ../../nbs/studies/memory_loops.ipynb #615dbdb5
 def held(records: pd.DataFrame, arm: str) -> pd.DataFrame:
-    "Margin of taught answers when teaching stops, its half-life in visits (`time`), the last half-life that could be had, and the share that is left in the last repeat; one row a seed."
+    "Margin of taught answers when teaching stops, its half-life and the last that could be had, the share left."
     task = planned(records, arm)
     def read(rows):
         left = torch.tensor(margins(rows)[task.stop:].mean(1))
         return left[0].item(), fit_decay(left).half_life, 10. * len(left), (left[-task.period:].mean() / left[0]).item()
     return pd.DataFrame(by_run(records, arm, read, 'margin').to_dict(), ['start', 'time', 'end', 'left']).T
 
-def sooner(id: str, statement: str, read: Callable, ours: str, theirs: str, gate: Callable | None = None, **plan) -> None:
+def sooner(id: str, statement: str, read: Callable, ours: str, theirs: str, gate: Callable | None = None,
+           **plan) -> None:
     "A claim about steps or half-lives: of one arm, of another, and where counting ends."
     study.reading(id, statement, lambda records: lasts(read(records, ours), read(records, theirs)), gate,
                   arms=(ours, theirs), **dict(seeds=20, unit='times') | plan)
@@ -647,12 +657,12 @@ for letter, theirs, words in (('a', 'loops, SGD',
 KNOWN = .3   # nats: a loop is known. A mean over loops would have to guess for those that never are
 
 def first_known(records: pd.DataFrame, arm: str) -> pd.DataFrame:
-    "Steps until more than half of the new loops are known, each counted from its own beginning; infinite where half of them never were; and how long a turn is."
+    "Steps, from its own beginning, until over half of the new loops are known, or infinity; and how long a turn is."
     task = planned(records, arm)
     turn = task.texts * task.repeats
     def one(rows, loop):
-        return next((r['step'] - loop * turn
-                     for r in rows if r['item'] == f'loop {loop}' and loop * turn < r['step'] <= (loop + 1) * turn and r['value'] <= KNOWN), math.inf)
+        known = (r['step'] - loop * turn for r in rows if r['item'] == f'loop {loop}' and r['value'] <= KNOWN)
+        return next((steps for steps in known if 0 < steps <= turn), math.inf)
     def read(rows):
         steps = sorted(one(sorted(rows, key=lambda r: r['step']), loop) for loop in range(OLD, task.loops))
         return steps[len(steps) // 2]
@@ -674,21 +684,22 @@ def keeps(records: pd.DataFrame, ours: str) -> pd.Series:
     return at_end(records, 'loop_loss', 'loops, not steered', 'loop 0') - at_end(records, 'loop_loss', ours, 'loop 0')
 def level(records: pd.DataFrame, ours: str, theirs: str) -> tuple[pd.Series, str]:
     "Whether a steered arm loses at most a little more on the loop that was read last."
-    return at_end(records, 'loop_loss', ours, 'loop 1') - at_end(records, 'loop_loss', theirs, 'loop 1') < .05, 'lose as little on the last loop'
+    last = [at_end(records, 'loop_loss', arm, 'loop 1') for arm in (ours, theirs)]
+    return last[0] - last[1] < .05, 'lose as little on the last loop'
 
-for letter, name in zip('abcd', [n for n in KEEPING if n != 'not steered']):
+STEERED = {n: n.replace('conflicts removed', 'rid of conflicts') for n in KEEPING if n != 'not steered'}
+for letter, (name, words) in zip('abcd', STEERED.items()):
     claim(f'ML15{letter}',
-          f'Of two loops the one before is kept better where steps are {name.replace("conflicts removed", "rid of conflicts")}, ' 'and the last one is learned as well.',
+          f'Of two loops the one before is kept better where steps are {words}, and the last one is learned as well.',
           lambda records, ours=f'loops, {name}': keeps(records, ours), f'loops, {name}', 'loops, not steered',
           gate=level, source='sequential-memory claim 15',
           measured='loss of the first loop after the last turn of the second, not steered minus steered',
           rule=More(least=.1), sd=.1)
-for letter, name in zip('efgh', [n for n in KEEPING if n != 'not steered']):
+for letter, (name, words) in zip('efgh', STEERED.items()):
     ours = f'lock, M = 6, {name}'
-    claim(f'ML15{letter}',
-          f"Steps that are {name.replace('conflicts removed', 'rid of conflicts')} bind an answer to its loop (6 steps a "
-          f"text).", lambda records, ours=ours: locked_to(records, ours) - locked_to(records, 'lock, M = 6, fixed'), ours,
-          'lock, M = 6, fixed', source='sequential-memory claim 15',
+    claim(f'ML15{letter}', f'Steps that are {words} bind an answer to its loop (6 steps a text).',
+          lambda records, ours=ours: locked_to(records, ours) - locked_to(records, 'lock, M = 6, fixed'),
+          ours, 'lock, M = 6, fixed', source='sequential-memory claim 15',
           measured='phase lock, steered minus not', rule=More(least=.1), sd=.1)
 
 # %% ../../nbs/studies/memory_loops.ipynb #bd71b012
@@ -698,7 +709,7 @@ def corrected(rows: list[dict]) -> torch.Tensor:
     return found - found[0]
 
 def retained(records: pd.DataFrame, arm: str) -> pd.DataFrame:
-    "Margin after the last time facts were read, its half-life in batches of text (`time`), and the last that could be had."
+    "Margin after the last time facts were read, its half-life in batches of text, and the last that could be had."
     def read(rows):
         left, every = corrected(rows).mean(1)[READ // EVERY:], EVERY
         return left[0].item(), every * fit_decay(left).half_life, 10. * every * len(left)
@@ -709,7 +720,8 @@ sooner('ML21', 'Facts last longer in a wider model (128 against 32), where both 
        source='sequential-memory claim 21, F7',
        measured='half-life under text, width 128 over 32',
        rule=Sooner(least=1.25, said=2.), sd=.4)
-sooner('ML21b', 'They do so also where the narrow model reads the text as slowly, with the learning rate of the wide one.',
+sooner('ML21b',
+       'They do so also where the narrow model reads the text as slowly, with the learning rate of the wide one.',
        retained, 'retention, width 32, slow text', 'retention, width 128', alike(retained, .3, 1.5),
        source='ours: the rates that make widths know facts equally well differ thirteenfold',
        measured='half-life under text, width 128 over 32, text read at one rate',
@@ -737,8 +749,10 @@ def harms(records: pd.DataFrame) -> pd.Series:
     task = planned(records, 'facts one by one')
     return by_run(records, 'facts one by one', lambda rows: harm(rows, task), 'margin').astype(float)
 
-claim('ML22e', 'Text between the facts has a part in it: read alone with text between them, facts are kept better than alone '
-      'and in a row.', lambda records: left_over(records, 'facts alone, spaced') - left_over(records, 'facts alone, in a row'),
+claim('ML22e',
+      'Text between the facts has a part in it: read alone with text between them, facts are kept better than alone '
+      'and in a row.',
+      lambda records: left_over(records, 'facts alone, spaced') - left_over(records, 'facts alone, in a row'),
       'facts alone, spaced', 'facts alone, in a row', source='ours: massed facts share a batch, these do not',
       measured='the same, spaced minus in a row', rule=More(least=.1), sd=.2)
 claim('ML22d', 'Reading a fact harms the others.',
@@ -746,3 +760,152 @@ claim('ML22d', 'Reading a fact harms the others.',
       source='sequential-memory F7, experiment 3',
       measured='change of the margins of the other facts when one is read, mean over pairs',
       rule=Less(most=-.02), sd=.02)
+
+# %% ../../nbs/studies/memory_loops.ipynb #a3f0aac2
+IN_CYCLE = 'Read in a fixed cycle, documents'
+study.finds('ML3', supported=(f'{IN_CYCLE} come back before they are due, by {{effect}} beyond a shuffle with equal '
+                              'gaps.', 'Compare with a shuffle of equal gaps.'),
+            refuted=f'{IN_CYCLE} hardly come back before they are due: {{effect}} beyond a shuffle with equal gaps.')
+study.finds('ML4a', supported='Over three more passes of a cycle, documents come to recover more, by {effect}.',
+            refuted='Over three more passes of a cycle, documents do not come to recover more: {effect}.',
+            inconclusive='It is open whether documents recover more after three more passes of a cycle: {effect} more.')
+study.finds('ML4b', supported='Thirty steps a visit bring more recovery than ten, by {effect}.',
+            refuted='Thirty steps a visit bring no more recovery than ten: {effect}.',
+            inconclusive='It is open whether thirty steps a visit bring more recovery than ten: {effect} more.')
+study.finds('ML5', supported='Where sizes fit equally well, documents recover more in larger models, by {effect} of '
+                             'parameters.',
+            refuted='Where sizes fit equally well, documents recover hardly more in larger models: {effect} of '
+                    'parameters.',
+            inconclusive='It is open whether documents recover more in larger models that fit equally well: {effect} '
+                         'of parameters.')
+for id, which, other in (('ML6a', 'documents', 'an order drawn anew'),
+                         ('ML6b', 'documents', 'a shuffle with equal gaps'),
+                         ('ML6d', 'documents that are known', 'a shuffle with equal gaps')):
+    study.finds(id, supported=f'When they are due, {which} lose less in a cycle than in {other}, by {{effect}}.',
+                refuted=f'When they are due, {which} lose hardly less in a cycle than in {other}: {{effect}}.',
+                inconclusive=f'It is open whether {which} lose less in a cycle than in {other} when they are due: '
+                             '{effect} less.')
+study.finds('ML6c', supported='The visits just before it bring a document back: with eight of them in their places '
+                              '{effect} more is undone than with none.',
+            refuted='The visits just before it hardly bring a document back: with eight of them in their places '
+                    '{effect} more is undone than with none.')
+study.finds('ML7', supported='In a linear model whose tasks share a bias, the slowest mode of a pass explains {effect} '
+                             'of recovery.',
+            refuted='In a linear model whose tasks share a bias, the slowest mode of a pass explains no more than '
+                    '{effect} of recovery.')
+
+# %% ../../nbs/studies/memory_loops.ipynb #99520f17
+AFTER = 'after their last reading'
+study.finds('ML1a', supported=f"With Adam's moments kept, facts rise more {AFTER} than with moments reset, by "
+                              '{effect}.',
+            refuted=f"With Adam's moments kept, facts rise hardly more {AFTER} than with moments reset: {{effect}}.")
+study.finds('ML1b', supported='Without a first moment facts end where they do with moments reset: {effect} apart.',
+            refuted=('A reset is no neutral control: without a first moment facts end above those with moments reset, '
+                     'by {effect}.', 'Compare with an optimizer that has no first moment, not with a reset one.'))
+study.finds('ML1c', supported='Momentum alone, with gradients of zero, lifts facts as much as momentum and text: '
+                              '{effect} more.',
+            refuted='Momentum alone, with gradients of zero, lifts facts less than momentum and text, by {less}.')
+study.finds('ML1d', supported='Facts get better while a model reads something else, by {effect} more than facts '
+                              'that it never read.',
+            refuted='While a model reads something else, facts get hardly better than facts that it never read: '
+                    '{effect}.')
+study.finds('ML1e', supported=(f"Without Adam's first moment facts get no better {AFTER}: {{effect}}.",
+                               'Set the first moment to zero before you call that memory.'),
+            refuted=f"Without Adam's first moment, too, facts get better {AFTER}: {{effect}}.")
+study.finds('ML2', supported='With moments reset, forgotten facts return on other text, {effect} beyond facts that '
+                             'were never read.',
+            refuted='With moments reset, forgotten facts do not return on other text: {effect} beyond facts that were '
+                    'never read.')
+
+# %% ../../nbs/studies/memory_loops.ipynb #dbde92bb
+study.finds('ML8a', supported="Of two loops of texts, each with its own answer, a turn begins with the other's answer "
+                              'ahead, by {less}.',
+            refuted="Of two loops of texts, each with its own answer, a turn hardly begins with the other's answer "
+                    'ahead: {less}.')
+study.finds('ML8b', supported='A new order of texts does not change how far the other answer leads when a loop begins: '
+                              '{effect}.',
+            refuted='A new order of texts changes how far the other answer leads when a loop begins, by {effect}.')
+study.finds('ML8c', supported="A loop's own answer comes to lead where it is taught, in {effect}.",
+            refuted="A loop's own answer comes to lead where it is taught in no more than {effect}.")
+BACK = 'An answer taught late in a loop comes back before it is due'
+study.finds('ML8d', supported=f'{BACK}, by {{effect}}.', refuted=f'{BACK} by no more than {{effect}}.')
+study.finds('ML8e', supported=f'{BACK} whatever the order of texts: {{effect}} more in a fixed one.',
+            refuted=f'{BACK} by another amount where texts come in a new order: {{effect}} more in a fixed one.',
+            inconclusive='It is open whether an answer comes back more before it is due where texts have a fixed '
+                         'order: {effect} more.')
+for letter, other in (('f', 'one for both loops'), ('g', 'one that is reset')):
+    study.finds(f'ML8{letter}', supported=(f"{BACK} by its loop's own Adam: with {other} by {{effect}} less.",
+                                           'Share one optimizer.' * (letter == 'f')),
+                refuted=f'{BACK} by an Adam that is not its own, too, {other}: {{effect}} less.',
+                inconclusive=f'It is open whether an answer comes back less before it is due by another Adam than its '
+                             f'own, {other}: {{effect}} less.')
+for letters, how in (('ae', 'texts read lightly (one step a visit)'),
+                     ('bf', 'texts known by heart (six steps a visit)')):
+    STOPPED = f'After teaching stops, {how}'
+    study.finds(f'ML9{letters[0]}', supported=f"{STOPPED} hold their loop's answer above the other's, by {{effect}}.",
+                refuted=f"{STOPPED} do not hold their loop's answer above the other's: {{effect}}.",
+                inconclusive=f"It is open whether, after teaching stops, {how} hold their loop's answer above the "
+                             "other's: {effect}.")
+    study.finds(f'ML9{letters[1]}', supported=f"{STOPPED} call up their loop's answer, by {{effect}} a turn.",
+                refuted=f"{STOPPED} do not call up their loop's answer, by {{effect}} a turn.")
+HEART = "texts known by heart call up their loop's answer"
+study.finds('ML9c', supported='Read lightly, texts in a new order hold their answer as little as in a fixed one: '
+                              '{effect} apart.',
+            refuted='Read lightly, texts in a fixed order hold their answer by {effect} more than in a new one.')
+study.finds('ML9d', supported=f'With one Adam for both loops {HEART} as well: {{effect}} apart.',
+            refuted=f"A loop's own Adam has a part in that {HEART}: {{effect}} more than with one for both.",
+            inconclusive=f"It is open whether a loop's own Adam has a part in that {HEART}: {{less}} less than with "
+                         'one for both.')
+study.finds('ML9g', supported=f'In a new order, too, {HEART}: {{effect}} more in a fixed one.',
+            refuted=f'In a new order {HEART} otherwise: {{effect}} more in a fixed one.',
+            inconclusive=f'It is open whether {HEART} as much in a new order: {{less}} less in a fixed one.')
+study.finds('ML9h', supported=f'With one Adam for both loops, too, {HEART}: it gains {{effect}} more than with own '
+                              'ones.',
+            refuted=f'With one Adam for both loops {HEART} less: it gains {{effect}} more than with own ones.')
+
+# %% ../../nbs/studies/memory_loops.ipynb #43389735
+for letter, other in (('a', 'SGD'), ('b', 'one that is reset'), ('c', 'one that is shared')):
+    held_by = "A loop's own Adam holds more of what it taught, eight turns later, than " + other
+    study.finds(f'ML10{letter}', supported=f'{held_by}, by {{effect}}.',
+                refuted=f'{held_by.replace("holds more", "holds hardly more")}: {{effect}}.',
+                inconclusive=f"It is open whether a loop's own Adam holds more of what it taught, eight turns later, "
+                             f'than {other}: {{effect}}.')
+for letter, begun, other in (('a', 'mean moments of other loops', 'nothing'),
+                             ('b', 'both mean moments', 'the second alone')):
+    study.finds(f'ML11{letter}', supported=f'A new loop that begins with {begun} is learned {{effect}} as soon as from '
+                                           f'{other}.',
+                refuted=f'A new loop that begins with {begun} is learned hardly sooner than from {other}: {{effect}} '
+                        'as soon.',
+                inconclusive=f'It is open whether {begun} matter to a new loop: it is learned {{effect}} as soon as '
+                             f'from {other}.')
+TURNED = [('rid of what conflicts with the other loop', 'hardly protect it: it saves {effect}'),
+          ('turned against the other loop (cosine -.5)', 'do not protect it: they cost it {less}'),
+          ('at right angles to the other loop', 'hardly protect it: it saves {effect}'),
+          ('that lean towards the other loop (cosine .5)', 'hardly protect it: it saves {effect}')]
+for keeps_it, binds, (steps, lost) in zip('abcd', 'efgh', TURNED):
+    study.finds(f'ML15{keeps_it}', supported=(f'Steps {steps} protect it, by {{effect}}, and learn their own loop as '
+                                              'well.', 'Lean towards what is to be kept.' * (keeps_it == 'd')),
+                refuted=f'Steps {steps} {lost}.')
+    study.finds(f'ML15{binds}', supported=f'Steps {steps} bind an answer to its loop more, by {{effect}}.',
+                refuted=f'Steps {steps} do not bind an answer more to its loop: {{effect}}.',
+                inconclusive=f'It is open whether steps {steps} bind an answer more to its loop: {{effect}}.')
+
+# %% ../../nbs/studies/memory_loops.ipynb #737eed81
+LASTS = 'facts last {effect} as long at width 128 as at 32'
+study.finds('ML21', supported=f'With text read at rates of their own, {LASTS}.',
+            refuted='With text read at rates of their own, facts last hardly longer at width 128 than at 32: {effect} '
+                    'as long.')
+study.finds('ML21b', supported=f'With text read at one rate, too, {LASTS}.',
+            refuted=(f'With text read at one rate, {LASTS}.', 'Compare forgetting at one rate.'))
+for letter, words in (('a', 'that are half of a batch of text'), ('b', 'that stand one in each batch of text')):
+    study.finds(f'ML22{letter}', supported=f'Facts {words} are kept better than massed ones, by {{effect}}.',
+                refuted=f'Facts {words} are kept no better than massed ones, but worse by {{less}}.')
+study.finds('ML22c', supported=('Facts that are read one by one, with text between them, are kept better than massed '
+                                'ones, by {effect}.', 'Read facts one by one, with other text between them.'),
+            refuted='Facts that are read one by one, with text between them, are kept no better than massed ones: '
+                    '{effect}.')
+study.finds('ML22e', supported='Facts that are read one by one are kept better with text between them than in a row, '
+                               'by {effect}.',
+            refuted='Facts that are read one by one are kept no better with text between them than in a row: {effect}.')
+study.finds('ML22d', supported='Reading a fact harms the others: their margins fall by {less}.',
+            refuted='Reading a fact does not harm the others: their margins rise by {effect}.')

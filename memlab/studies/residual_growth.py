@@ -458,12 +458,12 @@ study.finds('RG4b', refuted='A multiplied stream grows no faster with a loss at 
                             'at every layer: {effect}.')
 study.finds('RG5c', refuted='With one shared block, an added stream does not grow three times as fast with a loss at '
                             'every layer as with one at the last: {effect}.')
-study.finds('RG10b', refuted=('With independent layers, a loss at every layer changes the loss of the last by '
+study.finds('RG10b', refuted=('With independent layers, a loss at every layer adds to the loss of the last '
                               '{effect}.',
                               'With independent layers, read a loss at every layer only where leaving early is worth it.'))
 study.finds('RG11a', refuted='With one shared parallel block, doubled attention does not cost loss after a '
                              'third of the training: {effect}.')
-study.finds('RG11b', refuted='With one shared parallel block, halving attention changes the loss in the end by '
+study.finds('RG11b', refuted='With one shared parallel block, halving attention adds to the loss in the end '
                              '{effect}.')
 study.finds('RG17a', supported=("Deleting a token's own value after the softmax helps at 128 tokens, by {effect}.",
                                 "On short sequences with learned positions, try attention without a token's own value."),
