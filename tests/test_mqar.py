@@ -367,5 +367,5 @@ def test_every_claim_says_what_it_comes_to_either_way():
     for claim in CLAIMS.values(): assert {'supported', 'refuted'} <= set(claim.findings), claim.id
     row = dict(effect=2., ci_low=1., ci_high=3., unit='times as soon', verdict='supported')
     said = [finding_of(claim, row)[0] for claim in CLAIMS.values()]
-    assert len(set(said)) == len(said) and all('2.000 [1.000, 3.000] times as soon' in s and s.endswith('.') and '{' not in s for s in said)
+    assert len(set(said)) == len(said) and all('2.0 [1.0, 3.0] times as soon' in s and s.endswith('.') and '{' not in s for s in said)
     assert any(finding_of(claim, row)[1] for claim in CLAIMS.values())

@@ -34,11 +34,11 @@ class Seen:
 @dataclass(frozen=True)
 class Finding:
     "What a claim comes to at one verdict."
-    says: str           # one sentence with its direction; {effect} stands where effect, interval and unit go
+    says: str           # one sentence with its direction; {effect} stands where effect, interval and unit go, {less} the same with its sign turned
     so_what: str = ''   # what to do differently
 
     def __post_init__(self):
-        if '{effect}' not in self.says: raise ValueError(f'{self.says!r} has no size: write {{effect}} where effect, interval and unit go')
+        if '{effect}' not in self.says and '{less}' not in self.says: raise ValueError(f'{self.says!r} has no size: write {{effect}} where effect, interval and unit go')
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:

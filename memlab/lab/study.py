@@ -323,7 +323,7 @@ class Study:
 
     def finds(self,
               id: str,                                     # of a claim that was declared
-              **sentences: str | tuple[str, str],          # by verdict: a sentence with {effect} in it, or that and what to do differently
+              **sentences: str | tuple[str, str],          # by verdict: a sentence with {effect} or {less} in it, or that and what to do differently
               ):
         "Say what a claim comes to at each verdict it may have."
         if odd := set(sentences) - set(VERDICTS): raise ValueError(f'{id}: {sorted(odd)} are no verdicts: expected some of {", ".join(VERDICTS)}')

@@ -669,7 +669,7 @@ study.finds('IM4a', inconclusive=('It is open whether a corrected memory saves a
             supported='On text a corrected memory saves {effect} against its write-disabled twin.',
             refuted='On text a corrected memory saves nothing that matters against its write-disabled twin: '
                     '{effect}.')
-study.finds('IM5a', refuted=('Leaving attention out of the first of two layers changes the perplexity: {effect}.',
+study.finds('IM5a', refuted=('Leaving attention out of the first of two layers adds to the perplexity {effect}.',
                              'Keep attention in the first layer.'))
 study.finds('IM7b', supported='Trained with the cosine to the mean key, a model chooses memories by content: '
                               '{effect}.')

@@ -453,12 +453,12 @@ study.finds('RG4b', refuted='A multiplied stream grows no faster with a loss at 
                             'at every layer: {effect}.')
 study.finds('RG5c', refuted='With a loss at every layer an added stream does not grow three times as fast as with '
                             'one at the last: {effect}.')
-study.finds('RG10b', refuted=('With independent layers, a loss at every layer changes the loss of the last by '
+study.finds('RG10b', refuted=('With independent layers, a loss at every layer adds to the loss of the last '
                               '{effect}.',
                               'Read a loss at every layer only where layers share a block.'))
 study.finds('RG11a', refuted='With one shared parallel block, doubled attention does not cost loss early in '
                              'training: {effect}.')
-study.finds('RG11b', refuted='With one shared parallel block, halving attention changes the loss in the end by '
+study.finds('RG11b', refuted='With one shared parallel block, halving attention adds to the loss in the end '
                              '{effect}.')
 study.finds('RG17a', supported=("Deleting a token's own value after the softmax helps at 128 tokens, by {effect}.",
                                 "At short lengths, try attention without a token's own value."),
