@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DIAL', 'AT_INFERENCE', 'BASE', 'WAYS', 'CURES', 'CODES', 'study', 'D1', 'D2', 'CIFAR', 'NARROW', 'FULL', 'CAUSAL',
-           'Sizes', 'Rig', 'rigs', 'arm', 'early', 'at_inference', 'untrue', 'dial', 'pushed', 'injections',
-           'trained_otherwise', 'enlarged', 'photographs', 'everything', 'quick', 'cpu', 'gpu', 'learn', 'claim',
-           'change', 'ratio', 'of', 'on', 'last_quarter', 'beyond_codes', 'falls', 'recovered', 'dialled', 'rises',
-           'strays', 'yields']
+           'LATER', 'UNLIKE', 'NOISE', 'ENTERS', 'AGAINST', 'MOVED', 'FROZEN', 'PUSH', 'Sizes', 'Rig', 'rigs', 'arm',
+           'early', 'at_inference', 'untrue', 'dial', 'pushed', 'injections', 'trained_otherwise', 'enlarged',
+           'photographs', 'everything', 'quick', 'cpu', 'gpu', 'learn', 'claim', 'change', 'ratio', 'of', 'on',
+           'last_quarter', 'beyond_codes', 'falls', 'recovered', 'dialled', 'rises', 'strays', 'yields']
 
 # %% ../../nbs/studies/image_memory.ipynb #5de9c4fb
 import math
@@ -54,7 +54,7 @@ class Rig:
     steps: int
 
 def rigs(z: Sizes) -> dict[str, Rig]:
-    "Digits; enlarged digits; digits of an autoencoder, with codes on a grid and on a column; photographs, with wide codes and with narrow ones."
+    "Digits; enlarged ones; those of an autoencoder, codes on grid or column; photographs with wide or narrow codes."
     (a, b, c), (d1, d2, photo) = z.steps, z.rows
     learned, hub = dict(latents='vae', rows=d1), dict(images='hub:uoft-cs/cifar10', patch=4, width=16, codes=64,
                                                       rows=photo)
@@ -70,11 +70,12 @@ def arm(z: Sizes, rig: Rig, name: str, *more: Measure, prior: bool = False, loss
     "A model of latents, or one beside a prior of codes, and what it is asked at the end."
     shape = dict(n_layers=z.layers, d_model=z.width, n_heads=4 if z.width >= 64 else 2)
     config = ImageConfig(grid=rig.grid, width=rig.width, sketch_width=rig.code, **shape | model)
-    both = ImagePair(model=config, prior=CodePriorConfig(grid=rig.grid, codes=rig.task.codes,
-                                                         **shape | dict(n_layers=min(2, z.layers)))) if prior else config
+    guess = CodePriorConfig(grid=rig.grid, codes=rig.task.codes, **shape | dict(n_layers=min(2, z.layers)))
+    both = ImagePair(model=config, prior=guess) if prior else config
     how = FitConfig(steps=rig.steps, optimizer=AdamWConfig(lr=z.lr, weight_decay=.05),
                     objective=(WithPrior if prior else ImageLoss)(**loss or {}), log_every=max(1, rig.steps // 10))
-    asked = ImageErrors(rows=z.test), ImageControl(rows=z.test), ImageSamples(rows=z.test, draws=2), ImageSheet(rows=z.test, seed=0), *more
+    asked = (ImageErrors(rows=z.test), ImageControl(rows=z.test), ImageSamples(rows=z.test, draws=2),
+             ImageSheet(rows=z.test, seed=0), *more)
     return Arm(name=f'{rig.name}: {name}', task=rig.task, model=both, train=how, measures=asked,
                factors=factors(rig=rig.name, way=name))
 
@@ -116,7 +117,8 @@ CODES = {'wrong codes': dict(memory_noise=.2), "the prior's codes": dict(drawn=.
 def injections(z: Sizes, rig: Rig) -> list[Arm]:
     "Every way to let memory in."
     both = early(z, rig), (CausalUse(rows=z.test), SketchError(rows=z.test), pushed(z))
-    return [arm(z, rig, BASE, *(m for some in both for m in some), *at_inference(z), *untrue(z), prior=True)] + [arm(z, rig, name, **fields) for name, fields in WAYS.items()]
+    base = arm(z, rig, BASE, *(m for some in both for m in some), *at_inference(z), *untrue(z), prior=True)
+    return [base] + [arm(z, rig, name, **fields) for name, fields in WAYS.items()]
 
 def trained_otherwise(z: Sizes, rig: Rig) -> list[Arm]:
     "Cures of the context and of the memory, a frozen projection, memory dropped, other heads."
@@ -130,7 +132,8 @@ def trained_otherwise(z: Sizes, rig: Rig) -> list[Arm]:
 def enlarged(z: Sizes, rig: Rig) -> list[Arm]:
     "The source's regime: a weak memory beside a context that is easy to copy."
     base = arm(z, rig, BASE, *early(z, rig), CausalUse(rows=z.test), SketchError(rows=z.test))
-    return [base] + [arm(z, rig, n, *(early(z, rig) if n == 'noise' else ()), loss=loss) for n, loss in CURES.items()] + [arm(z, rig, n, **WAYS[n]) for n in ('no memory', 'only memory')]
+    cured = [arm(z, rig, n, *(early(z, rig) if n == 'noise' else ()), loss=loss) for n, loss in CURES.items()]
+    return [base] + cured + [arm(z, rig, n, **WAYS[n]) for n in ('no memory', 'only memory')]
 
 def photographs(z: Sizes, wide: Rig, narrow: Rig) -> list[Arm]:
     "Five of the questions on CIFAR-10."
@@ -143,10 +146,10 @@ def photographs(z: Sizes, wide: Rig, narrow: Rig) -> list[Arm]:
 def everything(z: Sizes) -> Preset:
     "All arms of this study."
     r = rigs(z)
-    made = injections(z, r['D1']) + trained_otherwise(z, r['D1']) + enlarged(z, r['D2']) + [arm(z, r[n], BASE)
-                                                                                            for n in ('VAE', 'VAE, column')]
-    return Preset(tuple((a, z.seeds)
-                        for a in made + (photographs(z, r['CIFAR'], r['CIFAR, narrow codes']) if z.photos else [])))
+    made = injections(z, r['D1']) + trained_otherwise(z, r['D1']) + enlarged(z, r['D2'])
+    made += [arm(z, r[n], BASE) for n in ('VAE', 'VAE, column')]
+    made += photographs(z, r['CIFAR'], r['CIFAR, narrow codes']) if z.photos else []
+    return Preset(tuple((a, z.seeds) for a in made))
 
 def quick() -> Preset:
     "Toys, to see that everything runs."
@@ -173,11 +176,13 @@ def claim(id: str, statement: str, read: Callable, *arms: str, gate: Callable = 
     study.reading(id, statement, read, gate, arms=arms,
                   **dict(source=f'image-memory claim {int("".join(filter(str.isdigit, id)))}', seeds=5) | plan)
 
-def change(records: pd.DataFrame, metric: str, ours: str, theirs: str, item: str | None = None, other: str | None = None) -> pd.Series:
+def change(records: pd.DataFrame, metric: str, ours: str, theirs: str, item: str | None = None,
+           other: str | None = None) -> pd.Series:
     "What an arm measures minus what another one does."
     return at_end(records, metric, ours, item) - at_end(records, metric, theirs, other)
 
-def ratio(records: pd.DataFrame, metric: str, ours: str, theirs: str, item: str | None = None, other: str | None = None) -> pd.Series:
+def ratio(records: pd.DataFrame, metric: str, ours: str, theirs: str, item: str | None = None,
+          other: str | None = None) -> pd.Series:
     return at_end(records, metric, ours, item) / at_end(records, metric, theirs, other)
 
 D1, D2, CIFAR, NARROW = (f'{n}: {BASE}' for n in ('D1', 'D2', 'CIFAR', 'CIFAR, narrow codes'))
@@ -219,7 +224,8 @@ for base, letters, said in ((D2, 'ab', (.09, .21)), (CIFAR, 'cd', (None, None)))
     claim(f'IG3{letters[0]}',
           f'With a context that is easily copied, a model that reads it does worse on its own pictures than the '
           f'codes as they are ({on(base)}).', lambda records, base=base: beyond_codes(records, base), base,
-          measured='FR minus the error of the codes', rule=More(least=.03, said=said[0]), unit='of the variance', sd=.04)
+          measured='FR minus the error of the codes', rule=More(least=.03, said=said[0]), unit='of the variance',
+          sd=.04)
     claim(f'IG3{letters[1]}', f'And worse than a model that was trained to see nothing but memory ({on(base)}).',
           lambda records, base=base: change(records, 'nmse_fr', base, of(base, 'only memory')), base,
           of(base, 'only memory'), measured='FR minus FR of only memory', rule=More(least=.03, said=said[1]),
@@ -254,7 +260,8 @@ for letter, ours, theirs, least, said in (('a', 'only memory', BASE, .03, .35), 
                                           ('c', 'input', 'last', .03, .16), ('d', 'last', FULL, .03, .13),
                                           ('e', BASE, 'last', .1, .23)):
     claim(f'IG6{letter}',
-          f'Memory that enters at "{ours}" leads more often than at "{theirs}"' + ', by a tenth of the pictures' * (letter == 'e') + ' (digits).',
+          f'Memory that enters at "{ours}" leads more often than at "{theirs}"'
+          + ', by a tenth of the pictures' * (letter == 'e') + ' (digits).',
           lambda records, pair=(of(D1, ours), of(D1, theirs)): change(records, 'w_mem', *pair), of(D1, ours),
           of(D1, theirs), measured='difference of W_mem', rule=More(least=least, said=said), unit='of pictures', sd=.04)
 for letter, way, said in (('f', 'last', .26), ('g', FULL, .6)):
@@ -294,7 +301,8 @@ claim('IG10c', 'A norm that is put on the memory at inference only makes picture
 # %% ../../nbs/studies/image_memory.ipynb #e8669756
 def falls(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     "Whether sampled codes cost the arm without a cure anything."
-    return (ratio(records, 'fd_probe', D1, D1, 'sampled') > 1.1) & learn(records, *arms)[0], 'make worse pictures from sampled codes, by a tenth of FD'
+    costs = ratio(records, 'fd_probe', D1, D1, 'sampled') > 1.1
+    return costs & learn(records, *arms)[0], 'make worse pictures from sampled codes, by a tenth of FD'
 
 def recovered(records: pd.DataFrame, way: str) -> pd.Series:
     "Share of the rise of FD from true to sampled codes that a cure takes away."
@@ -318,8 +326,8 @@ def dialled(records: pd.DataFrame, arm: str) -> pd.DataFrame:
     return pd.DataFrame({s: at_end(records, 'w_mem', arm, f's_m {s:g}') for s in DIAL})
 def rises(records: pd.DataFrame, arm: str) -> pd.Series:
     "Rank correlation of W_mem with s_m; none where W_mem stands still."
-    return dialled(records, arm).apply(lambda row: pd.Series(DIAL, row.index).corr(row, method='spearman') if row.nunique() > 1 else 0.,
-                                       axis=1)
+    rank = lambda row: pd.Series(DIAL, row.index).corr(row, method='spearman') if row.nunique() > 1 else 0.
+    return dialled(records, arm).apply(rank, axis=1)
 
 for letters, base in (('ab', D1), ('cd', CIFAR)):
     dropped = of(base, 'memory dropped')
@@ -351,7 +359,8 @@ for letters, head in (('cd', 'mixture'), ('ef', 'diffusion')):
                                               (.01, .04)):
         claim(f'IG13{letter}', f'With a {head} head {words} than with a mean.', lambda records, pair=pair,
               read=read: read(records, pair[0]) - read(records, pair[1]), *pair,
-              measured=('rise of the share out of range' if read is strays else 'fall of W_mem') + ' from s_y = 1 to 2, mean minus this head',
+              measured=('rise of the share out of range' if read is strays else 'fall of W_mem')
+                       + ' from s_y = 1 to 2, mean minus this head',
               rule=More(least=least), unit='of latents' if read is strays else 'of pictures', sd=sd)
 
 # %% ../../nbs/studies/image_memory.ipynb #d45222be
@@ -371,3 +380,152 @@ claim('IG15',
       lambda records: change(records, 'agreement', f'VAE: {BASE}', f'VAE, column: {BASE}'), f'VAE: {BASE}',
       f'VAE, column: {BASE}', measured='A with a consistent path minus A with the defect', rule=More(least=.1),
       unit='of positions', sd=.03)
+
+# %% ../../nbs/studies/image_memory.ipynb #04b89d80
+for base, (a, b) in ((D2, 'ab'), (CIFAR, 'cd')):
+    study.finds(f'IG1{a}', supported=f'A patch-by-patch transformer errs {{effect}} as much after '
+                                     f'its own patches as after true ones ({on(base)}).',
+                refuted=f'A patch-by-patch transformer errs less than five times as much after its '
+                        f'own patches as after true ones ({on(base)}): {{effect}}.')
+    study.finds(f'IG1{b}', supported=f'From the first to the last quarter of a drawn picture the error grows, '
+                                     f'{{effect}} ({on(base)}).',
+                refuted=f'From the first to the last quarter of a drawn picture the error hardly grows, {{effect}} '
+                        f'({on(base)}).')
+    study.finds(f'IG3{a}', supported=f'Where neighbours are easily copied ({on(base)}), a model that reads them errs '
+                                     f'more on what it draws than its sketch does as it is, by {{effect}}.',
+                refuted=f'A model that reads neighbours errs no more on what it draws than its sketch does as it is '
+                        f'({on(base)}): {{effect}}.')
+    study.finds(f'IG3{b}', supported=(f'Where neighbours are easily copied ({on(base)}), a model that reads them errs '
+                                      f'more on what it draws than one that sees nothing but the sketch, by '
+                                      '{effect}.', 'Compare with a model that sees nothing but the sketch.'),
+                refuted=f'A model that reads neighbours errs no more on what it draws than one that sees nothing but '
+                        f'the sketch ({on(base)}): {{effect}}.')
+LATER = 'From a tenth of training to its end'
+study.finds('IG2a', supported=f'{LATER} the error after true patches falls, to {{effect}} what it was.',
+            refuted=f'{LATER} the error after true patches hardly falls, to {{effect}} what it was.')
+study.finds('IG2b', supported=f'{LATER} the error after own patches, over that after true ones, becomes {{effect}} '
+                              'what it was.',
+            refuted=f'{LATER} the error after own patches, over that after true ones, does not double: {{effect}} '
+                    'what it was.')
+study.finds('IG2c', supported=(f'{LATER} the last quarter of drawn pictures gets worse, by {{effect}}.',
+                               'Stop training by the error of drawn pictures.'),
+            refuted=f'{LATER} the last quarter of drawn pictures gets no worse: {{effect}}.')
+UNLIKE = 'Where neighbours are unlike (digits), a model that reads them'
+for letter, other in (('e', 'its sketch does as it is'), ('f', 'one that sees nothing but the sketch')):
+    study.finds(f'IG3{letter}', supported=f'{UNLIKE} errs less on what it draws than {other}, by {{effect}}.',
+                refuted=f'{UNLIKE} errs no less on what it draws than {other}: {{effect}}.')
+
+# %% ../../nbs/studies/image_memory.ipynb #6fdc64cc
+NOISE = 'Trained with noise on its context, a model'
+for letter, base, most in (('a', D2, 'half'), ('b', D1, 'nine tenths'), ('c', CIFAR, 'half')):
+    study.finds(f'IG4{letter}', supported=(f'{NOISE} errs {{effect}} as much on what it draws ({on(base)}).',
+                                           'Train with noise on the context.' * (base == D2)),
+                refuted=f'{NOISE} errs more than {most} as much on what it draws: {{effect}} ({on(base)}).')
+for letter, base in (('d', D2), ('e', D1)):
+    study.finds(f'IG4{letter}', supported=f'{NOISE} listens no less to its sketch ({on(base)}): {{effect}} more, where '
+                                          '1 is a copy of it.',
+                refuted=f'{NOISE} listens less to its sketch ({on(base)}), by {{less}}, where 1 is a copy of it.')
+for letter, base in (('a', D1), ('b', D2)):
+    study.finds(f'IG5{letter}', supported=f'With a sketch the error of drawn pictures is {{effect}} that without '
+                                          f'({on(base)}).',
+                refuted=f'A sketch takes less than a fifth off the error of drawn pictures ({on(base)}): {{effect}} '
+                        'that without.')
+
+ENTERS = {'only memory': 'seen alone', BASE: 'added in every block', 'input': 'added to the input',
+          'last': 'added after the last block', FULL: 'read by cross-attention after the last block',
+          CAUSAL: 'read by such attention that hides codes of later places'}
+AGAINST = 'A sketch that contradicts the class is drawn'
+for letter, ours, theirs in (('a', 'only memory', BASE), ('b', BASE, 'input'), ('c', 'input', 'last'),
+                             ('d', 'last', FULL), ('e', BASE, 'last')):
+    one, other = ENTERS[ours], ENTERS[theirs]
+    study.finds(f'IG6{letter}', supported=(f'{AGAINST} more often when {one} than {other}, by {{effect}}.',
+                                           'Let a sketch in before the first block.' * (letter == 'c')),
+                refuted=(f'{AGAINST} no less often when {other} than {one}: in {{less}} more.',
+                         'Add a sketch to the input.' * (letter == 'b')))
+for letter, way in (('f', 'last'), ('g', FULL)):
+    study.finds(f'IG6{letter}', supported=f'When a sketch is {ENTERS[way]}, a class that contradicts it is drawn '
+                                          'more often than it is, by {effect}.',
+                refuted=f'Even when a sketch is {ENTERS[way]}, a class that contradicts it is not drawn more often '
+                        'than it is: the sketch is ahead by {less}.')
+
+# %% ../../nbs/studies/image_memory.ipynb #72093235
+for letter, base in (('a', D1), ('b', D2)):
+    study.finds(f'IG7{letter}', supported=(f'{LATER} a sketch that contradicts the class gets drawn less often, by '
+                                           f'{{effect}} ({on(base)}).',
+                                           'Look at the end of training for who leads.' * (base == D2)),
+                refuted=f'{LATER} a sketch that contradicts the class gets drawn hardly less often: {{effect}} '
+                        f'({on(base)}).')
+MOVED = 'the error of drawn pictures moves by {effect}'
+FROZEN = 'A projection of the sketch that is never trained'
+for letters, base in (('ab', D1), ('cd', NARROW)):
+    for letter, moved in zip(letters, (MOVED, 'a sketch that contradicts the class is drawn in {effect} more')):
+        study.finds(f'IG8{letter}', supported=(f'{FROZEN} does no harm ({on(base)}): {moved}.',
+                                               'Look elsewhere when a sketch is not followed.' * (letter == 'a')),
+                    refuted=f'{FROZEN} matters ({on(base)}): {moved}.')
+for letter, ours, theirs in (('a', FULL, CAUSAL), ('b', BASE, FULL), ('c', BASE, CAUSAL)):
+    study.finds(f'IG9{letter}', supported=f'A swapped sketch is followed at more places when {ENTERS[ours]} than '
+                                          f'when {ENTERS[theirs]}, by {{effect}}.',
+                refuted=f'A swapped sketch is followed at hardly more places when {ENTERS[ours]} than when '
+                        f'{ENTERS[theirs]}: {{effect}}.')
+for letter, words in (('a', 'A matrix'), ('b', 'A matrix with a norm')):
+    study.finds(f'IG10{letter}', supported=f'{words} for the sketch in each block, once trained, changes nothing: '
+                                           f'{MOVED}.',
+                refuted=f'{words} for the sketch in each block changes something: {MOVED}.')
+study.finds('IG10c', supported=('A norm put on the sketch at inference only makes drawn pictures worse, by {effect}.',
+                                'Change nothing at inference that training did not have.'),
+            refuted='A norm put on the sketch at inference only hardly makes drawn pictures worse: {effect}.')
+study.finds('IG11a', supported='Codes that a prior sampled in the place of true ones make drawn pictures less real: '
+                               '{effect} the Fréchet distance.',
+            refuted='Codes that a prior sampled in the place of true ones make drawn pictures hardly less real: '
+                    '{effect} the Fréchet distance.',
+            inconclusive='It is open how much less real pictures are that are drawn from codes of a prior: {effect} '
+                         'the Fréchet distance.')
+for (b, c), words in (('bc', 'at random'), ('de', 'by the prior')):
+    given = f'Training with a fifth of the codes drawn {words}'
+    study.finds(f'IG11{b}', supported=f'{given} takes away {{effect}} of the distance that sampled codes add.',
+                refuted=f'{given} takes away less than half of what sampled codes add to the distance: {{effect}}.',
+                inconclusive=f'It is open whether {given[0].lower() + given[1:]} helps against sampled codes: it takes '
+                             'away {effect} of the distance.')
+    study.finds(f'IG11{c}', supported=f'{given} costs no guidance by the sketch: {{effect}} more, where 1 is a '
+                                          'copy of it.',
+                refuted=(f'{given} makes a model listen less to its sketch, by {{less}}, where 1 is a copy of it.',
+                         'Do not train on wrong codes.' * (b == 'b')))
+
+# %% ../../nbs/studies/image_memory.ipynb #20a71cb6
+for (a, b), base in (('ab', D1), ('cd', CIFAR)):
+    study.finds(f'IG12{a}', supported=f'A model that had no sketch in a fifth of training has a dial: the larger the '
+                                      f'scale of the sketch, the more often it is drawn against the class '
+                                      f'({on(base)}), {{effect}} of ranks.',
+                refuted=f'Even in a model that had no sketch in a fifth of training, a larger scale of the sketch does '
+                        f'not always draw it more often against the class ({on(base)}): {{effect}} of ranks.')
+    study.finds(f'IG12{b}', supported=(f'Where a fifth of training had no sketch, its scale moves '
+                                       f'{{effect}} from class to sketch ({on(base)}).',
+                                       'Train now and then without the sketch.' * (base == D1)),
+                refuted='Where a fifth of training had no sketch, its scale moves no more than {effect} '
+                        f'from class to sketch ({on(base)}).')
+PUSH = 'A scale of 2 for the class'
+study.finds('IG13a', supported=(f'{PUSH} puts {{effect}} as many regressed patches out of the range of the data.',
+                                'Do not push a regressed mean by its class.'),
+            refuted=f'{PUSH} does not double the regressed patches out of the range of the data: {{effect}} as many.')
+study.finds('IG13b', supported=f'{PUSH} has a sketch that contradicts it drawn less often, by {{effect}}.',
+            refuted=f'{PUSH} has a sketch that contradicts it drawn hardly less often: {{effect}}.')
+for (c, d), (a, b), head in (('cd', 'ab', 'mixture'), ('ef', 'cd', 'diffusion')):
+    study.finds(f'IG13{c}', supported=f'{PUSH} pushes fewer patches out of range with a {head} head than with a '
+                                      'mean, by {effect}.',
+                refuted=f'{PUSH} pushes as many patches out of range with a {head} head as with a mean: {{effect}} '
+                        'fewer.')
+    study.finds(f'IG13{d}', supported=f'{PUSH} takes fewer pictures from a sketch that contradicts it with a {head} '
+                                      'head than with a mean, by {effect}.',
+                refuted=f'{PUSH} takes as many pictures from a sketch that contradicts it with a {head} head as with a '
+                        'mean: {effect} fewer.')
+    study.finds(f'IG14{a}', supported=f'Two pictures that a {head} head draws for one class and sketch differ by '
+                                      '{effect}, where those of a mean are the same.',
+                refuted=f'Two pictures that a {head} head draws for one class and sketch hardly differ: {{effect}}.')
+    study.finds(f'IG14{b}', supported=f'Pictures of a {head} head are as real as those of a mean: {{effect}} the '
+                                      'Fréchet distance.',
+                refuted=(f'Pictures of a {head} head are less real than those of a mean: {{effect}} the Fréchet '
+                         'distance.', 'Try a diffusion head before a mixture.' * (head == 'mixture')))
+study.finds('IG15', supported=('Codes computed on a column of places in training and on the grid in use are followed '
+                               'less, by {effect}.', 'Compute codes in training as in use.'),
+            refuted='Codes computed on a column of places in training and on the grid in use are followed hardly less: '
+                    '{effect}.')
