@@ -186,7 +186,7 @@ def test_what_an_extra_brings_is_named_where_it_is_missing(bare, tmp_path):
 def test_an_extra_is_named_for_what_is_missing_beside_click(bare, core, tmp_path):
     (tmp_path / "click").symlink_to(Path(importlib.util.find_spec("click").origin).parent)
     code, said = bare("-m", "memlab", "list")
-    assert code == 1 and said.splitlines()[-1] == "Error: memlab.lab.records needs pandas, which is missing: pip install 'memlab[run]'", said
+    assert code == 1 and said.splitlines()[-1] == "Error: memlab.lab.study needs pandas, which is missing: pip install 'memlab[run]'", said
     assert bare("-m", "memlab", "--help")[0] == 0
 
 
