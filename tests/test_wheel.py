@@ -222,13 +222,28 @@ def test_the_package_knows_what_each_extra_brings():
     assert {d for m in EXTRAS for d in map(str.lower, of.get(m, ()))} >= brings["run"]
 
 
+def distribution(installed) -> importlib.metadata.Distribution:
+    "What the wheel says of itself."
+    return importlib.metadata.Distribution.at(next(installed.glob("memlab-*.dist-info")))
+
+
+def test_the_wheel_says_what_settings_say(installed, python):
+    ini, said = ConfigParser(), distribution(installed)
+    ini.read(ROOT / "settings.ini")
+    cfg = ini["DEFAULT"]
+    assert [said.metadata[n] for n in ("Name", "Version", "Requires-Python", "Summary")] == [cfg["lib_name"], cfg["version"], f">={cfg['min_python']}", cfg["description"]]
+    assert said.metadata.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    assert {e.name: e.value for e in said.entry_points if e.group == "console_scripts"} == dict([cfg["console_scripts"].split("=")])
+    assert python("-c", "import sys; from memlab.cli import main; main(['--version'])").strip() == f"memlab, version {cfg['version']}"
+
+
 def test_extras_are_those_of_settings(installed):
     ini = ConfigParser()
     ini.read(ROOT / "settings.ini")
-    said = importlib.metadata.Distribution.at(next(installed.glob("memlab-*.dist-info"))).requires
+    said = distribution(installed).requires
     extra = lambda name: {Requirement(r).name for r in said if re.search(f"extra == .{name}.$", r)}
     assert extra("run") == {Requirement(word).name for word in ini["DEFAULT"]["run_requirements"].split()}
-    assert extra("run") < extra("lab") and not extra("run") & extra("hub")
+    assert extra("run") < extra("lab") and extra("run") < extra("cluster") and not extra("run") & extra("hub")
     assert {Requirement(r).name for r in said if "extra ==" not in r} == set("torch einops numpy safetensors jaxtyping fastcore tqdm".split())
 
 
