@@ -18,7 +18,7 @@ JUPYTER := $(wildcard tools/jupyter/*)
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "STUDY=    one of: $(STUDY); every study when left out"
-	@echo "PRESET=   quick (default, about a minute), cpu (hours on a laptop), gpu (half an hour on a GPU) or full (days)"
+	@echo "PRESET=   quick (default, about a minute), cpu (hours on a laptop), gpu (planned for an hour on a GPU, never run) or full (days)"
 	@echo "JOBS=     runs at a time (default 1), up to as many as there are cores"
 	@echo "ARGS=     more arguments, for jupyter lab or bench/run.py"
 	@echo "PYTHON=   what to make .venv with (default: Python $(PINNED), where there is one, else python3)"

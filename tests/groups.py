@@ -2,7 +2,7 @@
 import pytest
 
 # what begins: the pages, then the files that take longest
-LONGEST = ["test_reproduce", "test_infini", "test_infini_memory", "test_compiled", "test_mqar", "test_renew", "test_residual_growth", "test_resume", "test_parallel", "test_processes", "test_site", "test_study", "test_reversal", "test_wheel", "test_cli"]
+LONGEST = ["test_reproduce", "test_infini", "test_infini_memory", "test_compiled", "test_mqar", "test_renew", "test_residual_growth", "test_resume", "test_parallel", "test_processes", "test_torchrun", "test_site", "test_study", "test_reversal", "test_wheel", "test_cli"]
 
 
 def group(nodeid: str) -> str:

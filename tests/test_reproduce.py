@@ -28,7 +28,7 @@ def tree(tmp_path_factory, lend_text):
 def run(home, study, *args):
     "`memlab run STUDY` in a tree of its own."
     env = os.environ | dict(MEMLAB_HOME=str(home), TQDM_DISABLE='1')
-    return subprocess.run([sys.executable, '-m', 'memlab.cli', 'run', study, *args], env=env, cwd=home, capture_output=True, text=True, timeout=1200)
+    return subprocess.run([sys.executable, '-m', 'memlab', 'run', study, *args], env=env, cwd=home, capture_output=True, text=True, timeout=1200)
 
 
 def cells(home, study): return [c.source for c in nbformat.read(home/f'nbs/studies/{study}.ipynb', 4).cells if c.cell_type == 'code']

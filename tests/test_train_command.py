@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from memlab.cli import main, train
-from memlab.core.files import read_json
+from memlab.core.files import read_json, write_json
 from memlab.lab.single import TASKS
 from memlab.nn.saved import MixerLM
 
@@ -43,6 +43,53 @@ def test_a_task_by_name_leaves_a_model_that_reads_back(home):
     (home/'out'/'model.safetensors').unlink()
     code, text = trained(*TINY, '--log-every', '3', '--out', str(home/'out'))              # finished before: handed out again, computed no more
     assert code == 0 and 'step/s' not in text and (home/'out'/'model.safetensors').read_bytes() == before
+
+
+def test_options_reach_the_run(home):
+    assert trained(*TINY, '--seed', '3', '--lr', '0.02', '--use-ffn', '--out', str(home/'out'))[0] == 0
+    done = read_json(home/'out'/'done.json')
+    train, model = done['config']['train'], done['config']['model']
+    assert (done['seed'], train['optimizer']['lr'], train['steps'], train['log_every'], model['expand'], len(model['mixers'])) == (3, .02, 6, 6, 4, 1)
+    there = next((home/'build').rglob(f"{done['run_id']}/records.parquet"))
+    assert (home/'out'/'records.parquet').read_bytes() == there.read_bytes() and there.parent.parent.name == 'train'
+
+
+def test_another_seed_is_another_model_and_the_same_one_the_same(home):
+    weights = [MixerLM.from_pretrained(home/out).readout for out, seed, fresh in (('a', '0', ()), ('b', '1', ()), ('c', '0', ('--fresh',))) if trained(*TINY, '--seed', seed, '--out', str(home/out), *fresh)[0] == 0]
+    assert len(weights) == 3 and torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
+def finished(home): return next((home/'build').rglob('done.json'))
+
+
+def test_what_was_finished_is_computed_again_only_when_asked(home):
+    trained(*TINY)
+    before = finished(home).stat().st_ino, finished(home).stat().st_mtime_ns
+    again = lambda *words: (trained(*TINY, *words)[0], (finished(home).stat().st_ino, finished(home).stat().st_mtime_ns) == before)
+    assert again() == (0, True) and again('--fresh') == (0, False)
+
+
+def test_a_model_of_other_code_or_another_place_is_told(home):
+    assert 'computed earlier' not in trained(*TINY)[1]
+    done = finished(home)
+    content = read_json(done)
+    write_json(done, content | dict(code='0' * 12))
+    text = trained(*TINY)[1]
+    assert "by other code than today's: --fresh computes it again" in text and 'elsewhere' not in text
+    write_json(done, content | dict(env='python3.11-torch2.6-cuda-float32'))
+    text = trained(*TINY)[1]
+    assert 'computed earlier elsewhere (python3.11-torch2.6-cuda-float32): --fresh' in text and 'other code' not in text
+
+
+def test_a_rate_that_is_too_high_ends_with_a_word(home):
+    code, text = trained(*TINY, '--lr', '1e30', '--out', str(home/'out'))
+    assert code == 1 and 'diverged at step' in text and 'try a smaller --lr' in text and not (home/'out').exists()
+
+
+def test_it_says_how_it_ended_and_what_guessing_gives(home):
+    code, text = trained('recall', 'vocab_size=32', 'length=16', 'pairs=2', 'rows=4', '--dim', '16', '--n-layers', '1', '--steps', '4', '--log-every', '2')
+    said = next(line for line in text.splitlines() if 'accuracy' in line)
+    assert code == 0 and ' at step 4 (guessing: ' in said and said.endswith(')') and f'records: {finished(home).parent/"records.parquet"}' in text
 
 
 def test_settings_of_the_mixer_reach_the_model(home):

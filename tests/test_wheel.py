@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from memlab import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["settings.ini", "setup.py", "README.md", "LICENSE", "MANIFEST.in", "memlab"]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -68,7 +70,7 @@ def test_import_is_the_installed_one(python, installed):
 
 def test_list_names_every_study(python, tmp_path, lend_text):
     lend_text(tmp_path)
-    listed = python("-m", "memlab.cli", "list")
+    listed = python("-m", "memlab", "list")
     for study in [p.stem for p in (ROOT / "nbs" / "studies").glob("[!_]*.ipynb")] or ["no studies"]: assert study in listed
 
 
@@ -176,34 +178,72 @@ def test_the_core_install_trains_saves_and_reloads_a_model(bare):
 
 def test_what_an_extra_brings_is_named_where_it_is_missing(bare, tmp_path):
     for words in (["list"], ["run", "mqar", "--no-notebook"], ["train", "mqar"], ["--help"]):
-        code, said = bare("-m", "memlab.cli", *words)
-        assert code == 1 and said == "the command line needs click, which is missing: pip install 'memlab[run]'\n", said
+        code, said = bare("-m", "memlab", *words)
+        assert code == 1 and said == "memlab.cli needs click, which is missing: pip install 'memlab[run]'\n", said
     assert not any(tmp_path.iterdir())
 
 
 def test_an_extra_is_named_for_what_is_missing_beside_click(bare, core, tmp_path):
     (tmp_path / "click").symlink_to(Path(importlib.util.find_spec("click").origin).parent)
-    code, said = bare("-m", "memlab.cli", "list")
-    assert code == 1 and said.splitlines()[-1] == "Error: this needs pandas, which is missing: pip install 'memlab[run]'", said
-    assert bare("-m", "memlab.cli", "--help")[0] == 0
+    code, said = bare("-m", "memlab", "list")
+    assert code == 1 and said.splitlines()[-1] == "Error: memlab.lab.study needs pandas, which is missing: pip install 'memlab[run]'", said
+    assert bare("-m", "memlab", "--help")[0] == 0
 
 
-def test_the_command_line_knows_what_each_extra_brings():
-    from memlab.cli import EXTRAS
+EVERY = """
+import importlib, pkgutil, memlab
+for module in pkgutil.walk_packages(memlab.__path__, 'memlab.'):
+    try: importlib.import_module(module.name)
+    except (ImportError, SystemExit) as error: print(f'{module.name}: {error}')
+try: importlib.import_module('memlab.data.tokens').FileTokenizer('', 'mine', 'mine.json')
+except ImportError as error: print(f'asked later: {error}')
+try: import pandas
+except ImportError as error: print(f'asked by others: {error}')
+"""
+
+
+def test_every_module_that_needs_an_extra_names_it(bare):
+    "With the core install alone, what it imports when it is imported and what it imports later."
+    code, said = bare("-c", EVERY)
+    lines = dict(line.split(": ", 1) for line in said.splitlines())
+    assert code == 0 and lines.pop("asked by others") == "No module named 'pandas'", said
+    assert lines.pop("asked later") == "memlab.data.tokens needs tokenizers, which is missing: pip install 'memlab[run]'"
+    assert {"memlab.cli", "memlab.__main__", "memlab.lab.study", "memlab.lab.report", "memlab.studies.mqar"} <= lines.keys()
+    for module, words in lines.items():
+        package, extra = re.fullmatch(r"memlab\.[\w.]+ needs (\w+), which is missing: pip install 'memlab\[(\w+)\]'", words).groups()
+        assert EXTRAS[package] == extra and module.split(".")[1] in ("lab", "studies", "cli", "__main__"), (module, words)
+
+
+def test_the_package_knows_what_each_extra_brings():
     of, ini = importlib.metadata.packages_distributions(), ConfigParser()
     ini.read(ROOT / "settings.ini")
-    brings = {name: {Requirement(word).name for word in ini["DEFAULT"][f"{name}_requirements"].split()} for name in ("run", "lab", "hub")}
-    assert {m for m, name in EXTRAS.items() if not brings[name] & {d.lower() for d in of[m]}} <= {"IPython"}   # which ipykernel brings
-    assert {d for m in EXTRAS for d in map(str.lower, of[m])} >= brings["run"]
+    brings = {name: {Requirement(word).name for word in ini["DEFAULT"][f"{name}_requirements"].split()} for name in {*EXTRAS.values()}}
+    assert {m for m, name in EXTRAS.items() if m in of and not brings[name] & {d.lower().replace("_", "-") for d in of[m]}} <= {"IPython"}   # which ipykernel brings
+    assert {d for m in EXTRAS for d in map(str.lower, of.get(m, ()))} >= brings["run"]
+
+
+def distribution(installed) -> importlib.metadata.Distribution:
+    "What the wheel says of itself."
+    return importlib.metadata.Distribution.at(next(installed.glob("memlab-*.dist-info")))
+
+
+def test_the_wheel_says_what_settings_say(installed, python):
+    ini, said = ConfigParser(), distribution(installed)
+    ini.read(ROOT / "settings.ini")
+    cfg = ini["DEFAULT"]
+    assert [said.metadata[n] for n in ("Name", "Version", "Requires-Python", "Summary")] == [cfg["lib_name"], cfg["version"], f">={cfg['min_python']}", cfg["description"]]
+    assert said.metadata.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    assert {e.name: e.value for e in said.entry_points if e.group == "console_scripts"} == dict([cfg["console_scripts"].split("=")])
+    assert python("-c", "import sys; from memlab.cli import main; main(['--version'])").strip() == f"memlab, version {cfg['version']}"
 
 
 def test_extras_are_those_of_settings(installed):
     ini = ConfigParser()
     ini.read(ROOT / "settings.ini")
-    said = importlib.metadata.Distribution.at(next(installed.glob("memlab-*.dist-info"))).requires
+    said = distribution(installed).requires
     extra = lambda name: {Requirement(r).name for r in said if re.search(f"extra == .{name}.$", r)}
     assert extra("run") == {Requirement(word).name for word in ini["DEFAULT"]["run_requirements"].split()}
-    assert extra("run") < extra("lab") and not extra("run") & extra("hub")
+    assert extra("run") < extra("lab") and extra("run") < extra("cluster") and not extra("run") & extra("hub")
     assert {Requirement(r).name for r in said if "extra ==" not in r} == set("torch einops numpy safetensors jaxtyping fastcore tqdm".split())
 
 

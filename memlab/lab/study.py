@@ -35,6 +35,7 @@ from .rules import VERDICTS
 from .runs import Run, is_finished, read_runs, summaries, table_lock
 from .values import learned
 from .work import How, work
+from ..train.loop import world
 
 # %% ../../nbs/lab/study.ipynb #15a3481d
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ class Study:
             tables = self._stage(preset, runs, computed if fresh else self._done(preset, stale), how, progress)
             if not more: break
             computed, known = {r.run_id for r in runs}, True
-        if is_kept(preset): keep_rehearsals(self, preset, min(jobs, cpu_count()))
+        if is_kept(preset) and world()[1] == 1: keep_rehearsals(self, preset, min(jobs, cpu_count()))
         return tables
 
     def _done(self, preset, stale):

@@ -24,7 +24,9 @@ from tqdm.auto import tqdm
 
 from ..core.files import writing
 from .code import code_hash, config_classes
+from .ranks import shared
 from .runs import OtherCode, Run, compute, end_with_parent
+from ..train.loop import world
 
 # %% ../../nbs/lab/work.ipynb #545c860c
 PATIENCE = 10   # seconds that a scheduler and its workers may take to answer
@@ -116,9 +118,11 @@ _BUSY = 'busy'
 
 def _attempt(execute, run, folder, code, how, wait):
     "Compute a run; returns it with '' or `_BUSY` or a traceback."
-    try: return run, '' if compute(execute, run, folder, code, how.fresh and not wait, how.go_on, wait, how.bars and how.here) else _BUSY
+    try: return run, '' if compute(shared(execute), run, folder, code, how.fresh and not wait, how.go_on, wait, how.bars and how.here) else _BUSY
     except OtherCode as asked: return run, str(asked)
-    except Exception: return run, traceback.format_exc()
+    except Exception:
+        if world()[1] > 1: raise   # the others are in the middle of this run
+        return run, traceback.format_exc()
 
 # %% ../../nbs/lab/work.ipynb #493c7e17
 _ALONE = Lock()
