@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from base64 import b64encode
@@ -168,6 +169,12 @@ def test_names_of_the_package_have_a_place_on_the_page_of_their_notebook(site):
 def test_view_and_edit_lead_to_the_notebook_or_are_not_there(site):
     assert '/edit/main/nbs/nn/state.ipynb' in page(site, 'nn/state')
     assert '/edit/' not in page(site, 'api/memlab.nn.state') and '/blob/main/nbs/api' not in page(site, 'api/memlab.nn.state')
+
+
+@pytest.mark.parametrize('ci, code', [('', 0), ('true', 2)])
+def test_without_node_the_browser_is_left_out_aloud(ci, code):
+    done = subprocess.run([shutil.which('make'), '-C', ROOT, 'site-test'], env=dict(PATH='/nowhere', CI=ci), capture_output=True, text=True)
+    assert (done.returncode, 'site-test is skipped: no node' in done.stdout) == (code, True), done.stderr
 
 
 def test_what_a_reader_would_stumble_over_is_a_fault(tmp_path, monkeypatch):

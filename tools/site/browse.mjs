@@ -238,6 +238,8 @@ async function lab(study) {
     await page.keyboard.press("Control+s");
     await page.waitForTimeout(5000);
     if (!before.equals(readFileSync(file))) faults.add("saving after a run changes the notebook's file");
+  } catch (error) {
+    faults.add(error.message);
   } finally {
     await chromium.close();
     await stop();
