@@ -43,7 +43,8 @@ const isFile = path => existsSync(path) && statSync(path).isFile();
 function serve(folder) {
   const server = createServer((request, response) => {
     const path = join(folder, decodeURIComponent(new URL(request.url, "http://x").pathname));
-    response.writeHead(isFile(path) ? 200 : 404, {"content-type": KINDS[extname(path)] ?? "application/octet-stream", "cache-control": "max-age=600"});
+    const kind = KINDS[extname(path)] ?? "application/octet-stream";
+    response.writeHead(isFile(path) ? 200 : 404, {"content-type": kind, "cache-control": "max-age=600"});
     if (isFile(path)) createReadStream(path).pipe(response);
     else response.end();
   });
@@ -71,8 +72,10 @@ const linksAndPlaces = () => ({
   explorers: document.querySelectorAll(".explorer").length,
 });
 
-const pictures = () => [...document.querySelectorAll("img")].flatMap(i =>
-  [[i.complete && !i.naturalWidth, "does not load"], [!i.alt.trim(), "has no alt text"]].flatMap(([bad, words]) => bad ? [`picture ${i.src} ${words}`] : []));
+const pictures = () => [...document.querySelectorAll("img")].flatMap(i => [
+  ...i.complete && !i.naturalWidth ? [`picture ${i.src} does not load`] : [],
+  ...i.alt.trim() ? [] : [`picture ${i.src} has no alt text`],
+]);
 
 const formulas = async () => {
   const all = [...document.querySelectorAll(".math")];
@@ -82,25 +85,33 @@ const formulas = async () => {
 };
 
 const tooWide = () => {
-  const column = document.querySelector(".content") ?? document.body, whole = [document.documentElement, column];   // on a phone the theme lets the column scroll
-  const over = Math.max(...whole.map(e => e.scrollWidth - e.clientWidth));
+  // On a phone the theme lets the column scroll, on a desk what is too wide lies on the contents beside it.
+  const column = document.querySelector(".content") ?? document.body, whole = [document.documentElement, column];
+  const over = Math.max(...whole.map(e => e.scrollWidth - e.clientWidth)), edge = column.getBoundingClientRect().right;
   if (over <= 0) return [];
-  const clipped = e => e && !whole.includes(e) && (getComputedStyle(e).overflowX != "visible" || getComputedStyle(e).position == "fixed" || clipped(e.parentElement));
-  const e = [...column.querySelectorAll("*")].filter(e => e.getBoundingClientRect().right > column.getBoundingClientRect().right + 1 && !clipped(e.parentElement)).at(-1);
-  return [`${over} px too wide` + (e ? `: <${e.tagName.toLowerCase()} class="${e.getAttribute("class") ?? ""}"> ${e.textContent.trim().slice(0, 50)}` : "")];
+  const scrolls = look => look.overflowX != "visible" || look.position == "fixed";
+  const clipped = e => e && !whole.includes(e) && (scrolls(getComputedStyle(e)) || clipped(e.parentElement));
+  const beyond = [...column.querySelectorAll("*")].filter(e => e.getBoundingClientRect().right > edge + 1 && !clipped(e.parentElement));
+  const e = beyond.at(-1);
+  return [`${over} px too wide${e ? `: ${e.tagName.toLowerCase()} ${e.textContent.trim().slice(0, 50)}` : ""}`];
 };
 
 const faint = () => {
-  const rgba = colour => { const [r, g, b, a = 1] = colour.match(/[\d.]+/g).map(Number); return {r, g, b, a}; };
-  const ground = e => { const c = e ? rgba(getComputedStyle(e).backgroundColor) : rgba("rgb(255,255,255)"); return c.a > .5 ? c : ground(e.parentElement); };
-  const light = c => [c.r, c.g, c.b].map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const rgba = colour => { const [r, g, b, a = 1] = colour.match(/[\d.]+/g).map(Number); return {rgb: [r, g, b], a}; };
+  const ground = e => {
+    const c = rgba(e ? getComputedStyle(e).backgroundColor : "rgb(255,255,255)");
+    return c.a > .5 ? c : ground(e.parentElement);
+  };
+  const linear = v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = ({rgb: [r, g, b]}) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
   const seen = new Map();
   for (const e of document.querySelectorAll("article *")) {
     const words = [...e.childNodes].filter(n => n.nodeType == 3).map(n => n.data.trim()).join("");
     if (!words || !e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}) || e.closest("svg, .headerlink")) continue;
     const [front, back] = [rgba(getComputedStyle(e).color), ground(e)];
     const [low, high] = [light(front), light(back)].sort((a, b) => a - b), contrast = (high + .05) / (low + .05);
-    if (contrast < 4.5) seen.set(JSON.stringify([front, back]), `contrast ${contrast.toFixed(1)} in <${e.tagName.toLowerCase()} class="${e.getAttribute("class") ?? ""}"> ${words.slice(0, 40)}`);
+    const fault = `contrast ${contrast.toFixed(1)} in ${e.tagName.toLowerCase()} ${words.slice(0, 40)}`;
+    if (contrast < 4.5) seen.set(JSON.stringify([front, back]), fault);
   }
   return [...seen.values()];
 };
@@ -113,7 +124,8 @@ async function open(context, at, faults) {
   page.setDefaultTimeout(120_000);
   page.on("console", message => message.type() == "error" && tell(`console: ${message.text()}`));
   page.on("pageerror", error => tell(`error: ${error.message}`));
-  page.on("request", request => /^(data|blob|ws):/.test(request.url()) || request.url().startsWith(at) || tell(`asks for ${request.url()}, which is not in the folder`));
+  const ours = url => /^(data|blob|ws):/.test(url) || url.startsWith(at);
+  page.on("request", request => ours(request.url()) || tell(`asks for ${request.url()}, which is not in the folder`));
   page.on("response", response => response.ok() || tell(`asks for ${short(response.url())}, which is not there`));
   return page;
 }
@@ -141,7 +153,8 @@ function deadLinks(folder, at, known) {
   for (const [name, {links}] of known) for (const link of new Set(links)) {
     if (!link.startsWith(at)) continue;
     const url = new URL(link), path = decodeURIComponent(url.pathname).slice(1), place = decodeURIComponent(url.hash).slice(1);
-    if (!isFile(join(folder, path)) || (place && known.has(path) && !known.get(path).places.includes(place))) out.push(`${name}: link to ${link.replace(at, "")}, which is not there`);
+    const dead = !isFile(join(folder, path)) || (place && known.has(path) && !known.get(path).places.includes(place));
+    if (dead) out.push(`${name}: link to ${link.replace(at, "")}, which is not there`);
   }
   return out;
 }
@@ -150,7 +163,7 @@ async function search(page, at, words) {
   await page.goto(`${at}search.html?q=${encodeURIComponent(words)}`);
   await page.waitForFunction(() => /finished|did not match/.test(document.querySelector("#search-results")?.innerText ?? ""));
   await page.waitForFunction(() => [...document.querySelectorAll("ul.search > li.kind-text")].every(row => row.querySelector(".context")));
-  const rows = await page.$$eval("ul.search > li", all => all.map(row => [row.querySelector("a").href, row.querySelector(".context")?.innerText ?? ""]));
+  const rows = await page.$$eval("ul.search > li", all => all.map(e => [e.querySelector("a").href, e.querySelector(".context")?.innerText ?? ""]));
   const found = rows.map(([to, said]) => ({to: to.replace(at, ""), said})), wanted = words.toLowerCase().split(" ");
   const claim = found.some(({to, said}) => /^(studies\/|scoreboard)/.test(to) && wanted.every(word => said.toLowerCase().includes(word)));
   const code = found.filter(({said}) => /^\s*(import|from|def|class|return|assert) |\w\(\w+=|\w = \w+[.(]/.test(said));
@@ -200,21 +213,25 @@ async function startLab() {
   const own = join(ROOT, ".venv/bin/jupyter"), settings = mkdtempSync(join(tmpdir(), "lab-")), free = createServer();
   const at = await listening(free), port = free.address().port;
   await new Promise(done => free.close(done));
-  const words = ["lab", "--no-browser", "--allow-root", "--ServerApp.port_retries=0", `--ServerApp.port=${port}`, `--ServerApp.root_dir=${ROOT}`, "--IdentityProvider.token=t"];
-  const server = spawn(existsSync(own) ? own : onPath("jupyter") ?? skip("no jupyter: run `make setup`"), words, {cwd: ROOT, stdio: "ignore", env: {...process.env, JUPYTER_CONFIG_DIR: settings}});
+  const server = [`--ServerApp.port=${port}`, "--ServerApp.port_retries=0", `--ServerApp.root_dir=${ROOT}`, "--IdentityProvider.token=t"];
+  const jupyter = existsSync(own) ? own : onPath("jupyter") ?? skip("no jupyter: run `make setup`");
+  const env = {...process.env, JUPYTER_CONFIG_DIR: settings};
+  const running = spawn(jupyter, ["lab", "--no-browser", "--allow-root", ...server], {cwd: ROOT, stdio: "ignore", env});
   const answers = () => fetch(`${at}api`).then(() => true, () => false);
   while (!await answers()) {
-    if (server.exitCode !== null) throw new Error(`jupyter lab ended with ${server.exitCode}`);
+    if (running.exitCode !== null) throw new Error(`jupyter lab ended with ${running.exitCode}`);
     await new Promise(done => setTimeout(done, 500));
   }
-  const stop = () => new Promise(done => { server.on("exit", done); server.kill(); }).then(() => rmSync(settings, {recursive: true}));
+  const stop = () => new Promise(done => { running.on("exit", done); running.kill(); }).then(() => rmSync(settings, {recursive: true}));
   return [at, stop];
 }
 
-const cellsThatFailed = () => [...document.querySelectorAll(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")].map(e => `a cell fails: ${e.innerText.trim().split("\n").at(-1)}`);
+const cellsThatFailed = () => [...document.querySelectorAll(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")]
+  .map(e => `a cell fails: ${e.innerText.trim().split("\n").at(-1)}`);
 const ended = () => {
   const prompts = [...document.querySelectorAll(".jp-Notebook .jp-CodeCell .jp-InputPrompt")].map(e => e.innerText);
-  return document.querySelector(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']") || (prompts.length && prompts.every(text => /\[\d+\]/.test(text)));
+  const failed = document.querySelector(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']");
+  return failed || (prompts.length && prompts.every(text => /\[\d+\]/.test(text)));
 };
 
 async function lab(study) {

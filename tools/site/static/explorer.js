@@ -8,7 +8,8 @@ for (const box of document.querySelectorAll(".explorer")) {
   const controls = names.map(name => {
     const all = places(name), slider = typeof all[0] == "number", label = form.appendChild(document.createElement("label"));
     label.append(name.replaceAll("_", " "));
-    const knob = label.appendChild(document.createElement(slider ? "input" : "select")), value = slider && label.appendChild(document.createElement("output"));
+    const knob = label.appendChild(document.createElement(slider ? "input" : "select"));
+    const value = slider && label.appendChild(document.createElement("output"));
     if (slider) Object.assign(knob, {type: "range", min: 0, max: all.length - 1});
     else knob.append(...all.map((option, i) => new Option(String(option), i)));
     knob.addEventListener("input", () => {
