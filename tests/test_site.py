@@ -72,7 +72,7 @@ def picture():
 def test_an_explorer_becomes_pictures_with_words(site, tmp_path, monkeypatch):
     monkeypatch.setattr(build, 'SOURCE', tmp_path)
     frames = [dict(values=dict(n=1, how='<a>'), png='', said='no picture of this'), dict(values=dict(n=2, how='<a>'), png=picture(), said='')]
-    put_out = [nbformat.v4.new_output('display_data', {build.FRAMES: dict(about='What is held, as PNG bytes.', frames=frames, whole=False)}),
+    put_out = [nbformat.v4.new_output('display_data', {build.FRAMES: dict(about='What is held, as PNG bytes.', controls=['n', 'how'], frames=frames, whole=False)}),
                nbformat.v4.new_output('execute_result', {build.WIDGET: dict(model_id='x')})]
     cell = nbformat.v4.new_code_cell('explorer(draw, n=[1, 2])', id='c7', outputs=put_out)
     assert build.code(cell, ROOT/'nbs'/'studies'/'mqar.ipynb') and len(cell.outputs) == 1
@@ -107,9 +107,10 @@ def test_studies_and_tutorials_have_the_order_of_the_front_page():
 
 def test_a_study_without_records_stops_the_build_unless_its_page_says_so(tmp_path, monkeypatch):
     says = nbformat.v4.new_output('display_data', {'text/markdown': 'Nothing was computed yet.'})
-    silent, honest = nbformat.v4.new_code_cell('box(study)'), nbformat.v4.new_code_cell('box(study)', outputs=[says])
-    monkeypatch.setattr(build, 'executed_study', lambda name: nbformat.v4.new_notebook(cells=[honest if name == 'planned' else silent]))
-    assert build.without_records(['mqar', 'planned']) == []
+    shown = nbformat.v4.new_output('display_data', {'text/markdown': 'A figure.'})
+    outputs = dict(planned=[says], new=[], lost=[shown], mqar=[shown])
+    monkeypatch.setattr(build, 'executed_study', lambda name: nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('box(study)', outputs=outputs[name])]))
+    assert build.without_records(['mqar', 'planned', 'new']) == []
     assert build.without_records(['mqar', 'lost']) == ['lost: there are no records of it in data/results, and its page does not say that there are no records yet']
 
 

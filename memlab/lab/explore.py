@@ -145,4 +145,4 @@ def _put_out(draw, controls, limit):
         frames.append(dict(values=setting, png=b64encode(picture).decode(), said=said))
     about = (getattr(draw, 'func', draw).__doc__ or 'A figure.').partition('\n')[0]
     whole = len(list(islice(_all(controls, {}), limit + 1))) <= limit
-    if frames: display({FRAMES: dict(about=about, frames=frames, whole=whole), 'text/plain': f'{len(frames)} pictures, for pages without a kernel'}, raw=True)
+    if frames: display({FRAMES: dict(about=about, controls=list(controls), frames=frames, whole=whole), 'text/plain': f'{len(frames)} pictures, for pages without a kernel'}, raw=True)

@@ -142,7 +142,7 @@ def _own_kernel():
 # %% ../../nbs/lab/runner.ipynb #921462b9
 def _frames(preset):
     "Pictures that an explorer draws beforehand."
-    return '0' if size_of(preset) == 'quick' else '36'
+    return '0' if size_of(preset) == 'quick' else '24'
 
 def _papermill(file, output, parameters, limit):
     "Execute `file` quietly into `output`."

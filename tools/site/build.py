@@ -255,10 +255,10 @@ def without_finding(names: list[str]) -> list[str]:
 
 
 def without_records(names: list[str]) -> list[str]:
-    "Studies of which nothing is committed and whose page does not say so."
-    lost = [name for name in names if not list((ROOT / "data" / "results" / name).glob("*/runs.parquet"))]
-    says_so = lambda name: re.search("no records yet|nothing was computed yet", nbformat.writes(executed_study(name)), re.I)
-    return [f"{name}: there are no records of it in data/results, and its page does not say that there are no records yet" for name in lost if not says_so(name)]
+    "Studies of which nothing is committed, and whose page shows something all the same without a word about it."
+    lost = [(name, executed_study(name)) for name in names if not list((ROOT / "data" / "results" / name).glob("*/runs.parquet"))]
+    silent = [name for name, nb in lost if any(cell.get("outputs") for cell in nb.cells) and not re.search("no records yet|nothing was computed yet", nbformat.writes(nb), re.I)]
+    return [f"{name}: there are no records of it in data/results, and its page does not say that there are no records yet" for name in silent]
 
 
 def sources(wanted: list[str]):

@@ -1,6 +1,6 @@
 // Explorers where no kernel is: sliders and menus over pictures that were drawn beforehand.
 for (const box of document.querySelectorAll(".explorer")) {
-  const {about, frames} = JSON.parse(box.dataset.drawn), names = Object.keys(frames[0].values);
+  const {about, controls: names, frames} = JSON.parse(box.dataset.drawn);
   const [form, said, image] = ["form", "[role=status]", "img"].map(part => box.querySelector(part));
   const places = name => [...new Set(frames.map(f => f.values[name]))].sort((a, b) => typeof a == "number" ? a - b : 0);
   const alike = (a, b) => names.filter(name => a.values[name] === b.values[name]).length;
