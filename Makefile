@@ -12,18 +12,19 @@ STAMP   := .venv/.memlab
 EXTRAS  := .[run,lab,hub,dev,docs]
 JUPYTER := $(wildcard tools/jupyter/*)
 
-.PHONY: help reproduce test lab check readme docs bench setup clean
+.PHONY: help reproduce test lab check readme docs site-test bench setup clean
 .DEFAULT_GOAL := reproduce
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "STUDY=    one of: $(STUDY); every study when left out"
 	@echo "PRESET=   quick (default, about a minute), cpu (hours on a laptop), gpu (planned for an hour on a GPU, never run) or full (days)"
 	@echo "JOBS=     runs at a time (default 1), up to as many as there are cores"
+	@echo "LAB=      for site-test: a study to run in JupyterLab at quick; none when left out"
 	@echo "ARGS=     more arguments, for jupyter lab or bench/run.py"
 	@echo "PYTHON=   what to make .venv with (default: Python $(PINNED), where there is one, else python3)"
 
-setup: $(STAMP) ## make .venv; all targets but help and clean do so first [PYTHON]
+setup: $(STAMP) ## make .venv; all targets but help, site-test and clean do so first [PYTHON]
 
 $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	@echo "setting up .venv (about a minute; the download of torch is the long part)"
@@ -69,6 +70,10 @@ docs: setup ## the site, in build/html: studies as their committed runs show the
 	  if test -e data/results/$$study/cpu/runs.parquet; then $(BIN)/memlab run $$study --preset cpu --draw; \
 	  else $(BIN)/memlab run $$study --jobs $(JOBS); fi; done
 	$(BIN)/python tools/site/build.py
+
+site-test: ## build/html, as readers find it in a browser, and a study in JupyterLab [LAB]; skipped where there is no node or no Chromium
+	@if ! command -v node >/dev/null; then echo "site-test is skipped: no node"; test -z "$$CI"; else \
+	  node tools/site/browse.mjs && if test -n "$(LAB)"; then node tools/site/browse.mjs --lab $(LAB); fi; fi
 
 bench: setup ## our speed beside other people's code [ARGS]
 	$(BIN)/python bench/run.py $(ARGS)

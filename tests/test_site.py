@@ -1,14 +1,19 @@
 "Some pages of the site, built as `make docs` builds all of them, and read back."
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from base64 import b64encode
 from dataclasses import replace
-from html import escape
+from html import escape, unescape
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 from memlab.lab.claims import read_claims, write_claims
 from memlab.lab.study import find_study, study_names
@@ -17,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT/'tools'/'site'), str(ROOT/'tools')]
 import build  # noqa: E402
 
-WANTED = ['studies/mqar', 'nn/state', 'lab/explore', 'scoreboard']
+WANTED = ['tutorials/layer', 'studies/mqar', 'nn/state', 'lab/explore', 'scoreboard']
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +43,7 @@ def stored_pictures(study):
 
 def test_pages_are_built_with_what_was_stored(site):
     stored = stored_pictures('mqar')
-    assert 0 < stored == len(re.findall('<img ', page(site, 'studies/mqar'))) and 'verdict' in page(site, 'studies/mqar')
+    assert 0 < stored == len(re.findall('<img alt', page(site, 'studies/mqar'))) and 'verdict' in page(site, 'studies/mqar')
     assert (site/'api'/'memlab.nn.state.html').is_file() and not (site/'api'/'memlab.nn.delta.html').exists()
 
 
@@ -49,10 +54,34 @@ def test_no_page_runs_scripts_of_widgets(site, name):
     assert not re.search(r'require(\.min)?\.js|embed(-amd)?\.js|application/vnd\.jupyter\.widget', text)
 
 
-def test_controls_say_that_they_need_a_kernel(site):
-    assert 'need a kernel' in page(site, 'studies/mqar')
+def test_controls_without_pictures_say_that_they_need_a_kernel(site):
+    assert re.search('need a kernel|class="explorer"', page(site, 'studies/mqar'))
+    cell = nbformat.v4.new_code_cell('explorer(draw, pairs=[1, 2])')
+    assert build.code(cell, ROOT/'nbs'/'studies'/'mqar.ipynb') and 'need a kernel' in cell.outputs[0].data['text/markdown']
     widget = nbformat.v4.new_output('display_data', {build.WIDGET: dict(model_id='x'), 'text/plain': 'VBox()'})
     assert 'need a kernel' in build.prepared(widget, ROOT/'nbs'/'studies'/'mqar.ipynb').data['text/markdown']
+
+
+def picture():
+    "A picture as a notebook holds it."
+    out = BytesIO()
+    Image.new('RGB', (4, 3), 'red').save(out, 'PNG')
+    return b64encode(out.getvalue()).decode()
+
+
+def test_an_explorer_becomes_pictures_with_words(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, 'SOURCE', tmp_path)
+    frames = [dict(values=dict(n=1, how='<a>'), png='', said='no picture of this'), dict(values=dict(n=2, how='<a>'), png=picture(), said='')]
+    put_out = [nbformat.v4.new_output('display_data', {build.FRAMES: dict(about='What is held, as PNG bytes.', controls=['n', 'how'], frames=frames, whole=False)}),
+               nbformat.v4.new_output('execute_result', {build.WIDGET: dict(model_id='x')})]
+    cell = nbformat.v4.new_code_cell('explorer(draw, n=[1, 2])', id='c7', outputs=put_out)
+    assert build.code(cell, ROOT/'nbs'/'studies'/'mqar.ipynb') and len(cell.outputs) == 1
+    html = cell.outputs[0].data['text/html']
+    drawn = json.loads(unescape(re.search('data-drawn="(.*?)"', html)[1]))
+    assert [frame.get('src') for frame in drawn['frames']] == [None, '../frames/mqar/c7-1.png'] and drawn['frames'][0]['values'] == dict(n=1, how='<a>')
+    assert '<img src="../frames/mqar/c7-1.png" alt="What is held.">' in html and 'One control moves at a time' in html
+    assert Image.open(tmp_path/'frames'/'mqar'/'c7-1.png').size == (4, 3)
+    assert 'explorer.js' in page(site, 'studies/mqar') and 'http' not in (site/'_static'/'explorer.js').read_text()
 
 
 def test_the_scoreboard_has_every_claim_of_every_study(site):
@@ -64,10 +93,25 @@ def test_the_scoreboard_has_every_claim_of_every_study(site):
 
 def test_nothing_in_the_navigation_is_flat(site):
     tree = re.search(r'<div class="sidebar-tree">.*?</div>\s*</div>', page(site, 'index'), re.S)[0]
-    assert re.findall(r'class="caption-text">(.*?)<', tree) == ['Start', 'Studies', 'Library', 'Reference']
-    assert len(re.findall('toctree-l1', tree)) == 7 and len(re.findall('toctree-l2', tree)) == 5       # scoreboard, study, nn and lab; of the API studies, too
+    assert re.findall(r'class="caption-text">(.*?)<', tree) == ['Start', 'Tutorials', 'Studies', 'Reference']
+    assert [len(re.findall(f'toctree-l{i}', tree)) for i in (1, 2, 3)] == [6, 5, 3]       # scoreboard, tutorial, study, nn, lab, API; their pages, and its three packages; of each a module
     assert build.first_words(ROOT/'nbs'/'nn'/'state.ipynb')[0] == 'State' and 'State: A memory is a value' in re.sub('<.*?>', '', page(site, 'library/nn'))
     assert 'memlab.nn.state.html' in page(site, 'reference/nn')
+
+
+def test_studies_and_tutorials_have_the_order_of_the_front_page():
+    ways = re.search(r'^- \*\*Tutorials.*\n- \*\*Studies.*', (ROOT/'README.md').read_text(encoding='utf-8'), re.M)[0]
+    assert [path.relative_to(ROOT).as_posix() for folder in ('tutorials', 'studies') for path in build.pages(folder)] == re.findall(r'\]\((.*?)\)', ways)
+    assert sorted(path.stem for path in build.pages('studies')) == study_names()
+
+
+def test_a_study_without_records_stops_the_build_unless_its_page_says_so(tmp_path, monkeypatch):
+    says = nbformat.v4.new_output('display_data', {'text/markdown': 'Nothing was computed yet.'})
+    shown = nbformat.v4.new_output('display_data', {'text/markdown': 'A figure.'})
+    outputs = dict(planned=[says], new=[], lost=[shown], mqar=[shown])
+    monkeypatch.setattr(build, 'executed_study', lambda name: nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('box(study)', outputs=outputs[name])]))
+    assert build.without_records(['mqar', 'planned', 'new']) == []
+    assert build.without_records(['mqar', 'lost']) == ['lost: there are no records of it in data/results, and its page does not say that there are no records yet']
 
 
 def test_a_claim_without_its_finding_stops_the_build(tmp_path, monkeypatch):
@@ -99,9 +143,10 @@ def test_links_that_the_front_page_puts_out_lead_to_pages_of_the_site():
 
 
 def test_every_picture_is_described(site):
-    words = re.findall(r'<img [^>]*?alt="([^"]*)"', page(site, 'studies/mqar'))
+    words = re.findall(r'<img alt="([^"]*)"', page(site, 'studies/mqar'))
     assert len(words) == stored_pictures('mqar') and all(len(w) > 15 and '_images' not in w for w in words)
     assert build.picture_in_words("finish(fig, 'mq3', f'Accuracy of {n} models.')", 'Prose.') == 'Accuracy of … models.'
+    assert build.picture_in_words('ax.plot()', '') == ''                                        # which stops the build
     assert build.picture_in_words('ax.plot()', '## Title\n\nWhat a `State` holds, [by layer](x.ipynb). More.') == 'What a State holds, by layer.'
 
 
@@ -127,12 +172,23 @@ def test_view_and_edit_lead_to_the_notebook_or_are_not_there(site):
     assert '/edit/' not in page(site, 'api/memlab.nn.state') and '/blob/main/nbs/api' not in page(site, 'api/memlab.nn.state')
 
 
+@pytest.mark.parametrize('ci, code', [('', 0), ('true', 2)])
+def test_without_node_the_browser_is_left_out_aloud(ci, code):
+    done = subprocess.run([shutil.which('make'), '-C', ROOT, 'site-test'], env=dict(PATH='/nowhere', CI=ci), capture_output=True, text=True)
+    assert (done.returncode, 'site-test is skipped: no node' in done.stdout) == (code, True), done.stderr
+
+
 def test_what_a_reader_would_stumble_over_is_a_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(build, 'OUT', tmp_path)
     monkeypatch.setattr(build, 'syms', {'memlab.a': {'memlab.a.f': ('a.html#f', 'memlab/a.py')}})
     (tmp_path/'a.html').write_text('<p id="f"></p><a href="b.html#there">x</a><a href="https://x.org">y</a><img src="p.png" alt="A picture.">')
     (tmp_path/'b.html').write_text('<p id="there"></p><a href="a.html">back</a>')
     assert build.faults(True) == []
+    (tmp_path/'big.js').write_text('x' * 999_950)
+    (tmp_path/'index.html').write_text('<script src="big.js?v=1"></script><img src="big.js" alt="Once."><p>A home page of some words, and more</p>')
+    total = 999_950 + (tmp_path/'index.html').stat().st_size
+    assert build.faults(True) == [f'index.html: weighs {total:,} bytes with all it shows, 1,000,000 at most']
+    (tmp_path/'index.html').unlink()
     (tmp_path/'b.html').write_text('<p id="here"></p><p id="here"></p><a href="c.html">x</a><img src="p.png" alt="p.png"><script src="https://x.org/y.js"></script>')
     told = build.faults(True)
     assert [sum(word in line for line in told) for word in ('two places', 'no words', 'elsewhere', 'leads nowhere')] == [1, 1, 1, 2], told

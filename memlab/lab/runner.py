@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 
 from ..core.files import home, write_atomic, write_json, writing
 from .code import skeleton
+from .explore import FRAMES
 from .known import contents, package_folder
 from ..core.identity import canonical, digest
 from .records import figures_folder, file_name, results_folder, size_of
@@ -139,11 +140,16 @@ def _own_kernel():
         with _environment(JUPYTER_PATH=_first(folder, 'JUPYTER_PATH'), **{} if installed else dict(PYTHONPATH=_first(place, 'PYTHONPATH'))): yield
 
 # %% ../../nbs/lab/runner.ipynb #921462b9
+def _frames(preset):
+    "Pictures that an explorer draws beforehand."
+    return '0' if size_of(preset) == 'quick' else '24'
+
 def _papermill(file, output, parameters, limit):
     "Execute `file` quietly into `output`."
     pm = _light('papermill')
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
-    with _own_kernel(), _environment(MEMLAB_HOME=str(home()), TQDM_DISABLE='1', OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1')):
+    threads = os.environ.get('OMP_NUM_THREADS', '1')
+    with _own_kernel(), _environment(MEMLAB_HOME=str(home()), TQDM_DISABLE='1', OMP_NUM_THREADS=threads, MEMLAB_FRAMES=_frames(parameters['preset'])):
         pm.execute_notebook(file, output, dict(parameters), kernel_name='python3', cwd=file.parent, progress_bar=False, start_timeout=120,
                             execution_timeout=limit, extra_arguments=['--Application.log_level=CRITICAL'])
 
@@ -210,7 +216,7 @@ WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 def _clean(outputs):
     "Outputs worth keeping."
-    return [_stored(o) for o in outputs if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
+    return [_stored(o) for o in outputs if o.get('name') != 'stderr' and not {WIDGET, FRAMES} & o.get('data', {}).keys()]
 
 def _stored(output):
     "An output without its counter, its picture in few colours."

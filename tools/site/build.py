@@ -5,21 +5,27 @@ The pages come to build/html; MEMLAB_SITE names another folder than build/.
 Studies come from build/notebooks, the largest preset first, else with the outputs stored in nbs/; library notebooks carry their outputs; the home page is executed here.
 """
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from collections import Counter, defaultdict
+from html import escape
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
 from docutils.nodes import make_id
+from PIL import Image
 
 from memlab.lab.board import board, table_of, unsaid
 from memlab.lab.claims import read_claims
+from memlab.lab.explore import FRAMES
 from memlab.lab.runner import WIDGET
 from memlab.lab.study import find_study, study_names
 
@@ -32,14 +38,15 @@ from readme import INDEX, LINK, executed  # noqa: E402
 NBS, PLACE = ROOT / "nbs", Path(os.environ.get("MEMLAB_SITE", ROOT / "build"))
 SOURCE, OUT = PLACE / "site", PLACE / "html"
 PRESETS = ["full", "gpu", "cpu", "quick"]
-FOLDERS = {"core": "Core", "data": "Data", "nn": "Layers and models", "train": "Training", "eval": "Evaluation", "lab": "Laboratory", "studies": "Studies"}
-READING = {  # the order of pages, where it is not that of the alphabet; pages not named come last
+FOLDERS = {"tutorials": "Tutorials", "core": "Core", "data": "Data", "nn": "Layers and models", "train": "Training", "eval": "Evaluation", "lab": "Laboratory", "studies": "Studies"}
+READING = {  # the order of pages, where it is not that of the alphabet; pages not named come last. Tutorials and studies have that of the front page
     "core": "files record draw identity",
     "data": "corpus tokens ordered recall facts text documents recall_task relay samples digits turns lessons orders visits questions loops episodes cifar patches vae image_task rolling previous sentences coupling strings",
     "nn": "state init packing finite frozen attention router blocks variants lm exit feedback mixer checks softmax linear delta titans ttt baseconv mixer_lm infini segment pythia generate memory saved selective cells recurrence continuous models mlp components shared_bias grid sketch heads image",
     "train": "losses schedule optim learner loop log objectives idempotence directions steering conflicts moments alternate components previous by_loop pretrained selective lagged newton recurrent image settled exits",
     "lab": "arm code records runs work ranks renew cost study tuning values rules claims report board known explore runner single new_study",
 }
+HOME = 1_000_000  # bytes that the home page may weigh
 syms = __import__("memlab._modidx", fromlist=["d"]).d["syms"]
 FULL_NAMES = defaultdict(list)
 for module, names in syms.items():
@@ -104,10 +111,26 @@ def picture_in_words(source: str, said: str) -> str:
     texts = [[part.value for part in ast.walk(call.args[-1]) if isinstance(part, ast.Constant) and isinstance(part.value, str)] for call in calls]
     plain = re.sub(r"\{py:obj\}`(.*?) <.*?>`", r"\1", re.sub(r"\]\(.*?\)", "", re.sub(r"^(#|>|\||```).*$", "", said, flags=re.M)))
     words = " ".join(" … ".join(text) for text in texts if text) or re.split(r"(?<=[.:!?])\s", re.sub(r"[*`\[$]", "", plain).strip())[0]
-    return " ".join(words.split()) or "A figure."
+    return " ".join(words.split())
 
 
 KERNEL = "*Here stand controls that need a kernel: open this page in JupyterLab (`make lab`) and run it to move them.*"
+
+
+def explorer(drawn: dict, path: Path, place: str) -> str:
+    "Controls over pictures that were drawn beforehand; their files go to a folder `place` beside the page's source."
+    folder = SOURCE / "frames" / path.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, frame in enumerate(drawn["frames"]):
+        if not (png := frame.pop("png")): continue
+        Image.open(BytesIO(b64decode(png))).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE).save(folder / f"{place}-{i}.png", optimize=True)
+        frame["src"] = f"../frames/{path.stem}/{place}-{i}.png"
+    drawn["about"] = drawn["about"].replace(", as PNG bytes", "")
+    first = next((frame for frame in drawn["frames"] if "src" in frame), None)
+    if not first: return ""
+    note = "" if drawn["whole"] else "One control moves at a time, and the others go back. "
+    return (f'<div class="explorer" data-drawn="{escape(json.dumps(drawn, separators=(",", ":")))}"><form></form><p role="status"></p>'
+            f'<img src="{first["src"]}" alt="{escape(drawn["about"])}"><p class="note">{note}Drawn beforehand; JupyterLab (<code>make lab</code>) draws every setting.</p></div>')
 
 
 def labelled(html: str) -> str:
@@ -121,9 +144,10 @@ def labelled(html: str) -> str:
     return re.sub(r"<tr.*?</tr>", row, html, flags=re.S)
 
 
-def prepared(output: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
-    "An output as the page shows it."
+def prepared(output: nbformat.NotebookNode, path: Path, place: str = "") -> nbformat.NotebookNode:
+    "An output as the page shows it, of the cell called `place`."
     data = output.get("data", {})
+    if FRAMES in data: return nbformat.v4.new_output("display_data", {"text/html": explorer(data[FRAMES], path, place)})
     if WIDGET in data: return nbformat.v4.new_output("display_data", {"text/markdown": KERNEL})
     if "text/markdown" in data: data["text/markdown"] = shown(data["text/markdown"], path)
     if "<table" in data.get("text/html", ""): data["text/html"] = labelled("".join(data["text/html"]))
@@ -139,7 +163,8 @@ def code(cell: nbformat.NotebookNode, path: Path, said: str = "") -> bool:
     if only_imports(cell.source) or "injected-parameters" in tags: tags.add("hide-input")
     cell.metadata = nbformat.from_dict({"tags": sorted(tags)})
     if any("image/png" in output.get("data", {}) for output in cell.outputs): cell.metadata["mystnb"] = {"image": {"alt": picture_in_words(cell.source, said)}}
-    cell.outputs = [prepared(output, path) for output in cell.outputs]
+    if any(FRAMES in output.get("data", {}) for output in cell.outputs): cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+    cell.outputs = [prepared(output, path, cell.id) for output in cell.outputs]
     if not cell.outputs and re.match(r"explorer\(", cell.source): cell.outputs = [nbformat.v4.new_output("display_data", {"text/markdown": KERNEL})]
     return True
 
@@ -163,9 +188,15 @@ def page(nb: nbformat.NotebookNode, path: Path):
     nbformat.write(nb, file)
 
 
+def on_front_page(folder: str) -> list[str]:
+    "The notebooks of a folder in the order in which the front page's list of ways has them."
+    ways = "\n".join(cell.source for cell in nbformat.read(INDEX, 4).cells if "**Studies**:" in cell.source)
+    return re.findall(rf"\]\({folder}/(\w+)\.ipynb\)", ways)
+
+
 def pages(folder: str) -> list[Path]:
     "The notebooks in a folder of nbs/, in reading order."
-    order = READING.get(folder, "").split()
+    order = READING[folder].split() if folder in READING else on_front_page(folder)
     found = [path for path in sorted((NBS / folder).glob("[!_.]*.ipynb")) if path != INDEX]
     return sorted(found, key=lambda path: order.index(path.stem) if path.stem in order else len(order))
 
@@ -177,7 +208,8 @@ def toctree(caption: str, entries: list[str]) -> str:
 def scoreboard() -> str:
     "The page of all verdicts, study by study."
     rows = board(ROOT)
-    parts = [f"## {find_study(name).question}\n\n[The study](studies/{name}.ipynb)\n\n{table_of(r for r in rows if r['study'] == name)}" for name in study_names()]
+    names = [path.stem for path in pages("studies")]
+    parts = [f"## {find_study(name).question}\n\n[The study](studies/{name}.ipynb)\n\n{table_of(r for r in rows if r['study'] == name)}" for name in names]
     return "\n\n".join(["# Scoreboard\n\nEvery claim with its verdict, from the committed records. Rules, notes, p and q stand in the appendix of each study.", *parts])
 
 
@@ -188,10 +220,10 @@ def first_words(path: Path) -> tuple[str, str]:
     return title[1], re.sub(r"\[(.*?)\]\(.*?\)", r"\1", summary[1]) if summary else ""
 
 
-def contents(place: str, title: str, lines: dict[str, str]) -> str:
+def contents(place: str, title: str, lines: dict[str, str], said: str = "") -> str:
     "Write a page that lists others, a line for each document, and holds them in the navigation; its own document."
     (SOURCE / place).parent.mkdir(exist_ok=True)
-    text = "\n".join([f"# {title}\n", *(f"- {line}" for line in lines.values()), "", toctree("", [f"/{document}" for document in lines]), ""])
+    text = "\n".join([f"# {title}\n", *[f"{said}\n"] * bool(said), *(f"- {line}" for line in lines.values()), "", toctree("", [f"/{document}" for document in lines]), ""])
     (SOURCE / f"{place}.md").write_text(text, encoding="utf-8")
     return place
 
@@ -209,8 +241,10 @@ def listed(folder: str, paths: list[Path]) -> str:
 
 def reference(package: str, modules: list[str]) -> str:
     "The contents of the API of one package, whose pages are written here."
-    for module in modules: (SOURCE / "api" / f"{module}.md").write_text(f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n")
-    return contents(f"reference/{package}", f"memlab.{package}", {f"api/{module}": f"[{module}](../api/{module}.md)" for module in modules})
+    titles = {module: first_words(NBS.joinpath(*module.split(".")[1:]).with_suffix(".ipynb"))[0] for module in modules}
+    for module, title in titles.items():  # with the title, a search for its words finds the functions
+        (SOURCE / "api" / f"{module}.md").write_text(f"# {module}: {title}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n", encoding="utf-8")
+    return contents(f"reference/{package}", f"memlab.{package}", {f"api/{module}": f"[{module}](../api/{module}.md): {title}" for module, title in titles.items()})
 
 
 def without_finding(names: list[str]) -> list[str]:
@@ -218,6 +252,13 @@ def without_finding(names: list[str]) -> list[str]:
     studies = [study for study in map(find_study, names) if any(claim.findings for claim in study.claims)]
     files = [(study, f) for study in studies for f in sorted((ROOT / "data" / "results" / study.name).glob("*/claims.json"))]
     return [f"{study.name}, {f.parent.name}: {lack}" for study, f in files for lack in unsaid(study.claims, read_claims(f))]
+
+
+def without_records(names: list[str]) -> list[str]:
+    "Studies of which nothing is committed, and whose page shows something all the same without a word about it."
+    lost = [(name, executed_study(name)) for name in names if not list((ROOT / "data" / "results" / name).glob("*/runs.parquet"))]
+    silent = [name for name, nb in lost if any(cell.get("outputs") for cell in nb.cells) and not re.search("no records yet|nothing was computed yet", nbformat.writes(nb), re.I)]
+    return [f"{name}: there are no records of it in data/results, and its page does not say that there are no records yet" for name in silent]
 
 
 def sources(wanted: list[str]):
@@ -234,26 +275,30 @@ def sources(wanted: list[str]):
     if not wanted or "scoreboard" in wanted:
         (SOURCE / "scoreboard.md").write_text(scoreboard(), encoding="utf-8")
         start.insert(0, "scoreboard")
-    library = [listed(folder, paths) for folder, paths in found.items() if paths and folder != "studies"]
+    library = [listed(folder, paths) for folder, paths in found.items() if paths and folder not in ("tutorials", "studies")]
     parts = {folder: [module for module in modules if module.split(".")[1] == folder] for folder in (*FOLDERS, "cli")}
-    api = [reference(folder, mine) for folder, mine in parts.items() if mine]
-    for caption, entries in {"Start": start, "Studies": [document(path) for path in found["studies"]], "Library": library, "Reference": api}.items():
+    api = {reference(folder, mine): f"[memlab.{folder}]({folder}.md): {FOLDERS.get(folder, 'the command line')}" for folder, mine in parts.items() if mine}
+    if api: library.append(contents("reference/api", "All functions and classes", api, "Every name of the package, by module, with its arguments. What they are for stands in the notebooks."))
+    ways = {"Start": start, **{FOLDERS[folder]: [document(path) for path in found[folder]] for folder in ("tutorials", "studies")}, "Reference": library}
+    for caption, entries in ways.items():
         if entries: trees.append(toctree(caption, entries))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(trees)))
     page(index, INDEX)
 
 
 class Page(HTMLParser):
-    "What a built page holds: the ids of its elements, where its links lead, and its pictures."
+    "What a built page holds: the ids of its elements, where its links lead, its pictures, and all files that it shows or runs."
     def __init__(self, text: str):
         super().__init__()
-        self.ids, self.links, self.pictures = [], [], []
+        self.ids, self.links, self.pictures, self.parts = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
         if "id" in found: self.ids.append(found["id"])
         if tag == "a" and "href" in found: self.links.append(found["href"])
+        if tag in ("img", "script") and "src" in found: self.parts.append(found["src"])
+        if tag == "link" and found.get("rel") == "stylesheet": self.parts.append(found["href"])
         if tag == "img": self.pictures.append((found.get("src", ""), found.get("alt", "")))
 
 
@@ -274,10 +319,17 @@ def dead(links: list[str], name: str, built: dict[str, Page]) -> list[str]:
     return out
 
 
+def weight(name: str, page: Page) -> int:
+    "Bytes that a reader of a page fetches: itself, its pictures, scripts and styles."
+    there = {os.path.normpath(Path(name).parent / unquote(part.partition("?")[0])) for part in page.parts if not re.match(r"\w+:", part)}
+    return sum((OUT / part).stat().st_size for part in {name, *there} if (OUT / part).is_file())
+
+
 def faults(everything: bool) -> list[str]:
     "What a reader of the built pages would stumble over, a sentence each."
     built = {f.relative_to(OUT).as_posix(): Page(f.read_text(encoding="utf-8")) for f in sorted(OUT.rglob("*.html"))}
     out = off_site()
+    if "index.html" in built and (bytes := weight("index.html", built["index.html"])) > HOME: out.append(f"index.html: weighs {bytes:,} bytes with all it shows, {HOME:,} at most")
     for name, page in built.items():
         out += [f"{name}: two places are called {i}" for i, n in Counter(page.ids).items() if n > 1]
         out += [f"{name}: {src} is described by no words" for src, alt in page.pictures if not alt or alt == src]
@@ -288,7 +340,8 @@ def faults(everything: bool) -> list[str]:
 
 if __name__ == "__main__":
     wanted = sys.argv[1:]
-    if lacks := without_finding([name for name in study_names() if not wanted or f"studies/{name}" in wanted]): sys.exit("\n".join(lacks))
+    studies = [name for name in study_names() if not wanted or f"studies/{name}" in wanted]
+    if lacks := without_records(studies) + without_finding(studies): sys.exit("\n".join(lacks))
     assets.fetch()
     sources(wanted)
     shutil.rmtree(OUT, ignore_errors=True)
@@ -296,5 +349,6 @@ if __name__ == "__main__":
     part = ["-D", "suppress_warnings=myst,ref,mystnb.unknown_mime_type"] if wanted else []
     built = subprocess.run([*sphinx, *part, "-d", str(PLACE / "doctrees"), str(SOURCE), str(OUT)])
     if built.returncode: sys.exit(built.returncode)
+    if (SOURCE / "frames").exists(): shutil.copytree(SOURCE / "frames", OUT / "frames")
     if found := faults(not wanted): sys.exit("\n".join(found))
     print(f"the site is in {os.path.relpath(OUT)}/index.html")

@@ -35,7 +35,9 @@ viewcode_follow_imported_members = False  # an inherited method would lend its p
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = [str(FOLDER)] * FOLDER.exists() + [str(Path(__file__).parent / "static")]
-html_css_files = ["narrow.css"]
+html_css_files = ["narrow.css", "explorer.css"]
+html_js_files = [("explorer.js", {"defer": "defer"})]
+html_favicon = "static/icon.svg"
 html_theme_options = {"source_repository": cfg["git_url"], "source_branch": cfg["branch"], "source_directory": "nbs/"}
 has_math = (FOLDER / MATHJAX).exists()
 if not has_math: html_theme_options["announcement"] = "This copy was built without npm: formulas are shown as TeX source."
@@ -67,6 +69,11 @@ def no_source(app, pagename, templatename, context, doctree):
     if pagename.startswith("api/"): context["page_source_suffix"] = ""
 
 
+def excerpts(app, pagename, templatename, context, doctree):
+    "The page of searches quotes pages by a script of our own."
+    if pagename == "search": app.add_js_file("search.js", loading_method="defer")
+
+
 def plain_builtins(app, doctree):
     "Annotations such as `object` mean Python's, whatever fields of that name the package has."
     for node in list(doctree.findall(pending_xref)):
@@ -90,5 +97,6 @@ def setup(app):
     app.connect("autodoc-process-docstring", docstring)
     app.connect("doctree-read", plain_builtins)
     app.connect("html-page-context", no_source)
+    app.connect("html-page-context", excerpts)
     app.connect("html-collect-pages", no_builtins, priority=1)
     if not has_math: app.add_html_math_renderer("source", (tex, None), (tex, None))
