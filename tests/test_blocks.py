@@ -144,7 +144,7 @@ SETTINGS = {
     "g r + a° ⊙ m at the mean": (dict(values=False, sink=True, sink_kind="mean", mlp_in="x", update="a*m", carry="r", write="gate", gate="sink"),
                                  once(lambda w, r, x, h: R.read_mean(w, x, h)[1] * r + R.Am(w, x, h) * R.M(w, x))),
     "r + a°/√h at the mean": (dict(values=False, sink=True, sink_kind="mean", head_scale="sqrt", update="a", carry="r"), once(lambda w, r, x, h: r + R.Am(w, x, h) / h ** .5)),
-    "a fixed sink": (dict(sink=True, sink_kind="fixed", sink_fill=.7), lambda w, r, h: R.sink_key(w | {"attn.sink": torch.full((h,), .7, dtype=torch.float64)}, r, h)),
+    "a fixed sink": (dict(sink=True, sink_kind="fixed", sink_fill=.75), lambda w, r, h: R.sink_key(w | {"attn.sink": torch.full((h,), .75, dtype=torch.float64)}, r, h)),
     "S° ⊙ m": (dict(values=False, weights="sigmoid", mlp_in="x", update="a*m", carry="0"), once(lambda w, r, x, h: R.A0(w, x, x, h, weigh=R.each_alone) * R.M(w, x))),
     "r + a + M(N₂(x+a))": (dict(mlp_in="N(x+a)", update="a+m", carry="r"),
                            once(lambda w, r, x, h: r + R.A(w, x, h) + R.M(w, R.layer_norm(w, "norm2", x + R.A(w, x, h))))),

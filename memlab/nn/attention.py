@@ -327,18 +327,23 @@ class CausalAttention(nn.Module):
         if self.sink_leaks: may = may.any(1, keepdim=True).expand_as(may)
         return may.to(q.dtype) / may.sum(-1, keepdim=True)
 
+    def mean_key(self,
+                 q: Float[Tensor, 'b t h d'],
+                 keys: Float[Tensor, 'b s h d'],
+                 even: Float[Tensor, '#b t s'],
+                 ) -> Float[Tensor, 'b h t 1']:
+        "Logit of a mean at each token: the mean of the scores."
+        return torch.einsum('bthd,bshd,bts->bht', q, keys, even.expand(len(q), -1, -1))[..., None] * q.shape[-1] ** -.5
+
     def empty_key(self,
-                  q: Float[Tensor, 'b t h d'],
-                  keys: Float[Tensor, 'b s h d'],
+                  t: int,
                   may: Bool[Tensor, 'b t s'] | None,   # what each token may read; None: the causal triangle
-                  even: Float[Tensor, '#b t s'] | None,   # of a mean; None: the sink is none
                   ) -> Float[Tensor, '#b h #t 1'] | None:
         "Logit of the sink at each token."
-        if even is not None: return torch.einsum('bthd,bshd,bts->bht', q, keys, even.expand(len(q), -1, -1))[..., None] * q.shape[-1] ** -.5
         if self.sink is None: return None
         logit = self.sink[None, :, None, None]
         if not self.sink_growth: return logit
-        n = torch.arange(1, q.shape[1] + 1, device=logit.device)[None] if may is None else may.sum(-1)
+        n = torch.arange(1, t + 1, device=logit.device)[None] if may is None else may.sum(-1)
         return logit + self.sink_growth * n.to(logit.dtype).log()[:, None, :, None]
 
     def mix(self,
@@ -410,7 +415,8 @@ class CausalAttention(nn.Module):
             bias = x.new_zeros(b, t, keys.shape[1]).masked_fill_(~may, -math.inf)
         even = self.evenly(q, may) if self.mean_sink else None
         read = F.pad(values, (0, 1), value=1.) if share or self.mean_sink else values
-        o = (self.mix_slanted if self.positions == 'alibi' else self.mix)(q, keys, read, bias, self.empty_key(q, keys, may, even))
+        sink = self.empty_key(t, may) if even is None else self.mean_key(q, keys, even)
+        o = (self.mix_slanted if self.positions == 'alibi' else self.mix)(q, keys, read, bias, sink)
         if even is not None: o = self.sunk(o, values, even)
         if share or self.mean_sink: o, given = self.shared_out(o)
         if self.own == 'project': o = project_out(o, v)
