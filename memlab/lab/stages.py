@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .claims import Claim, names_of, read_values
-from .rules import VERDICTS, Equal, wrong
+from .rules import VERDICTS, wrong
 
 # %% ../../nbs/lab/stages.ipynb #bf442dfa
 def share_decided(
