@@ -152,6 +152,55 @@ def A0(w: dict, u: Tensor, z: Tensor, heads: int, sink: bool = False, before=kee
     return torch.stack(batch)
 
 
+def read_mean(w: dict, x: Tensor, heads: int, leaks: bool = False) -> tuple[list, list]:
+    """Of each sequence, position and head what is read when the mean x̄ of the tokens stands before them, and the weight of x̄:
+    softmax over (Q x_t · K x̄, Q x_t · K x_1, ... Q x_t · K x_t) / √d of V x̄, V x_1, ... V x_t (without V, of the vectors), x̄ over j ≤ t, or over all (a leak)."""
+    out, weights = [], []
+    for seq in x:
+        row, part = [], []
+        for t in range(len(seq)):
+            seen = seq if leaks else seq[:t + 1]
+            entries = [sum(seen) / len(seen), *seq[:t + 1]]
+            reads = []
+            for i in range(heads):
+                e = [torch.exp(Q(w, i, heads, seq[t]) @ K(w, i, heads, u) / math.sqrt(x.shape[-1] // heads)) for u in entries]
+                values = [V(w, i, heads, u) if "attn.out.weight" in w else u for u in entries]
+                reads.append((sum(ej / sum(e) * v for ej, v in zip(e, values)), e[0] / sum(e)))
+            row.append(torch.cat([o for o, _ in reads]) if "attn.out.weight" in w else sum(o for o, _ in reads))
+            part.append(sum(p for _, p in reads) / heads)
+        out.append(torch.stack(row)), weights.append(torch.stack(part)[:, None])
+    return torch.stack(out), torch.stack(weights)
+
+
+def Am(w: dict, x: Tensor, heads: int, leaks: bool = False) -> Tensor:
+    "A(x) with the mean of the tokens before them; without matrices of values, A°(x, x) with it."
+    read = read_mean(w, x, heads, leaks)[0]
+    return linear(w, "attn.out", read) if "attn.out.weight" in w else read
+
+
+def slanted_head(q: Tensor, keys: list, values: list, i: int, heads: int, sink: Tensor | None = None) -> Tensor:
+    "`head` number i, from 0, with s_j = q·k_j / √d − (t − j) / 2^(8 (i+1) / heads): ALiBi."
+    n = len(keys)
+    e = [torch.exp(q @ k / math.sqrt(len(q)) - (n - 1 - j) / 2 ** (8 * (i + 1) / heads)) for j, k in enumerate(keys)]
+    z = sum(e) if sink is None else sum(e) + torch.exp(sink)
+    return sum(ej / z * v for ej, v in zip(e, values))
+
+
+def As(w: dict, x: Tensor, heads: int, sink: bool = False) -> Tensor:
+    "A(x) with ALiBi; without matrices of values, A°(x, x) with it."
+    novalue = "attn.out.weight" not in w
+    batch = []
+    for seq in x:
+        out = []
+        for t in range(len(seq)):
+            keys = lambda i: [K(w, i, heads, u) for u in seq[:t + 1]]
+            values = lambda i: list(seq[:t + 1]) if novalue else [V(w, i, heads, u) for u in seq[:t + 1]]
+            read = [slanted_head(Q(w, i, heads, seq[t]), keys(i), values(i), i, heads, w["attn.sink"][i] if sink else None) for i in range(heads)]
+            out.append(sum(read) if novalue else linear(w, "attn.out", torch.cat(read)))
+        batch.append(torch.stack(out))
+    return torch.stack(batch)
+
+
 def sink_share(w: dict, x: Tensor, heads: int) -> Tensor:
     "Mean over heads i of e^{sink_i} / (e^{sink_i} + Σ_{j≤t} e^{s_j}), one number a position: what attention leaves to its sink."
     batch = []
@@ -589,6 +638,20 @@ def sink_gate_concat_mix(w, r, heads, N=layer_norm):
     return g * r + (1 - g) * Ec(w, x, heads, N)
 
 
+def sink_gate_concat_normed(w, r, heads, N=layer_norm):
+    "r′ = g r + (1 − g) N₃(M([x ; A(x)]))  ('17-yes-1minus-mlpconcat-noln-faster-2')"
+    x = N(w, "norm1", r)
+    g = sink_share(w, x, heads)
+    return g * r + (1 - g) * N(w, "norm3", M(w, torch.cat([x, A(w, x, heads, sink=True)], -1)))
+
+
+def mean_sink(w, r, heads, N=layer_norm, leaks=False):
+    "a = A(x̄; x), E = a + M(N₂(x + a)); r′ = r + E  ('16-attentionsink', whose x̄ is over the whole sequence)"
+    x = N(w, "norm1", r)
+    a = Am(w, x, heads, leaks)
+    return r + a + M(w, N(w, "norm2", x + a))
+
+
 # -- updates that multiply what they read -----------------------------------------------------------------------------
 
 def deletion_novalue(w, r, heads, N=layer_norm):
@@ -851,6 +914,23 @@ def positions_again(w, ids, heads, skip=1):
     return logits(w, r)
 
 
+def slanted(w, ids, heads, sink=False):
+    "No positions but ALiBi: y = r + A(x); r′ = y + M(N₂(y))"
+    r = w["embed.weight"][ids]
+    for i in range(2):
+        v = layer_of(w, i)
+        y = r + As(v, layer_norm(v, "norm1", r), heads, sink)
+        r = y + M(v, layer_norm(v, "norm2", y))
+    return logits(w, r)
+
+
+def programmed(w, ids, heads):
+    "r₀ = token + position + program, both by place  ('18-tokenprogram-4', whose program ends where the sequence ends)"
+    r = w["embed.weight"][ids] + positions(w, ids) + w["positions.program.weight"][:ids.shape[1]]
+    for i in range(2): r = vanilla(layer_of(w, i), r, heads)
+    return logits(w, r)
+
+
 def folded_last(w, ids, heads):
     "The signs are lost after the last layer only: r₂ = |r₁ + E|"
     r = w["embed.weight"][ids] + positions(w, ids)
@@ -961,6 +1041,6 @@ REFERENCES = {f.__name__: f for f in (
     sink_gate, sink_gate_normed_skip, sink_gate_mix, sink_gate_sum_mix, sink_gate_concat, sink_gate_concat_mix,
     deletion_novalue, axm_rotated, axm_normed_skip, complicated_2_normed, axm_own_added_back,
     sigmoid_axm, sigmoid_axm_own_one, sigmoid_axm_no_skip, plus_attention_no_skip,
-    concat_normed, concat_normed_attention, matrix_update_unbiased, matrix_update_bias_times_attention, two_matrices, folded,
+    concat_normed, concat_normed_attention, matrix_update_unbiased, matrix_update_bias_times_attention, two_matrices, folded, sink_gate_concat_normed, mean_sink,
     nine_experiment, fifteen_baseline, twelve_scratchpad_1, twelve_scratchpad_2,
 )}

@@ -138,6 +138,14 @@ SETTINGS = {
                      once(lambda w, r, x, h: R.sink_share(w, x, h) * r + R.A0(w, x, x, h, sink=True) * R.M(w, x))),
     "g r + a°/h ⊙ m": (dict(values=False, sink=True, head_scale="mean", mlp_in="x", update="a*m", carry="r", write="gate", gate="sink"),
                        once(lambda w, r, x, h: R.sink_share(w, x, h) * r + R.A0(w, x, x, h, sink=True) / h * R.M(w, x))),
+    "g r + a + m at the mean": (dict(sink=True, sink_kind="mean", update="a+m", mlp_in="x", carry="r", write="gate", gate="sink"),
+                                once(lambda w, r, x, h: R.read_mean(w, x, h)[1] * r + R.Am(w, x, h) + R.M(w, x))),
+    "r + a at the mean of all": (dict(sink=True, sink_kind="mean", sink_leaks=True, update="a", carry="r"), once(lambda w, r, x, h: r + R.Am(w, x, h, leaks=True))),
+    "g r + a° ⊙ m at the mean": (dict(values=False, sink=True, sink_kind="mean", mlp_in="x", update="a*m", carry="r", write="gate", gate="sink"),
+                                 once(lambda w, r, x, h: R.read_mean(w, x, h)[1] * r + R.Am(w, x, h) * R.M(w, x))),
+    "r + a°/√h at the mean": (dict(values=False, sink=True, sink_kind="mean", head_scale="sqrt", update="a", carry="r"), once(lambda w, r, x, h: r + R.Am(w, x, h) / h ** .5)),
+    "a fixed sink": (dict(sink=True, sink_kind="fixed", sink_fill=.75), lambda w, r, h: R.sink_key(w | {"attn.sink": torch.full((h,), .75, dtype=torch.float64)}, r, h)),
+    "S° ⊙ m": (dict(values=False, weights="sigmoid", mlp_in="x", update="a*m", carry="0"), once(lambda w, r, x, h: R.A0(w, x, x, h, weigh=R.each_alone) * R.M(w, x))),
     "r + a + M(N₂(x+a))": (dict(mlp_in="N(x+a)", update="a+m", carry="r"),
                            once(lambda w, r, x, h: r + R.A(w, x, h) + R.M(w, R.layer_norm(w, "norm2", x + R.A(w, x, h))))),
 }
@@ -219,7 +227,8 @@ IDLE = {  # option: another word for it, and blocks in which it can say what it 
     "mlp_in": ("x", [dict(update="a", carry="r"), dict(update="a")]), "write": ("times", [dict(carry="0"), dict(carry="0", update="a*m", mlp_in="x")]),
     "product_fill": (1., [dict(), dict(mid="times", values=False), dict(mid="times", bias=False), dict(write="times", update="a", carry="r"), dict(mid="replace"), dict(carry="0")]),
     "weights": ("sigmoid", [dict(mlp_in="x", carry="r")]), "attn_ratio": (.5, [dict(mlp_in="x", carry="r")]), "frozen": ("k", [dict(mlp_in="x", carry="r")]),
-    "sink_fill": (1., [dict()]), "sink_growth": (1., [dict()]), "frozen_std": ("head", [dict()]), "gate": ("a.x", [dict(), dict(write="mix"), dict(carry="0")]),
+    "sink_fill": (1., [dict(), dict(sink=True, sink_kind="mean")]), "sink_growth": (1., [dict(), dict(sink=True, sink_kind="mean")]), "frozen_std": ("head", [dict()]), "gate": ("a.x", [dict(), dict(write="mix"), dict(carry="0")]),
+    "sink_kind": ("fixed", [dict()]), "sink_leaks": (True, [dict(), dict(sink=True)]), "keys": ("opposite", [dict(mlp_in="x", carry="r")]),
     "unbiased": (("mlp.out",), [dict(update="a", carry="r"), dict(bias=False), dict(update="gate(hidden)*a", mlp_in="x", carry="r")]),
     "prefix_std": (2., [dict()]), "prefix_positions": (True, [dict(), dict(prefix=2, positions="none"), dict(prefix=2, positions="rope")]),
     "share": ("qkv", [dict(mlp_in="x", carry="r")]), "positions": ("rope", [dict(mlp_in="x", carry="r")]), "kernel": ("fused", [dict(mlp_in="x", carry="r")]),
@@ -252,7 +261,7 @@ def test_a_word_that_is_not_idle_changes_the_block():
     "The grammar refuses nothing that matters: what it calls idle in one block changes another."
     for name, (word, _) in IDLE.items():
         base = {"skip_scale": dict(skip="x"), "source": dict(mlp_in="x"), "scores": dict(mlp_in="x"), "head_scale": dict(values=False), "product_fill": dict(mid="times"), "kernel": dict(),
-                "sink_fill": dict(sink=True), "sink_growth": dict(sink=True), "frozen_std": dict(frozen="k"), "gate": dict(write="gate"), "prefix_std": dict(prefix=2), "prefix_positions": dict(prefix=2)}.get(name, dict())
+                "sink_fill": dict(sink=True), "sink_growth": dict(sink=True), "sink_kind": dict(sink=True), "sink_leaks": dict(sink=True, sink_kind="mean"), "frozen_std": dict(frozen="k"), "gate": dict(write="gate"), "prefix_std": dict(prefix=2), "prefix_positions": dict(prefix=2)}.get(name, dict())
         BlockConfig(**base, **{name: word})
 
 
@@ -272,10 +281,10 @@ def common_weights(name, c=8, h=2, k=3, seed=0) -> dict:
     g = torch.Generator().manual_seed(seed)
     shapes = {"tau": (1,), "rotator.weight": (c, c), "rotator.bias": (c,)}
     for n in ("matrix", "matrix.first", "matrix.second"): shapes |= {f"{n}.u.weight": (c, k), f"{n}.v.weight": (k, c)}
-    for n in ("norm1", "norm2"): shapes |= {f"{n}.weight": (c,), f"{n}.bias": (c,)}
+    for n in ("norm1", "norm2", "norm3"): shapes |= {f"{n}.weight": (c,), f"{n}.bias": (c,)}
     for n in ("attn", "attn2"): shapes |= {f"{n}.qkv.weight": (3 * c, c), f"{n}.qkv.bias": (3 * c,), f"{n}.out.weight": (c, c), f"{n}.out.bias": (c,), f"{n}.sink": (h,)}
     for n in ("mlp", "mlp2"): shapes |= {f"{n}.up.weight": (4 * c, c), f"{n}.up.bias": (4 * c,), f"{n}.out.weight": (c, 4 * c), f"{n}.out.bias": (c,)}
-    w = {n: 0.4 * normal(g, *s) + (n in ("norm1.weight", "norm2.weight")) for n, s in shapes.items()}
+    w = {n: 0.4 * normal(g, *s) + (n in ("norm1.weight", "norm2.weight", "norm3.weight")) for n, s in shapes.items()}
     if "concat" in name or name == "throughput_gate": w["mlp.up.weight"] = torch.cat([w["mlp.up.weight"], 0.4 * normal(g, 4 * c, c)], 1)
     if "matri" in name or name in ("select_3", "select_4", "select_5"):
         more = k * k * (1 + (name == "two_matrices"))

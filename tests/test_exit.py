@@ -92,8 +92,9 @@ def test_the_weight_is_of_confidence_alone():
     model, x = built("all"), tokens()
     noise = torch.rand(3, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for name in EXIT_LOSSES:
-        a, b, c = (exit_loss(model, x, x, name, noise, weight=k).mean for k in (0., 1., 3.))
+        a, b, c, d = (exit_loss(model, x, x, name, noise, weight=k).mean for k in (0., 1., 3., .01))
         torch.testing.assert_close(c - a, 3 * (b - a))
+        torch.testing.assert_close(d - a, .01 * (b - a), rtol=1e-8, atol=1e-12)
 
 
 # -- leaving ----------------------------------------------------------------------------------------------------------

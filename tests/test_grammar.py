@@ -10,7 +10,7 @@ from memlab.nn.blocks import BlockConfig
 from memlab.nn.generate import generate
 from memlab.nn.lm import PrefixedLM, residual_lm
 from memlab.nn.memory import check_memory, load_memory, reset, save_memory
-from memlab.nn.variants import axm_novalue, executor, no_skip, sink_gate_mix, vanilla
+from memlab.nn.variants import axm_novalue, executor, mean_sink, no_skip, sink_gate_mix, vanilla
 from memlab.train.idempotence import DRIFT, IdempotenceLoss
 from memlab.train.learner import Learner
 from memlab.train.losses import lm_loss
@@ -21,6 +21,12 @@ CASES = {  # a name: what the grammar calls it, and the loop
     "a stack": (vanilla(**SIZES), R.stacked),
     "positions multiply": (axm_novalue(positions="times", **SIZES), R.multiplied_positions),
     "positions multiply from one": (axm_novalue(positions="times from one", **SIZES), R.positions_from_one),
+    "alibi": (vanilla(positions="alibi", **SIZES), R.slanted),
+    "alibi, fused": (vanilla(positions="alibi", kernel="fused", **SIZES), R.slanted),
+    "alibi, no values": (BlockConfig(positions="alibi", values=False, **SIZES), R.slanted),
+    "alibi and a sink": (vanilla(positions="alibi", sink=True, **SIZES), partial(R.slanted, sink=True)),
+    "a program": (vanilla(program_std=.5, **SIZES), R.programmed),
+    "a mean": (mean_sink(**SIZES), partial(R.stacked, block=R.mean_sink)),
     "positions again": (axm_novalue(positions="again", **SIZES), R.positions_again),
     "positions again, shared": (axm_novalue(positions="again", share="all", **SIZES), R.positions_again),
     "positions again, no skip": (BlockConfig(values=False, mlp_in="x", update="a*m", carry="0", positions="again", **SIZES), partial(R.positions_again, skip=0)),
@@ -64,7 +70,7 @@ def test_no_two_of_them_are_one():
         model, w = built(config)
         for n, p in w.items(): p.data.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(n.split(".")[-1])), dtype=torch.float64))
         out[name] = reference(w, IDS, 2)
-    assert all((out[a] - out[b]).abs().max() > 1e-6 for a in out for b in out if a < b and not {a, b} <= {"a stack", "one block", "qkv tied", "mlp tied"} and not {a, b} <= {"positions again", "positions again, shared"})
+    assert all((out[a] - out[b]).abs().max() > 1e-6 for a in out for b in out if a < b and not {a, b} <= {"a stack", "one block", "qkv tied", "mlp tied"} and not {a, b} <= {"alibi", "alibi, fused"} and not {a, b} <= {"positions again", "positions again, shared"})
 
 
 @each
@@ -122,6 +128,48 @@ def test_a_router_starts_flat_and_from_the_blocks_of_a_stack():
     assert {n: p.tolist() for n, p in mine.items() if "routes" in n} == {f"layers.{i}.routes": [0.] * 4 for i in range(4)}
     count = lambda m: sum(p.numel() for p in m.parameters())
     assert count(routed) - count(stack) == 16 and count(residual_lm(executor(router="sum", n_layers=4, d_model=8, n_heads=2), 7, 9)) == count(stack)
+
+
+def test_a_mean_over_the_whole_sequence_shows_the_future():
+    "The source's fault is there, and causality notices it; the same without it is causal (above)."
+    model, w = built(mean_sink(sink_leaks=True, **SIZES))
+    whole, other = model(IDS)[0], IDS.clone()
+    torch.testing.assert_close(whole, R.stacked(w, IDS, 2, partial(R.mean_sink, leaks=True)), rtol=1e-10, atol=1e-10)
+    other[:, 3:] = (other[:, 3:] + 1) % 7
+    assert not torch.allclose(model(other)[0][:, :3], whole[:, :3]) and not torch.allclose(whole, R.stacked(w, IDS, 2, R.mean_sink))
+    with pytest.raises(ValueError, match="own='delete' takes one out: use own='keep'"): residual_lm(mean_sink(own="delete", **SIZES), 7, 9)
+
+
+def test_a_sink_is_learned_or_not():
+    model, fixed = (residual_lm(vanilla(sink=True, sink_kind=kind, sink_fill=.7, **SIZES), 7, 9) for kind in ("learned", "fixed"))
+    assert {n for n, _ in model.named_parameters()} - {n for n, _ in fixed.named_parameters()} == {"layers.0.attn.sink", "layers.1.attn.sink"}
+    assert torch.equal(model(IDS)[0], fixed(IDS)[0]) and not any("sink" in n for n in fixed.state_dict())
+    assert fixed.double().layers[0].attn.sink.dtype == torch.float64 and not fixed.layers[0].attn.sink.requires_grad
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(share="qkv"), dict(share="all"), dict(router="softmax"), dict(mid="double"), dict(values=False)], ids=str)
+def test_keys_start_as_the_opposite_of_queries(fields):
+    "W_Q is one less than it would be, W_K its negative, in every layer; all else starts as it would."
+    plain, other = (residual_lm(BlockConfig(keys=keys, **fields, **SIZES), 7, 9, seed=3) for keys in ("apart", "opposite"))
+    for (n, p), q in zip(plain.named_parameters(), other.parameters(), strict=True):
+        if not n.endswith("qkv.weight"): assert torch.equal(p, q)
+        else: assert torch.equal(q[:8], p[:8] - 1) and torch.equal(q[8:16], 1 - p[:8]) and torch.equal(q[16:], p[16:])
+
+
+def test_a_gate_starts_open_where_keys_oppose_queries():
+    "17-reinit: with a fixed logit of 2 log n and such keys nearly all of the stream passes; at the first token half does or more."
+    gates = {}
+    for keys in ("apart", "opposite"):
+        model, taps = residual_lm(sink_gate_mix(keys=keys, sink_kind="fixed", sink_growth=2., unbiased=("qkv",), n_layers=1, d_model=64, n_heads=2), 7, 64, std=.07), []
+        model.streams(torch.arange(64)[None] % 7, tap=taps.append)
+        gates[keys] = taps[0].g[0, :, 0]
+    assert gates["opposite"][0] > gates["apart"][0] + .01 and gates["opposite"][-1] > .98
+
+
+def test_a_program_is_drawn_at_its_scale():
+    model, plain = (residual_lm(vanilla(program_std=std, n_layers=1, d_model=512, n_heads=4), 7, 9, seed=2) for std in (.5, 0.))
+    more = dict(model.named_parameters())
+    assert abs(more.pop("positions.program.weight").std() / .5 - 1) < .05 and all(torch.equal(p, more[n]) for n, p in plain.named_parameters())
 
 
 @pytest.mark.parametrize("n, std", [(1, .02), (8, 1.), (32, 5.)])

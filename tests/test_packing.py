@@ -135,7 +135,8 @@ def test_without_starts_no_document_starts(name, config):
 
 # -- layers and models around them ------------------------------------------------------------------------------------
 
-ATTENTION = dict(plain=dict(), rope=dict(positions='rope'), fused=dict(kernel='fused', positions='rope'), novalue=dict(values=False), deleted=dict(own='delete'), masked=dict(own='mask'), projected=dict(own='project'), sink=dict(sink=True))
+ATTENTION = dict(plain=dict(), rope=dict(positions='rope'), fused=dict(kernel='fused', positions='rope'), novalue=dict(values=False), deleted=dict(own='delete'), masked=dict(own='mask'), projected=dict(own='project'), sink=dict(sink=True),
+                 mean=dict(sink=True, sink_kind='mean'), alibi=dict(positions='alibi'), slanted=dict(positions='alibi', values=False, sink=True, sink_growth=1.))
 
 
 def drawn(layer, seed=0):
@@ -173,7 +174,8 @@ def test_positions_are_those_of_the_longest_document():
 
 MODELS = dict({n: f for n, f in VARIANTS.items() if n in ('vanilla', 'double_attention', 'mlp_only', 'axm_values_from_mlp', 'own_masked', 'sink_key', 'attention_only_novalue', 'sigmoid_axm_own_one')},
               again=lambda **kw: VARIANTS['axm_novalue'](positions='again', **kw), times=lambda **kw: vanilla(positions='times', **kw), routed=lambda **kw: VARIANTS['executor'](router='softmax', **kw),
-              growing=lambda **kw: VARIANTS['sink_gate'](sink_growth=1., **kw), learned=lambda **kw: vanilla(positions='learned', **kw), rope=lambda **kw: vanilla(positions='rope', kernel='fused', **kw))
+              growing=lambda **kw: VARIANTS['sink_gate'](sink_growth=1., **kw), learned=lambda **kw: vanilla(positions='learned', **kw), rope=lambda **kw: vanilla(positions='rope', kernel='fused', **kw), alibi=lambda **kw: vanilla(positions='alibi', kernel='fused', **kw),
+              program=lambda **kw: vanilla(program_std=.5, **kw))
 
 
 def model_of(name):

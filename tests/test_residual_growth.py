@@ -17,6 +17,7 @@ from memlab.lab import arm as arm_
 from memlab.lab.arm import with_factors
 from memlab.lab.claims import judge, names_of, power_table
 from memlab.lab.records import RUNS, frame, record_table
+from memlab.lab.study import joined, read_rows
 from memlab.nn.lm import residual_lm
 from memlab.studies import residual_growth as rg
 from memlab.train.loop import FitResult
@@ -182,6 +183,20 @@ def test_verdict(claim, verdict, changes):
 @pytest.mark.parametrize('claim', SCENES)
 def test_effect(claim):
     assert decide(claim).effect == pytest.approx(SCENES[claim][1], abs=2e-3)
+
+
+def test_a_second_stage_gives_more_seeds_to_the_arms_of_open_claims():
+    "No arm of the first stage changes; each of its four claims costs less than two hours, by the runs that are committed."
+    first, known = rg.study.presets['cpu'](), read_rows(rg.study.results('cpu')).to_pandas()
+    later, had = {arm.name: (arm, seeds) for arm, seeds in first.then(None, None)}, plan('cpu')
+    assert all(arm == had[name][0] and had[name][1] + seeds == tuple(range(rg.SECOND[name])) for name, (arm, seeds) in later.items()) and set(later) == set(rg.SECOND)
+    assert {c.id for c in rg.study.claims if set(names_of(c, scene(c.id)[0])) <= set(later)} >= {'RG8a', 'RG8b', 'RG12a', 'RG12b'}
+    for claim in ('RG8a', 'RG8b', 'RG12a', 'RG12b'):
+        names = names_of(CLAIMS[claim], scene(claim)[0])
+        assert len({rg.SECOND[a] for a in names}) == 1
+        assert sum(len(later[a][1]) * known.seconds[known.arm == a].median() for a in names) < 7200
+    both = joined(first.plan + first.then(None, None))
+    assert [a for a, _ in both] == [a for a, _ in first.plan] and sum(len(s) for _, s in both) - sum(len(s) for _, s in first.plan) == 163
 
 
 def test_no_rule_is_wrong_more_than_once_in_twenty():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MID', 'MLP_IN', 'UPDATE', 'EMITS', 'WRITE', 'returned', 'GATE', 'CARRY', 'FOLD', 'UNBIASED', 'POSITIONS', 'SOURCE',
-           'SHARE', 'LOSS', 'Tap', 'BlockConfig', 'gated', 'needed', 'multiplied', 'idle_words', 'check_stack',
+           'SHARE', 'LOSS', 'KEYS', 'Tap', 'BlockConfig', 'gated', 'needed', 'multiplied', 'idle_words', 'check_stack',
            'check_gate', 'inner_width', 'check_attention', 'check_block', 'equation', 'make_norm', 'MLP',
            'MatrixUpdate', 'TwoMatrices', 'ResidualBlock', 'layer_configs', 'stack']
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .attention import HEAD_SCALE, KERNELS, OWN, WEIGHTS, CausalAttention, KVState, LearnedPositions, PositionState, check_heads, count_tokens, join_heads, split_heads
+from .attention import HEAD_SCALE, KERNELS, OWN, PLACED, SINK, WEIGHTS, CausalAttention, KVState, LearnedPositions, PositionState, check_heads, count_tokens, join_heads, split_heads
 from .config import check_least, check_words
 from .dense import linear
 from .frozen import FROZEN, FROZEN_STD, parts_of
@@ -48,6 +48,7 @@ MLP_IN = {
 # %% ../../nbs/nn/blocks.ipynb #0dce5dcd
 UPDATE = {
     'm':         ('m',          lambda e: e.m),
+    'N(m)':      ('N₃(m)',      lambda e: e.norm3(e.m)),
     'a':         ('a',          lambda e: e.a),
     'a+m':       ('a+m',        lambda e: e.a + e.m),
     'a*m':       ('a⊙m',        lambda e: e.a * e.m),
@@ -100,10 +101,11 @@ GATE = {
 CARRY = {'y': lambda e: e.y, 'r': lambda e: e.r, 'x': lambda e: e.x, 'r+b': lambda e: e.r + e.matrix.bias(e.m), '0': None}
 FOLD = ('none', 'all', 'last')
 UNBIASED = ('qkv', 'mlp.out')
-POSITIONS = {'learned': 'add', 'again': 'add', 'times': 'times', 'times from one': 'times from one', 'rope': None, 'none': None}   # how a table is written on tokens
+POSITIONS = {'learned': 'add', 'again': 'add', 'times': 'times', 'times from one': 'times from one'} | dict.fromkeys(PLACED)   # how a table is written on tokens
 SOURCE = {'x': ('x', lambda e: e.x), 'm': ('m', lambda e: e.m), 'm*x': ('m⊙x', lambda e: e.m * e.x)}
 SHARE = ('none', 'all', 'qkv', 'mlp')
 LOSS = ('single', 'all', 'local', 'sum')
+KEYS = ('apart', 'opposite')
 
 # %% ../../nbs/nn/blocks.ipynb #1c82eb7e
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +120,15 @@ class BlockConfig:
     head_scale: str = 'sum'     # without matrices: how heads are added ('sum', 'mean', 'sqrt')
     own: str = 'keep'           # own value: 'keep', 'mask' before, 'delete' after softmax, 'project' out
     weights: str = 'softmax'    # how scores become weights: 'softmax', or 'sigmoid' of each
-    sink: bool = False          # a learned empty key per head
-    sink_fill: float = 0.       # its initial logit
+    sink: bool = False          # one more key per head
+    sink_kind: str = 'learned'  # an empty key whose logit is 'learned' or 'fixed', or the 'mean' of what was read
+    sink_leaks: bool = False    # the source's fault: that mean is over later tokens too
+    sink_fill: float = 0.       # initial logit of an empty key
     sink_growth: float = 0.     # times log(visible keys), added to it
     attn_ratio: float = 1.      # width of all heads together in units of c
     frozen: str = 'none'        # random matrices that never learn: 'none', 'k', 'qk', 'qkv'
     frozen_std: str = 'width'   # their scale: 'width', 1/√c, or 'head', 1/√(width of a head)
+    keys: str = 'apart'         # initial matrix of the keys: drawn 'apart', or the 'opposite' of that of the queries, then around -1
     attn_scale: float = 1.      # factor on the attention branch
     mlp_in: str = 'N(y)'        # what the MLP reads, a key of `MLP_IN`
     update: str = 'm'           # what is written, a key of `UPDATE`
@@ -144,7 +149,8 @@ class BlockConfig:
     mlp_ratio: float = 4.       # inner width of the MLP in units of c
     rank: int = 16              # 'matrix' update: side of the matrix the MLP emits
     router: str = 'none'        # every layer sums all blocks, weighted by a key of `ROUTER`; 'none': each its own
-    positions: str = 'learned'  # added: 'learned', and to every x 'again'; 'times' the token, 'times from one': 1 + p; 'rope'; 'none'
+    positions: str = 'learned'  # added: 'learned', and to every x 'again'; 'times' the token, 'times from one': 1 + p; 'rope'; 'alibi'; 'none'
+    program_std: float = 0.     # of a second table of vectors, added to tokens by place; 0: there is none
     prefix: int = 0             # learned vectors read before every sequence
     prefix_std: float = 1.      # of their initial values
     prefix_positions: bool = False  # do they have positions of the table, before the tokens'?
@@ -183,14 +189,16 @@ def idle_words(c: BlockConfig) -> set[str]:
     if 'y' not in uses or c.mid == 'replace': idle |= {'skip', 'skip_scale'}
     if c.skip == 'r': idle |= {'skip_scale'}
     if c.values: idle |= {'head_scale'}
-    if 'a' not in uses: idle |= {'scores', 'source', 'values', 'head_scale', 'own', 'weights', 'sink', 'attn_ratio', 'frozen', 'attn_scale', 'kernel'}
-    if not c.sink: idle |= {'sink_fill', 'sink_growth'}
+    if 'a' not in uses: idle |= {'scores', 'source', 'values', 'head_scale', 'own', 'weights', 'sink', 'attn_ratio', 'frozen', 'keys', 'attn_scale', 'kernel'}
+    if not c.sink or c.sink_kind == 'mean': idle |= {'sink_fill', 'sink_growth'}
+    if not c.sink: idle |= {'sink_kind'}
+    if not c.sink or c.sink_kind != 'mean': idle |= {'sink_leaks'}
     if c.frozen == 'none': idle |= {'frozen_std'}
     if not gated(c): idle |= {'gate'}
     if not c.prefix: idle |= {'prefix_std', 'prefix_positions'}
     if POSITIONS[c.positions] is None: idle |= {'prefix_positions'}
     if not c.bias or 'a' not in uses and 'qkv' in c.unbiased or ('m' not in uses or c.update == 'gate(hidden)*a') and 'mlp.out' in c.unbiased: idle |= {'unbiased'}
-    if 'a' not in uses and c.positions == 'rope': idle |= {'positions'}
+    if 'a' not in uses and c.positions in ('rope', 'alibi'): idle |= {'positions'}
     if 'm' not in uses: idle |= {'mlp_in'}
     if c.carry == '0': idle |= {'write'}
     if not multiplied(c): idle |= {'product_fill'}
@@ -203,6 +211,7 @@ def check_stack(c: BlockConfig):
     check_least(c, dict(prefix=0))
     if c.prefix and not c.prefix_std > 0: raise ValueError(f'prefix_std={c.prefix_std}: learned vectors need a standard deviation above 0 to start from, or they all stay alike')
     if c.prefix and c.positions == 'again' and not c.prefix_positions: raise ValueError("positions='again' adds the vector of a token's place in all that a layer has read: set prefix_positions=True, so that a prefix is counted at the start too")
+    if c.program_std < 0 or c.program_std and c.positions != 'learned': raise ValueError(f"program_std={c.program_std}, positions={c.positions!r}: a program has a standard deviation above 0 and stands beside a table that is added once, positions='learned'")
     if c.router != 'none' and c.share != 'none': raise ValueError(f"router={c.router!r} lets every layer use all blocks, share={c.share!r} makes them alike: leave one at 'none'")
     if c.fold == 'last' and (c.share == 'all' or c.router != 'none'): raise ValueError("fold='last' changes the last layer alone, and here all layers use the same blocks: use fold='all', or share and router at 'none'")
 
@@ -223,13 +232,13 @@ def check_attention(c: BlockConfig):
     "Refuse attention that cannot be built."
     rope = c.positions == 'rope'
     check_heads(c.d_model, c.n_heads, rope) if c.attn_ratio == 1 else check_heads(inner_width(c), c.n_heads, rope, f'attn_ratio={c.attn_ratio:g} × d_model')
-    parts_of(c.frozen, dict.fromkeys('qkv' if c.values else 'qk', 1))
+    if parts_of(c.frozen, dict.fromkeys('qkv' if c.values else 'qk', 1)) and c.keys != 'apart': raise ValueError(f'frozen={c.frozen!r} and keys={c.keys!r} both say what the keys start from: leave one at its default')
 
 # %% ../../nbs/nn/blocks.ipynb #b7e58573
 def check_block(c: BlockConfig):
     "Refuse words outside the grammar, and sentences that make no sense."
     check_words(c, dict(mid=MID, mlp_in=MLP_IN, update=UPDATE, carry=CARRY, write=WRITE, gate=('none', *GATE), fold=FOLD, scores=SOURCE, source=SOURCE, skip=('r', 'x'), own=OWN,
-                        weights=WEIGHTS, head_scale=HEAD_SCALE, frozen=FROZEN, frozen_std=FROZEN_STD, kernel=KERNELS, norm=('layer', 'rms'), share=SHARE, loss=LOSS, router=('none', *ROUTER),
+                        weights=WEIGHTS, head_scale=HEAD_SCALE, frozen=FROZEN, frozen_std=FROZEN_STD, keys=KEYS, sink_kind=SINK, kernel=KERNELS, norm=('layer', 'rms'), share=SHARE, loss=LOSS, router=('none', *ROUTER),
                         positions=POSITIONS))
     if extra := set(c.unbiased) - set(UNBIASED): raise ValueError(f'unbiased={c.unbiased!r}: expected some of {UNBIASED}, not {min(extra)!r}')
     if 'm' in (c.scores + c.source) and c.mlp_in != 'x':
@@ -250,7 +259,7 @@ def equation(c: BlockConfig) -> str:
     "The update of one layer, as a formula."
     letter = ('A' if c.weights == 'softmax' else 'S') + ('' if c.values else '°')
     a = f'{letter}({SOURCE[c.scores][0]})' if c.source == c.scores else f'{letter}({SOURCE[c.scores][0]},{SOURCE[c.source][0]})'
-    a = {'keep': a, 'mask': f'{a}∖own', 'delete': f'{a}−own', 'project': f'{a}⊥own', 'one': f'{a}−own+1'}[c.own] + ('+sink' if c.sink else '')
+    a = {'keep': a, 'mask': f'{a}∖own', 'delete': f'{a}−own', 'project': f'{a}⊥own', 'one': f'{a}−own+1'}[c.own] + f"+{'mean' if c.sink_kind == 'mean' else 'sink'}" * c.sink
     a = a if c.attn_scale == 1 else f'{c.attn_scale:g}·{a}'
     skip = c.skip if c.skip_scale == 1 else f'{c.skip_scale:.3g}{c.skip}'
     said = dict(a=f'a={a}', y=f'y={MID[c.mid][0].format(s=skip)}', m=f'm=M({MLP_IN[c.mlp_in][0]})')
@@ -330,8 +339,8 @@ class ResidualBlock(nn.Module):
         c, self.again = config, again
         self.config = c
         fill = lambda multiplies: c.product_fill if multiplies else 0.
-        attention = lambda multiplies: CausalAttention(c.d_model, c.n_heads, positions='rope' if c.positions == 'rope' else 'none', values=c.values, head_scale=c.head_scale,
-                                                       own=c.own, weights=c.weights, sink=c.sink, sink_fill=c.sink_fill, sink_growth=c.sink_growth, inner=inner_width(c), frozen=c.frozen,
+        attention = lambda multiplies: CausalAttention(c.d_model, c.n_heads, positions=c.positions if c.positions in PLACED else 'none', values=c.values, head_scale=c.head_scale,
+                                                       own=c.own, weights=c.weights, sink=c.sink, sink_fill=c.sink_fill, sink_growth=c.sink_growth, sink_kind=c.sink_kind, sink_leaks=c.sink_leaks, inner=inner_width(c), frozen=c.frozen,
                                                        frozen_std=FROZEN_STD[c.frozen_std](c.d_model, inner_width(c) / c.n_heads), bias=c.bias, qkv_bias='qkv' not in c.unbiased,
                                                        out_fill=fill(multiplies and c.values), kernel=c.kernel)
         uses, d_in = needed(c), 2 * c.d_model if c.mlp_in.startswith('[') else c.d_model
@@ -341,6 +350,7 @@ class ResidualBlock(nn.Module):
         self.attn = attention(c.mid == 'times') if 'a' in uses else None
         self.attn2 = attention(True) if c.mid == 'double' else None
         self.norm2 = make_norm(c, c.d_model) if 'm' in uses and 'N(' in c.mlp_in else None
+        self.norm3 = make_norm(c, c.d_model) if 'N(' in c.update else None
         self.mlp = mlp(c.write == 'times', d_in) if 'm' in uses else None
         self.mlp2 = mlp(c.write == 'double', d_in if c.write == 'double' else c.d_model) if c.write in ('double', 'forget') else None
         self.matrix = None if 'matri' not in c.update else (TwoMatrices if c.update == 'two matrices' else MatrixUpdate)(c.d_model, c.rank)
@@ -354,7 +364,7 @@ class ResidualBlock(nn.Module):
                 starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Tensor, KVState | PositionState]:   # next stream, next state
         "One layer."
-        c, e = self.config, SimpleNamespace(config=self.config, r=r, x=self.place(self.norm1(r), state, starts), a=None, a2=None, y=None, m=None, m2=None, share=None, g=None, norm2=self.norm2, mlp2=self.mlp2,
+        c, e = self.config, SimpleNamespace(config=self.config, r=r, x=self.place(self.norm1(r), state, starts), a=None, a2=None, y=None, m=None, m2=None, share=None, g=None, norm2=self.norm2, norm3=self.norm3, mlp2=self.mlp2,
                                             matrix=self.matrix, rotator=self.rotator, tau=self.tau)
         if c.mlp_in == 'x': self.rewrite(e)
         state = self.attend(e, state, starts)

@@ -13,13 +13,13 @@ __all__ = ['VARIANTS', 'vanilla', 'parallel', 'x_escape', 'res_escape', 'normed_
            'parallel_mlp_reads_attention', 'mlp_as_gate', 'attention_as_gate', 'hidden_as_gate',
            'attention_sum_as_gate', 'forget_gate', 'throughput_gate', 'select_1', 'select_2', 'select_3', 'select_4',
            'select_5', 'executor', 'executor_normed_skip', 'sink_gate', 'sink_gate_normed_skip', 'sink_gate_mix',
-           'sink_gate_sum_mix', 'sink_gate_concat', 'sink_gate_concat_mix', 'deletion', 'deletion_novalue',
-           'axm_rotated', 'axm_normed_skip', 'scratchpad', 'complicated_1', 'complicated_2', 'complicated_2_normed',
-           'complicated_3', 'complicated_4', 'complicated_5', 'complicated_6', 'own_deleted', 'own_masked',
-           'own_projected', 'sink_key', 'x_escape_own_deleted', 'axm_own_added_back', 'sigmoid_axm',
-           'sigmoid_axm_own_one', 'sigmoid_axm_no_skip', 'plus_attention_no_skip', 'concat', 'matrix_update',
-           'concat_normed', 'concat_normed_attention', 'matrix_update_unbiased', 'matrix_update_bias_times_attention',
-           'two_matrices', 'folded']
+           'sink_gate_sum_mix', 'sink_gate_concat', 'sink_gate_concat_mix', 'sink_gate_concat_normed', 'mean_sink',
+           'deletion', 'deletion_novalue', 'axm_rotated', 'axm_normed_skip', 'scratchpad', 'complicated_1',
+           'complicated_2', 'complicated_2_normed', 'complicated_3', 'complicated_4', 'complicated_5', 'complicated_6',
+           'own_deleted', 'own_masked', 'own_projected', 'sink_key', 'x_escape_own_deleted', 'axm_own_added_back',
+           'sigmoid_axm', 'sigmoid_axm_own_one', 'sigmoid_axm_no_skip', 'plus_attention_no_skip', 'concat',
+           'matrix_update', 'concat_normed', 'concat_normed_attention', 'matrix_update_unbiased',
+           'matrix_update_bias_times_attention', 'two_matrices', 'folded']
 
 # %% ../../nbs/nn/variants.ipynb #fb352686
 from .blocks import BlockConfig
@@ -254,6 +254,14 @@ def sink_gate_concat_mix(**kw) -> BlockConfig:
     "a=A(x)+sink; m=M([N₂(x);a]); g=mean sink; r′=g·r+(1−g)·m"
     return BlockConfig(sink=True, mlp_in='[N(x);a]', carry='r', write='gate mix', gate='sink', **kw)
 
+def sink_gate_concat_normed(**kw) -> BlockConfig:
+    "a=A(x)+sink; m=M([x;a]); g=mean sink; r′=g·r+(1−g)·(N₃(m))"
+    return BlockConfig(sink=True, mlp_in='[x;a]', update='N(m)', carry='r', write='gate mix', gate='sink', **kw)
+
+def mean_sink(**kw) -> BlockConfig:
+    "a=A(x)+mean; m=M(N₂(x+a)); r′=r+a+m"
+    return BlockConfig(sink=True, sink_kind='mean', mlp_in='N(x+a)', update='a+m', carry='r', **kw)
+
 # %% ../../nbs/nn/variants.ipynb #3ebf543e
 def deletion(**kw) -> BlockConfig:
     "a=A(x); m=M(x); r′=r+a+m⊙r"
@@ -389,5 +397,5 @@ VARIANTS = {f.__name__: f for f in (
     axm_scores_from_mlp, mlp_of_attention_own_deleted, parallel_mlp_reads_attention, hidden_as_gate, attention_sum_as_gate, select_1, select_2, select_3, select_4,
     select_5, executor, executor_normed_skip, sink_gate, sink_gate_normed_skip, sink_gate_mix, sink_gate_sum_mix, sink_gate_concat, sink_gate_concat_mix,
     deletion_novalue, axm_rotated, axm_normed_skip, complicated_2_normed, axm_own_added_back, sigmoid_axm, sigmoid_axm_own_one, sigmoid_axm_no_skip,
-    plus_attention_no_skip, concat_normed, concat_normed_attention, matrix_update_unbiased, matrix_update_bias_times_attention, two_matrices, folded
+    plus_attention_no_skip, concat_normed, concat_normed_attention, matrix_update_unbiased, matrix_update_bias_times_attention, two_matrices, folded, sink_gate_concat_normed, mean_sink
 )}

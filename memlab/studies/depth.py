@@ -59,7 +59,7 @@ class Sizes:
     warmup: int = 100           # steps
     short: int = 10             # steps of a short warm-up
     long: int = 3               # times as many steps where skips are taken away, or all layers are read
-    others: bool = False        # the source's other losses on confidence too
+    others: bool = False        # the source's other losses on confidence too, a smaller weight, and ALiBi
     held_out: int = 16_384      # tokens that a loss is measured on
     rules: int = 8192           # tokens that rules for leaving are measured on
     text: tuple[str, str] = 'stdlib-docs', 'bytes'   # corpus and tokenizer
@@ -127,7 +127,8 @@ QUESTIONS = dict(gate=GATES, input=INPUTS, position=POSITIONS, frozen=FROZEN, si
 
 def changed(z: Sizes) -> list[Arm]:
     "The plain block, and everything that changes a block or shares it."
-    asked = QUESTIONS | dict(sharing=shares(z), matrix=matrices(z))
+    asked = QUESTIONS | dict(sharing=shares(z), matrix=matrices(z),
+                             position=POSITIONS | {'positions ALiBi': dict(positions='alibi')} if z.others else POSITIONS)
     return [arm(z, 'base', PLAIN, block(z)), *(arm(z, question, way, block(z, **fields))
                                                for question, ways in asked.items() for way, fields in ways.items())]
 
@@ -174,7 +175,8 @@ def exits(z: Sizes) -> list[Arm]:
             one(WORDS, ExitLoss(name='6-test-2', weight=0.)),
             arm(z, 'exit', INDEPENDENT, block(z, loss='all'), asked, Streams(), objective=every, rows=z.few,
                 times=z.long),
-            *(one(weighted(term, w), ExitLoss(name=name, weight=w)) for term, name in TERMS.items() for w in (.1, 1.)),
+            *(one(weighted(term, w), ExitLoss(name=name, weight=w)) for term, name in TERMS.items()
+              for w in (.01,) * z.others + (.1, 1.)),
             *(one(weighted(name, .1), ExitLoss(name=name, weight=.1)) for name in OTHERS if z.others)]
 
 FEEDBACK = {'ordinary attention': dict(sees='own'), 'layer feedback': {}, 'layer feedback, detached': dict(detach=True),

@@ -44,7 +44,7 @@ READING = {  # the order of pages, where it is not that of the alphabet; pages n
     "data": "corpus tokens ordered recall facts text documents recall_task relay samples digits turns lessons orders visits questions loops episodes cifar patches vae image_task rolling previous sentences coupling strings",
     "nn": "state init packing finite frozen attention router blocks variants lm exit feedback mixer checks softmax linear delta titans ttt baseconv mixer_lm infini segment pythia generate memory saved selective cells recurrence continuous models mlp components shared_bias grid sketch heads image",
     "train": "losses schedule optim learner loop log objectives idempotence directions steering conflicts moments alternate components previous by_loop pretrained selective lagged newton recurrent image settled exits",
-    "lab": "arm code records runs work ranks renew cost study tuning values rules claims report board known explore runner single new_study",
+    "lab": "arm code records runs work ranks renew cost study tuning values rules claims stages report board known explore runner single new_study",
 }
 HOME = 1_000_000  # bytes that the home page may weigh
 syms = __import__("memlab._modidx", fromlist=["d"]).d["syms"]
