@@ -110,7 +110,7 @@ def test_verdict(claim, verdict, i):
 
 @pytest.mark.parametrize('claim', CLAIMS)
 def test_every_verdict_has_its_sentence_with_the_effect(claim):
-    assert set(CLAIMS[claim].findings) == {'supported', 'refuted'}
+    assert set(CLAIMS[claim].findings) >= {'supported', 'refuted'}
     said = {}
     for i, verdict in ((0, 'supported'), (1, 'refuted')):
         row = vars(judge(CLAIMS[claim], *tables(SCENES[claim][i]), 'cpu')) | dict(unit=CLAIMS[claim].unit)
@@ -122,8 +122,9 @@ def test_every_verdict_has_its_sentence_with_the_effect(claim):
 def test_the_answer_is_short_whatever_it_is():
     "With what to do, and the scale."
     of = lambda id, verdict: finding_of(CLAIMS[id], dict(verdict=verdict, effect=.1, ci_low=.1, ci_high=.1, unit=CLAIMS[id].unit))
-    longest = [max(len(' '.join(of(id, v)).split()) for v in ('supported', 'refuted', 'inconclusive')) for id in ('SM20b', 'SM20c', 'SM23a')]
-    assert sum(longest) + len('Do: Scale: two layers, width 64, minutes of training.'.split()) <= 120
+    longest = [max(len(' '.join(of(id, v)).split()) for v in ('supported', 'refuted', 'inconclusive')) for id in ('SM20b', 'SM20c', 'SM20d', 'SM23a')]
+    assert sum(longest) + len(('Do: Alternation forgets .59 on digits, and .18 between documentation and code, where a layer keeps .04; a byte costs 2.73. '
+                                'Brackets: 95 % over seeds. Scale: two layers, width 64, minutes.').split()) <= 120
 
 
 @pytest.mark.parametrize('claim', SCENES)
