@@ -468,7 +468,8 @@ claim('SM18a', 'Reading sentences, none of them twice, destroys copying of rando
       source='sequential-memory claim 18, F6: explains that context hardly helps',
       measured='letters of repeated random strings that are copied, before minus after', rule=More(least=.2),
       unit='of letters', sd=.1)
-claim('SM18b', 'Saying a fifth of the sentences twice keeps it.', lambda records: copied(records, FIFTH) - copied(records, NONE),
+claim('SM18b', 'Saying a fifth of the sentences twice keeps it.',
+      lambda records: copied(records, FIFTH) - copied(records, NONE),
       *(f'copying, {name}' for name in REPEATS), gate=able, source='sequential-memory claim 18',
       measured='letters copied after, with repeats minus without', rule=More(least=.2), unit='of letters', sd=.1)
 
@@ -564,7 +565,7 @@ claim('SM24c', 'A stop where the loss rests for ten exposures makes a model look
 # %% ../../nbs/studies/sequential_memory.ipynb #46a28a19
 for id, times in dict(SM20a='one reading', SM20b='five readings').items():
     again = f'After {times} in order, rereading a passage brings back what followed'
-    study.finds(id, supported=(f'{again} more than what preceded: {{effect}}.', 'Read in order what is to return so.'),
+    study.finds(id, supported=(f'{again} more than what preceded: {{effect}}.', 'Keep the order.'),
                 refuted=f'{again} no more than what preceded: {{effect}}.',
                 inconclusive=f'{again} more than what preceded, or not: open, {{effect}}.')
 AROUND = 'the loss around a reread passage moves {effect} beyond shuffled readers\''
