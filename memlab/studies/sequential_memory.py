@@ -568,9 +568,9 @@ for id, times in dict(SM20a='one reading', SM20b='five readings').items():
     study.finds(id, supported=(f'{again} more than what preceded: {{effect}}.', 'Keep the order.'),
                 refuted=f'{again} no more than what preceded: {{effect}}.',
                 inconclusive=f'{again} more than what preceded, or not: open, {{effect}}.')
-AROUND = 'the loss around a reread passage moves {effect} beyond shuffled readers\''
+AROUND = 'the loss around a reread passage moves by {effect} beyond shuffled readers\''
 study.finds('SM20c', supported=(f'Yet {AROUND}.', 'Run a shuffled control.'),
-            refuted=f'And {AROUND}, which is hardly a gain.', inconclusive=f'Open: {AROUND}.')
+            refuted=f'And {AROUND}, hardly a gain.', inconclusive=f'Open: {AROUND}.')
 TIED = 'near minus far, {effect}'
 study.finds('SM20d', supported=f'Order ties neighbours: {TIED}.',
             refuted=f'Order adds a level, no tie of neighbours: {TIED}.',
