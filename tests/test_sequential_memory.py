@@ -34,8 +34,11 @@ def split(low, high): return [low, high] * 3
 def one(metric, value, item=None, position=None, step=100): return {(metric, item, position, step): value}
 
 
-def block(a=0., near=0., inside=-.5):
-    return Ran(one('forward_minus_backward', a, 'block 0', '9') | one('change_inside', inside, 'block 0', '9') | one('change', near, position='-1') | one('change', near, position='1'))
+def block(a=0., near=0., inside=-.5, level=0.):
+    "A block: A, the change one and two windows away beyond a level, inside, and that level, seven and eight windows away."
+    shifted = [x + level for x in near] if isinstance(near, list) else near + level
+    beside = {k: v for p in (1, 2, 7, 8) for sign in (-1, 1) for k, v in one('change', shifted if p < 7 else level, position=str(sign * p)).items()}
+    return Ran(one('forward_minus_backward', a, 'block 0', '9') | one('change_inside', inside, 'block 0', '9') | beside)
 
 
 def asked(gain): return Ran({k: v for lag in (1, 8) for step, x in ((10, 9.), (60, gain), (100, gain)) for k, v in one('recall_gain', x, f'lag {lag}', step=step).items()})
@@ -67,7 +70,7 @@ def held(best, other=.5, **ways): return {f'{load} load, {way}': string(x if loa
 READ, EVEN = study.READER, f'pairs, {study.EVEN}'
 SCENES = {   # claim -> arms for which it is supported; for which it is refuted; for which it is open
     **{f'SM20{x}': tuple({f'ordered, read {times}': block(a), f'shuffled, read {times}': block()} for a in (-.1, .02, split(-.2, .1))) for x, times in zip('ab', study.PASSES)},
-    'SM20c': tuple({'ordered, read five times': block(near=x), 'shuffled, read five times': block()} for x in (-.1, .02, split(-.2, .1))),
+    **{f'SM20{x}': tuple({'ordered, read five times': block(near=n), 'shuffled, read five times': block()} for n in (-.1, .02, split(-.2, .1))) for x in 'cd'},
     **{f'SM2{x}': tuple({'texts asked for later': asked(g)} for g in (.3, -.1, split(-.3, .5))) for x in 'ab'},
     'SM16a': tuple({EVEN: left(x), 'pairs, one rate × 1': left(.1)} for x in (.3, .1, split(0., .4))),
     'SM16d': tuple(drawn(x) for x in (.2, .01, split(.01, .12))),
@@ -107,7 +110,7 @@ def test_verdict(claim, verdict, i):
 
 @pytest.mark.parametrize('claim', CLAIMS)
 def test_every_verdict_has_its_sentence_with_the_effect(claim):
-    assert set(CLAIMS[claim].findings) == {'supported', 'refuted'}
+    assert set(CLAIMS[claim].findings) >= {'supported', 'refuted'}
     said = {}
     for i, verdict in ((0, 'supported'), (1, 'refuted')):
         row = vars(judge(CLAIMS[claim], *tables(SCENES[claim][i]), 'cpu')) | dict(unit=CLAIMS[claim].unit)
@@ -119,8 +122,9 @@ def test_every_verdict_has_its_sentence_with_the_effect(claim):
 def test_the_answer_is_short_whatever_it_is():
     "With what to do, and the scale."
     of = lambda id, verdict: finding_of(CLAIMS[id], dict(verdict=verdict, effect=.1, ci_low=.1, ci_high=.1, unit=CLAIMS[id].unit))
-    longest = [max(len(' '.join(of(id, v)).split()) for v in ('supported', 'refuted', 'inconclusive')) for id in ('SM20b', 'SM20c', 'SM23a')]
-    assert sum(longest) + len('Do: Scale: two layers, width 64, minutes of training.'.split()) <= 120
+    longest = [max(len(' '.join(of(id, v)).split()) for v in ('supported', 'refuted', 'inconclusive')) for id in ('SM20b', 'SM20c', 'SM20d', 'SM23a')]
+    assert sum(longest) + len(("Do: The gap is 2 % of a byte's loss; the layer keeps 91 % on digits, 22 % on documentation and code. "
+                                'Brackets: 95 % over seeds. Scale: two layers, width 64.').split()) <= 120
 
 
 @pytest.mark.parametrize('claim', SCENES)
@@ -139,7 +143,14 @@ def test_the_best_way_is_chosen_by_the_other_seeds():
     assert study.best(table[:1]).tolist() == [.5]
 
 
-@pytest.mark.parametrize('claim', ['SM20a', 'SM20b', 'SM20c'])
+def test_a_level_is_no_tie_of_neighbours():
+    "A loss that falls as much far from a block as next to it is read by one claim, and not by the other."
+    arms = {'ordered, read five times': block(level=-.1), 'shuffled, read five times': block(level=.03)}
+    assert decide('SM20c', arms).verdict == 'supported' and abs(decide('SM20c', arms).effect + .13) < 1e-9
+    assert decide('SM20d', arms).verdict == 'refuted' and abs(decide('SM20d', arms).effect) < 1e-9
+
+
+@pytest.mark.parametrize('claim', ['SM20a', 'SM20b', 'SM20c', 'SM20d'])
 def test_blocks_that_were_not_learned_decide_nothing(claim):
     found = decide(claim, {a: ran | one('change_inside', -.01, 'block 0', '9') for a, ran in SCENES[claim][0].items()})
     assert found.verdict == 'inconclusive' and '0 of 6 learn .1 nats of a block' in found.note
