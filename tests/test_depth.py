@@ -12,9 +12,10 @@ from invented import diverged, of, without
 from memlab.core.record import record
 from memlab.eval.held_out import CountingFloors
 from memlab.lab.arm import check_factors, execute
+from memlab.lab.board import finding_of
 from memlab.lab.claims import judge, names_of, read_values
 from memlab.lab.records import frame, record_table
-from memlab.lab.rules import Artefact, check_twins, error_rates, wrong
+from memlab.lab.rules import Artefact, Equal, Less, More, check_twins, error_rates, wrong
 from memlab.studies import depth as study
 from memlab.studies.depth import EVERY, INDEPENDENT, LONG, PAST, PLAIN, WORDS, started, weighted
 
@@ -125,6 +126,31 @@ def test_what_is_missing_or_has_learned_nothing_decides_nothing(claim):
         assert 'seed 1' in ask(*diverged(*whole, arm, seed=1)).note
     found = decide(claim, {a: replace(ran, floor=.1) for a, ran in arms.items()})
     assert found.verdict == 'inconclusive' and 'no model does the task: 0 of 6' in found.note
+
+
+def words_of(claim, i): return finding_of(CLAIMS[claim], vars(decide(claim, scene(claim, i))) | dict(unit=CLAIMS[claim].unit))[0]
+
+
+@pytest.mark.parametrize('claim', CLAIMS)
+def test_every_verdict_has_its_sentence_and_both_their_own(claim):
+    assert {'supported', 'refuted'} <= set(CLAIMS[claim].findings) and ('artefact' in CLAIMS[claim].findings) == isinstance(CLAIMS[claim].rule, Artefact)
+    yes, no = words_of(claim, 1), words_of(claim, 2)
+    assert yes != no and 'nats a token' in yes and 'nats a token' in no and 'Open' not in yes + no
+    assert words_of(claim, 3).startswith('Open: ')
+
+
+def test_a_rule_gives_the_verb():
+    for rule, yes, no in ((More(least=.02), 'raises the held-out loss', 'raises the held-out loss by less than 0.02 nats or lowers it'), (Less(most=.02), 'raises the held-out loss by less than 0.02 nats or lowers it', 'raises the held-out loss'),
+                          (Less(most=-.02), 'lowers the held-out loss', 'lowers the held-out loss by less than 0.02 nats or raises it'), (More(least=-.01), 'lowers the held-out loss by less than 0.01 nats or raises it', 'lowers the held-out loss'),
+                          (Equal(margin=.05), 'leaves the held-out loss within 0.05 nats', 'moves the held-out loss by more than 0.05 nats')):
+        assert study.moves(rule) == (yes, no)
+
+
+def test_the_answer_is_short_whatever_it_is():
+    "With what to do, and the scale."
+    of = lambda id, verdict: finding_of(CLAIMS[id], dict(verdict=verdict, effect=.1, ci_low=.1, ci_high=.1, unit=CLAIMS[id].unit))
+    longest = [max(len(' '.join(of(id, v)).split()) for v in ('supported', 'refuted', 'inconclusive')) for id in ('DP15a', 'DP28h', 'DP29b')]
+    assert sum(longest) + len('Do: Scale: byte models of six layers, width 32, 600 to 1,800 steps.'.split()) <= 120
 
 
 def test_an_arm_that_is_said_to_fail_may_fail():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from invented import diverged, of, without
 from memlab.lab.arm import check_factors
+from memlab.lab.board import finding_of, in_words
 from memlab.lab.claims import judge, names_of
 from memlab.lab.rules import error_rates, wrong
 from memlab.studies import sequential_memory as study
@@ -102,6 +103,24 @@ def test_verdict(claim, verdict, i):
     assert judge(CLAIMS[claim], runs, records, 'cpu').verdict == verdict
     assert judge(CLAIMS[claim], runs, records, 'quick').verdict == 'inconclusive'
     assert set(names_of(CLAIMS[claim], runs)) == set(SCENES[claim][0])
+
+
+@pytest.mark.parametrize('claim', CLAIMS)
+def test_every_verdict_has_its_sentence_with_the_effect(claim):
+    assert set(CLAIMS[claim].findings) == {'supported', 'refuted'}
+    said = {}
+    for i, verdict in ((0, 'supported'), (1, 'refuted')):
+        row = vars(judge(CLAIMS[claim], *tables(SCENES[claim][i]), 'cpu')) | dict(unit=CLAIMS[claim].unit)
+        said[row['verdict']] = finding_of(CLAIMS[claim], row)[0]
+        assert in_words(row) in said[verdict] and said[verdict].endswith('.')
+    assert len(set(said.values())) == 2
+
+
+def test_the_answer_is_short_whatever_it_is():
+    "With what to do, and the scale."
+    of = lambda id, verdict: finding_of(CLAIMS[id], dict(verdict=verdict, effect=.1, ci_low=.1, ci_high=.1, unit=CLAIMS[id].unit))
+    longest = [max(len(' '.join(of(id, v)).split()) for v in ('supported', 'refuted', 'inconclusive')) for id in ('SM20b', 'SM20c', 'SM23a')]
+    assert sum(longest) + len('Do: Scale: two layers, width 64, minutes of training.'.split()) <= 120
 
 
 @pytest.mark.parametrize('claim', SCENES)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PLAIN', 'WRITTEN', 'ALONE', 'GATES', 'INPUTS', 'POSITIONS', 'FROZEN', 'SIGNS', 'PREFIX', 'QUESTIONS', 'RATES', 'LONG',
            'EVERY', 'INDEPENDENT', 'LAST', 'WORDS', 'TERMS', 'OTHERS', 'FEEDBACK', 'CLOSE', 'study', 'HARMS',
-           'NO_WORSE', 'UNWRITTEN', 'KINDS', 'ON_AVERAGE', 'SAID', 'PAST', 'READ_ALL', 'HALF', 'Sizes', 'block', 'arm',
-           'shares', 'matrices', 'changed', 'started', 'starts', 'skips', 'weighted', 'exits', 'fed_back', 'everything',
-           'quick', 'cpu', 'gpu', 'learn', 'base_learns', 'cost', 'claim', 'costs', 'harms', 'curve', 'exit_points',
-           'exit_loss', 'best_of', 'twins', 'half_way']
+           'NO_WORSE', 'UNWRITTEN', 'KINDS', 'ON_AVERAGE', 'SAID', 'PAST', 'READ_ALL', 'HALF', 'ALONE_SEEN', 'KEEP',
+           'SHORT', 'EARLY', 'ON_CONFIDENCE', 'LEAVE', 'STILL', 'UNPAID', 'DEARER', 'DETACHED', 'HALFWAY', 'Sizes',
+           'block', 'arm', 'shares', 'matrices', 'changed', 'started', 'starts', 'skips', 'weighted', 'exits',
+           'fed_back', 'everything', 'quick', 'cpu', 'gpu', 'learn', 'base_learns', 'cost', 'claim', 'costs', 'harms',
+           'curve', 'exit_points', 'exit_loss', 'best_of', 'twins', 'half_way', 'moves', 'found']
 
 # %% ../../nbs/studies/depth.ipynb #26b3eb1e
 from collections.abc import Callable
@@ -336,8 +337,8 @@ for letter, way, said in (('a', 'signs folded', .25), ('b', 'signs folded, last 
           harms(said), '18-vanilla-abs: +0.25 at 1,000, +0.13 at 3,000')
 costs('DP27a', 'Vectors that are learned and read before every sequence help, if they start large.', '32 vectors, σ 5',
       PLAIN, Less(most=-.01, said=-.019), '18-tokenprogram-3: -0.054 at 500, -0.019 at 3,000', sd=.015)
-costs('DP27b', 'Vectors that are read before every sequence do not help if they start small.', '32 vectors, σ 1', PLAIN,
-      More(least=-.01, said=-.004), '18-tokenprogram-2: -0.004', sd=.015)
+costs('DP27b', 'Vectors that are read before every sequence do not help if they start small.', '32 vectors, σ 1',
+      PLAIN, More(least=-.01, said=-.004), '18-tokenprogram-2: -0.004', sd=.015)
 costs('DP27c', 'A learned sink does the same as 32 large vectors.', 'a sink', '32 vectors, σ 5', Equal(margin=.01),
       'a reading of 18-tokenprogram', sd=.015)
 costs('DP27d', 'One large vector does the same as 32.', '1 vector, σ 5', '32 vectors, σ 5', Equal(margin=.01),
@@ -425,3 +426,126 @@ claim('DP30a', 'One block whose every layer is trained to be read loses less tha
       source='0.03 at 1,000, 0.08 at 3,500 (mean layer)', **HALF)
 claim('DP30b', 'Independent layers, each trained to be read, lose more than .3 nat where they are read half-way.',
       partial(half_way, arm=INDEPENDENT), More(least=.3), INDEPENDENT, source='0.285 at 1,000 (mean layer)', **HALF)
+
+# %% ../../nbs/studies/depth.ipynb #f45b9f09
+def moves(rule: Any) -> tuple[str, str]:
+    "What becomes of the held-out loss where a rule about a cost is supported, and where it is refuted."
+    loss = 'the held-out loss'
+    if isinstance(rule, Equal):
+        return f'leaves {loss} within {rule.margin:g} nats', f'moves {loss} by more than {rule.margin:g} nats'
+    bar = rule.least if isinstance(rule, More) else rule.most
+    this, other = ('raises', 'lowers') if bar > 0 else ('lowers', 'raises')
+    much, little = f'{this} {loss}', f'{this} {loss} by less than {abs(bar):g} nats or {other} it'
+    return (much, little) if (bar > 0) == isinstance(rule, More) else (little, much)
+
+def found(id: str, what: str, do: str = '', instead: str = '') -> None:
+    "What a claim about a cost comes to, with what to do where it holds, and where it does not."
+    yes, no = moves(next(c.rule for c in study.claims if c.id == id))
+    study.finds(id, supported=(f'{what} {yes}: {{effect}}.', do), refuted=(f'{what} {no}: {{effect}}.', instead))
+
+# %% ../../nbs/studies/depth.ipynb #8dbda6c8
+ALONE_SEEN, KEEP = 'an MLP that sees it alone, instead of it and the stream,', 'Keep the skip.'
+for row in (
+    ('DP14a', 'An MLP that is one gate a token on attention, instead of no MLP,', 'Let the MLP write vectors.'),
+    ('DP14b', 'An MLP whose hidden layer is one gate a token on attention, instead of no MLP,'),
+    ('DP14c', 'Attention that is one gate a token on the MLP, instead of none,', 'Let attention write vectors.'),
+    ('DP14d', 'Attention that is summed to one factor a token of the MLP, instead of none,'),
+    ('DP15a', 'An MLP that sees what attention read, but not the residual stream,', 'Let the MLP see the stream.'),
+    ('DP15b', f'Where attention is not added to the stream, {ALONE_SEEN}', 'Let the MLP see the stream.'),
+    ('DP15c', f"Where attention is not added and lacks a token's own value, {ALONE_SEEN}",
+     'Let the MLP see the stream.'),
+    ('DP16a', 'Attention that the MLP sees, but that is not added to the stream,', '', 'Add attention to the stream.'),
+    ('DP16c', "Attention without a token's own value, seen by the MLP but not added to the stream,"),
+    ('DP18a', 'One block for all layers, instead of one each,', 'Share a block only where weights are scarce.',
+     'Share one block: it saves most of the weights.'),
+    ('DP18b', 'One block for all layers, widened to as many weights,', 'Spend weights on layers of their own.',
+     'Count arithmetic too: a wide block works in every layer.'),
+    ('DP19b', 'One set of queries, keys and values for all layers, instead of one each,',
+     'Tie queries, keys and values where weights are scarce.'),
+    ('DP19c', 'Tying queries, keys and values, instead of narrowing attention to as few weights,',
+     'Tie attention rather than narrow it.', 'Narrow attention rather than tie it: that saves arithmetic too.'),
+    ('DP19d', 'Tying the MLP of all layers, instead of narrowing it to as few weights,',
+     'Narrow an MLP rather than tie it.'),
+    ('DP20a', 'Making keys with random matrices that never learn'),
+    ('DP20b', 'Making queries and keys with random matrices of σ 1/√(width of a head) that never learn',
+     'Let queries learn.'),
+    ('DP20c', 'Making queries and keys with random matrices of the smaller σ 1/√(width of the stream)', '',
+     'Draw projections that stay random at 1/√(width of the stream).'),
+    ('DP20d', 'Making queries, keys and values with random matrices that never learn',
+     'Let values learn.')): found(*row)
+
+# %% ../../nbs/studies/depth.ipynb #00978c36
+SHORT, EARLY = 'a warm-up of 10 steps instead of 100', 'a third into training'
+for row in (
+    ('DP21a', 'Multiplying tokens by their positions, instead of adding them,', 'Add positions.'),
+    ('DP21b', 'Multiplying tokens by positions that start at one, instead of adding them,'),
+    ('DP21c', 'Leaving out positions', 'Keep positions.'),
+    ('DP21d', 'Adding positions again in every layer', 'Add positions in every layer.'),
+    ('DP22a', f"With GPT-2's block at the usual rate, {EARLY}, {SHORT}"),
+    ('DP22b', f"With GPT-2's block at three times the rate, {EARLY}, {SHORT}",
+     'Warm up longer where the rate is large.'),
+    ('DP22c', f'With a product of attention and MLP at the usual rate, {EARLY}, {SHORT}'),
+    ('DP22d', f'With a product of attention and MLP at three times the rate, {EARLY}, {SHORT}'),
+    ('DP22e', f"With GPT-2's block at the usual rate, at the end of training, {SHORT}", 'Do not save on warm-up.'),
+    ('DP23a', 'Leaving out the bias of an MLP that emits a matrix and a bias for what attention read',
+     'Let such an MLP emit the bias.'),
+    ('DP23b', 'An MLP that emits a matrix for what attention read, instead of a wide one of as many weights,',
+     'Widen the MLP instead.', 'Try an MLP that emits a matrix.'),
+    ('DP24a', "One MLP that sees stream and attention side by side, instead of GPT-2's block, with more weights,"),
+    ('DP24b', "One MLP that sees stream and attention side by side, instead of GPT-2's block, with as many weights,"),
+    ('DP25a', 'After three times the steps, a learned scalar in the place of the skip', '', KEEP),
+    ('DP25b', 'After three times the steps, a gate for each token in the place of the skip', '', KEEP),
+    ('DP25c', 'After three times the steps, a gate for each token in the place of the skip, with a weak idempotence '
+     'loss,', '', KEEP),
+    ('DP25d', 'After three times the steps, a gate for each token in the place of the skip, with a strong idempotence '
+     'loss,', '', KEEP),
+    ('DP26a', 'Taking the absolute value of the stream after every layer', 'Leave the stream its signs.'),
+    ('DP26b', 'Taking the absolute value of the stream after the last layer'),
+    ('DP27a', 'A prefix of 32 learned vectors of σ 5', 'Put large learned vectors before every sequence.',
+     'Put no learned vectors before a sequence.'),
+    ('DP27b', 'A prefix of 32 learned vectors of σ 1'),
+    ('DP27c', 'A learned sink of attention, instead of a prefix of 32 learned vectors of σ 5,'),
+    ('DP27d', 'A prefix of one learned vector of σ 5, instead of 32,')): found(*row)
+
+# %% ../../nbs/studies/depth.ipynb #2419394f
+ON_CONFIDENCE = 'penalising confidence', 'rewarding confidence', 'rewarding confidence in the label'
+for x, y, term in zip('abc', 'def', ON_CONFIDENCE):
+    found(f'DP28{x}', f'With early exit, {term} in training, instead of reading every layer,',
+          'Train every layer to be read, and not its confidence.')
+    found(f'DP28{y}', f'With early exit, {term} beside a loss where tokens leave, instead of that loss alone,')
+found('DP28g', 'With early exit, a loss only where tokens leave, instead of after every layer,',
+      'Train every layer to be read.')
+LEAVE = 'Letting each token leave at the first layer where the model is confident'
+study.finds('DP28h', supported=(f'{LEAVE} beats one depth for all: {{effect}}, mean over depths.',
+                                'Let tokens leave by confidence.'),
+            refuted=(f'{LEAVE} beats one depth for all by less than 0.01 nats, if at all: {{effect}}, mean over '
+                     'depths.', 'Stop all tokens at one layer: it is simpler.'))
+STILL = 'Letting each token leave where a layer hardly turns its stream'
+study.finds('DP28i', supported=(f'{STILL}, which needs no readout, loses less than 0.02 nats on leaving by confidence, '
+                                'if at all: {effect}.', 'Where a readout is dear, leave by the halting signal.'),
+            refuted=(f'{STILL} loses on leaving by confidence: {{effect}}.', 'Leave by confidence.'))
+
+# %% ../../nbs/studies/depth.ipynb #1d73387b
+UNPAID = 'What it costs not to add attention to the stream'
+study.finds('DP16b', supported=(f'{UNPAID} falls as training goes on, by {{effect}}.', 'Judge such a change late.'),
+            refuted=f'{UNPAID} falls by less than 0.01 nats, if at all, as training goes on: {{effect}}.')
+DEARER = 'half as much again as tying queries, keys and values'
+study.finds('DP19a', supported=(f'Tying the MLP costs more than {DEARER}, for each weight saved, by {{effect}} in all.',
+                                'Tie attention before you tie the MLP.'),
+            refuted=f'Tying the MLP costs no more than {DEARER}, for each weight saved: {{effect}} in all.')
+DETACHED = 'Keeping gradients out of the past of layers that read all layers of it'
+study.finds('DP29a', supported=(f'{DETACHED} raises the held-out loss: {{effect}}.', 'Let gradients into the past.'),
+            refuted=(f'{DETACHED} raises the held-out loss by less than 0.02 nats or lowers it: {{effect}}.',
+                     'Keep gradients out of the past: that saves memory.'),
+            artefact=(f'{DETACHED} raises the held-out loss under a mask that shows only its first entry, by '
+                      '{effect}, and not where all of it is seen.', 'Look at what a mask shows before you compare.'))
+found('DP29b', 'Attention to all layers of earlier tokens', 'Let layers read all layers of the past.',
+      'Keep ordinary attention: it trains in parallel.')
+found('DP29c', 'Attention to all layers of earlier tokens, with no gradients into them,')
+HALFWAY = 'Read half-way, {} that are trained to be read lose'
+study.finds('DP30a', supported=(f'{HALFWAY.format("the layers of one block")} less than 0.1 nats more than at the end: '
+                                '{effect}.', 'Where time is short, stop half-way.'),
+            refuted=f'{HALFWAY.format("the layers of one block")} more than 0.1 nats more than at the end: {{effect}}.')
+study.finds('DP30b', supported=(f'{HALFWAY.format("independent layers")} more than 0.3 nats more than at the end: '
+                                '{effect}.', 'To stop early, share one block.'),
+            refuted=f'{HALFWAY.format("independent layers")} less than 0.3 nats more than at the end: {{effect}}.')

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PASSES', 'ORDERS', 'DRAWN_AT', 'REPEATS', 'SPEEDS', 'LOADS', 'study', 'SCALES', 'EVEN', 'ASSIGNED', 'READER', 'JUST',
-           'F4', 'NONE', 'FIFTH', 'F6', 'WAYS', 'KINDS', 'AL', 'Sizes', 'adam', 'arm', 'rolling', 'asked_later',
-           'one_rate', 'grouped', 'groups', 'retention', 'stream', 'copying', 'coupled', 'plain', 'with_rank',
-           'trained', 'as_large', 'guarded', 'guarded_digits', 'guarded_texts', 'strings', 'everything', 'quick', 'cpu',
-           'gpu', 'claim', 'mean_of', 'signal', 'around', 'read_again', 'asked', 'best', 'left', 'gained',
-           'over_scales', 'rated', 'to_come', 'harmless', 'known_words', 'share', 'token_gap', 'copied', 'able',
+           'F4', 'NONE', 'FIFTH', 'F6', 'WAYS', 'KINDS', 'AL', 'BESIDE', 'SWEEP', 'DRAWN', 'FULL', 'GAP', 'UNLEARNED',
+           'REPEATED', 'SLOWLY', 'ALWAYS', 'STOPPED', 'Sizes', 'adam', 'arm', 'rolling', 'asked_later', 'one_rate',
+           'grouped', 'groups', 'retention', 'stream', 'copying', 'coupled', 'plain', 'with_rank', 'trained',
+           'as_large', 'guarded', 'guarded_digits', 'guarded_texts', 'strings', 'everything', 'quick', 'cpu', 'gpu',
+           'claim', 'mean_of', 'signal', 'around', 'read_again', 'asked', 'best', 'left', 'first_token', 'to_come',
+           'gained', 'over_scales', 'rated', 'harmless', 'known_words', 'share', 'token_gap', 'copied', 'able',
            'recalled', 'over_fall', 'dropped', 'matrix', 'both', 'fair', 'held']
 
 # %% ../../nbs/studies/sequential_memory.ipynb #62e36536
@@ -241,12 +242,13 @@ def strings(z: Sizes) -> list[Arm]:
     def make(name, load, way, n, **how):
         task = RandomStrings(facts=load, rows=128)
         steps = n * task.steps_per_exposure
-        marks = tuple(sorted({round(steps * x) for x in (.01, .03, .1, .2, .3, .5, .7)} | {steps})) if not how else 'end'
+        looks = {round(steps * x) for x in (.01, .03, .1, .2, .3, .5, .7)} | {steps}
+        marks = 'end' if how else tuple(sorted(looks))
         model = z.model(task.length, z.small, n_heads=1, n_layers=1)
         return arm(f'{name} load, {way}', task, model, adam(5e-3), StringBits(at=marks), steps=steps, logs=n // z.look,
                    how=dict(schedule=Cosine(warmup=steps // 20)) | how, question='strings', load=name, way=way)
     few, many = z.exposures
-    ways = [('few times', few, {}), ('many times', many, {})] + [('stopped early', many, dict(solved=Patience(bar=.01)))]
+    ways = ('few times', few, {}), ('many times', many, {}), ('stopped early', many, dict(solved=Patience(bar=.01)))
     return [make(name, load, way, n, **how) for name, load in zip(LOADS, z.loads) for way, n, how in ways]
 
 # %% ../../nbs/studies/sequential_memory.ipynb #3db121c9
@@ -258,8 +260,8 @@ def everything(z: Sizes) -> Preset:
 def quick() -> Preset:
     "Toys, to see that everything runs."
     return everything(Sizes(seeds=(0,), width=32, before=4, able=4, windows=64, block=2, texts=24, pairs=8, draws=2,
-                            sentences=16, window=4, context=96, copies=10, facts=16, hold=2, falls=(2, 4, 6), turns=2, turn=4, text_turn=4,
-                            exposures=(10, 20), loads=(128, 256), look=1))
+                            sentences=16, window=4, context=96, copies=10, facts=16, hold=2, falls=(2, 4, 6), turns=2,
+                            turn=4, text_turn=4, exposures=(10, 20), loads=(128, 256), look=1))
 
 def cpu() -> Preset:
     "Models of 2,000 to 400,000 weights."
@@ -268,7 +270,8 @@ def cpu() -> Preset:
 def gpu() -> Preset:
     "Models of a few million weights."
     return everything(Sizes(seeds=tuple(range(12)), width=256, before=4000, able=4000, windows=384, block=16, pairs=300,
-                            sentences=2000, copies=4000, turn=400, text_turn=1200, falls=(200, 800, 3200), loads=(2048, 4096)))
+                            sentences=2000, copies=4000, turn=400, text_turn=1200, falls=(200, 800, 3200),
+                            loads=(2048, 4096)))
 
 study = Study('sequential_memory', 'Does a stream leave an ordered trace in the weights of a model that reads it?',
               dict(quick=quick, cpu=cpu, gpu=gpu))
@@ -298,7 +301,8 @@ def around(records: pd.DataFrame, times: str) -> pd.Series:
 
 def read_again(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     "Whether blocks were learned when they were read again."
-    return pd.DataFrame({a: mean_of(records, 'change_inside', a) for a in arms}).max(axis=1) < -.1, 'learn .1 nats of a block that is read again'
+    inside = pd.DataFrame({a: mean_of(records, 'change_inside', a) for a in arms})
+    return inside.max(axis=1) < -.1, 'learn .1 nats of a block that is read again'
 
 # %% ../../nbs/studies/sequential_memory.ipynb #caea4c0e
 for letter, times in zip('ab', PASSES):
@@ -338,9 +342,13 @@ def best(table: pd.DataFrame, of: pd.DataFrame | None = None) -> pd.Series:
 
 SCALES = .25, 1., 4., 16.
 def left(records: pd.DataFrame, name: str) -> pd.Series: return mean_of(records, 'one_step_retention', f'pairs, {name}')
+def first_token(records: pd.DataFrame, name: str, lag: str) -> pd.Series:
+    "What the first token of a last word loses, by when its sentence was read."
+    return mean_of(records, 'token_nll', f'sentences, {name}', item=lag, position='1')
+def to_come(records: pd.DataFrame, name: str) -> pd.Series: return first_token(records, name, 'unread')
 def gained(records: pd.DataFrame, name: str) -> pd.Series:
-    "What the first token of a last word loses less one to eight steps after its sentence was read, than in sentences to come."
-    return mean_of(records, 'token_nll', f'sentences, {name}', item='unread', position='1') - mean_of(records, 'token_nll', f'sentences, {name}', item='lag 1-8', position='1')
+    "The same in sentences to come, minus that one to eight steps after a sentence was read."
+    return to_come(records, name) - first_token(records, name, 'lag 1-8')
 
 def over_scales(records: pd.DataFrame, read: Callable, by: str = '', draws: int = 1) -> pd.DataFrame:
     "One rate or groups at every scale; the mean over assignments."
@@ -371,13 +379,11 @@ claim('SM16d', 'Which tensors fall into the fast groups decides as much as was s
       *(f'pairs, {n}' for n in ASSIGNED), source='sequential-memory claim 16, F3',
       measured='standard deviation over eight assignments of what a step takes from the loss of its text',
       rule=More(least=.05), sd=.03)
-def to_come(records: pd.DataFrame, name: str) -> pd.Series:
-    return mean_of(records, 'token_nll', f'sentences, {name}', item='unread', position='1')
-
 def harmless(by: str, n: int) -> Callable:
     "A gate: seeds on which groups harm sentences to come hardly more than one rate does, where each gains most."
     def gate(records, *_):
-        ours, theirs = (best(over_scales(records, gained, *of), over_scales(records, to_come, *of)) for of in ((by, n), ()))
+        ours, theirs = (best(over_scales(records, gained, *of), over_scales(records, to_come, *of))
+                        for of in ((by, n), ()))
         return ours < theirs + .1, 'lose at most .1 nats more on sentences to come'
     return gate
 
@@ -391,11 +397,14 @@ for letter, by, n in (('e', 'element', 1), ('f', 'tensor', 2)):
 
 def known_words(records: pd.DataFrame, name: str) -> pd.Series:
     "Minus what the first token of a last word loses one to eight steps after its sentence was read."
-    return -mean_of(records, 'token_nll', f'sentences, {name}', item='lag 1-8', position='1')
+    return -first_token(records, name, 'lag 1-8')
+
 for letter, by, n in (('g', 'element', 1), ('h', 'tensor', 2)):
     claim(f'SM16{letter}', f'Groups of {by}s know last words just read better than the best single rate.',
-          lambda records, by=by, n=n: best(over_scales(records, known_words, by, n)) - best(over_scales(records, known_words)),
-          *rated('sentences', **{by: n}), source='ours: rates that harm sentences to come look like a gain in SM16e and SM16f',
+          lambda records, by=by, n=n: (best(over_scales(records, known_words, by, n))
+                                       - best(over_scales(records, known_words))),
+          *rated('sentences', **{by: n}),
+          source='ours: rates that harm sentences to come look like a gain in SM16e and SM16f',
           measured='loss of the first token of a last word, one rate minus groups, each at its best scale',
           rule=More(least=.05), sd=.4)
 
@@ -494,7 +503,8 @@ def both(records: pd.DataFrame, kind: str, guard: str) -> pd.DataFrame:
 def fair(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     "Whether alternation forgets, and the guarded arm learns the last task as well."
     (kind, guard, _), plain = arms[0].split(', '), both(records, arms[0].split(', ')[0], 'alternation')
-    return (plain.bwt < -.1) & (both(records, kind, guard).new > plain.new - .1), 'learn the last task within .1 nats, where alternation forgets .1'
+    as_well = both(records, kind, guard).new > plain.new - .1
+    return (plain.bwt < -.1) & as_well, 'learn the last task within .1 nats, where alternation forgets .1'
 
 # %% ../../nbs/studies/sequential_memory.ipynb #bd814eb8
 WAYS = {'component': 'A part of the network for each task',
@@ -506,13 +516,15 @@ for (kind, words), letters in zip(KINDS.items(), ('abcdef', 'ghijkl')):
         claim(f'SM23{letter}', f'{what} forgets less than plain alternation ({words}).', lambda records, kind=kind,
               guard=guard: both(records, kind, guard).bwt - both(records, kind, 'alternation').bwt,
               *(f'{kind}, {g}, {order}' for g in (guard, 'alternation') for order in ('forth', 'back')), gate=fair,
-              source='sequential-memory claim 23, F12' if guard in ('component', 'navigator first') else 'sequential-memory claim 23, for comparison',
+              source='sequential-memory claim 23, '
+                     + ('F12' if guard in ('component', 'navigator first') else 'for comparison'),
               measured='BWT in nats over both orders, minus that of alternation', rule=More(least=.1), sd=.1)
 
 # %% ../../nbs/studies/sequential_memory.ipynb #3a45ef75
 def held(records: pd.DataFrame, way: str) -> pd.Series:
     "Bits for each parameter."
-    return pd.DataFrame({load: at_end(records, 'bits_per_parameter', f'{load} load, {way}') for load in LOADS}).max(axis=1)
+    every = {load: at_end(records, 'bits_per_parameter', f'{load} load, {way}') for load in LOADS}
+    return pd.DataFrame(every).max(axis=1)
 
 AL = 'sequential-memory claim 24; Allen-Zhu and Li 2024'
 for letter, way, n, bits in (('a', 'many times', '1,000', 2.), ('b', 'few times', 100, 1.)):
@@ -526,3 +538,91 @@ claim('SM24c', 'A stop where the loss rests for ten looks makes a model look sma
       *(f'{load} load, {way}' for load in LOADS for way in ('many times', 'stopped early')),
       source='sequential-memory F12: 30,000 images, then chance',
       measured='bits for each parameter, without the stop minus with it', rule=More(least=.1), unit='bits', sd=.1)
+
+# %% ../../nbs/studies/sequential_memory.ipynb #46a28a19
+for id, times in dict(SM20a='one reading', SM20b='five readings').items():
+    again = f'After {times} in order, a passage read again brings back what followed it'
+    study.finds(id, supported=(f'{again} more than what came before: losses behind and before it differ by {{effect}}.',
+                               'Read in order what is to be called up in order.'),
+                refuted=f'{again} no more than what came before: losses behind and before it differ by {{effect}}.')
+BESIDE = 'the loss beside a passage read again moves by {effect} beyond that of shuffled readers'
+study.finds('SM20c', supported=(f'Five readings in order tie neighbours together: {BESIDE}.',
+                                'Put a shuffled reader beside an ordered one.'),
+            refuted=f'Five readings in order hardly tie neighbours together, if at all: {BESIDE}.')
+for id, when in dict(SM2a='one step', SM2b='eight steps').items():
+    asked_for = f'A text read {when} ago and asked for, with nothing of it in the context, loses'
+    study.finds(id, supported=f'{asked_for} less than one never read, by {{effect}}.',
+                refuted=f'{asked_for} less than one never read by under 0.05 nats, if at all: {{effect}}.')
+
+# %% ../../nbs/studies/sequential_memory.ipynb #2fde8f9d
+SWEEP = 'Leave learning-rate groups alone, and sweep the one rate.'
+for id, by, base in (('SM16a', 'elements', 'one rate of the same mean'), ('SM16b', 'elements', 'the best single rate'),
+                     ('SM16c', 'tensors', 'the best single rate')):
+    leave = f'Learning-rate groups of {by} leave more of a text after one step than {base}'
+    study.finds(id, supported=f'{leave}, by {{effect}}.',
+                refuted=(f'{leave} by under 0.05 nats, if at all: {{effect}}.', SWEEP * (id == 'SM16b')))
+DRAWN = 'Which tensors fall into fast groups moves what a step leaves of a text by a standard deviation of'
+study.finds('SM16d', supported=(f'{DRAWN} {{effect}}.', 'Draw such groups several times before they are compared.'),
+            refuted=f'{DRAWN} less than 0.05 nats: {{effect}}.')
+for by, gains, knows in (('elements', 'SM16e', 'SM16g'), ('tensors', 'SM16f', 'SM16h')):
+    who = f'Learning-rate groups of {by}'
+    study.finds(gains, supported=(f'{who} win more of last words than the best single rate, at no harm to sentences to '
+                                  'come: {effect}.', f'Try groups of {by}.'),
+                refuted=(f'{who} win less than 0.05 nats more of last words than the best single rate, if at all: '
+                         '{effect}.', SWEEP))
+    study.finds(knows, supported=(f'{who} know last words just read better than the best single rate: a gain of '
+                                  '{effect}.', f'Try groups of {by}.'),
+                refuted=(f'{who} know last words just read no better than the best single rate: a gain of {{effect}}.',
+                         SWEEP))
+
+# %% ../../nbs/studies/sequential_memory.ipynb #e9e0bbf1
+FULL = 'Score words in full, not by their first token.'
+study.finds('SM17a', supported=('Scoring one generated token hides words that a model knows; those right in full are '
+                                'more by {effect}.', FULL),
+            refuted='Scoring words in full, not by one token, finds less than 0.05 more of them, if any: {effect}.')
+study.finds('SM17b', supported=('Even words of one token are recalled less often than last tokens, by {effect}.',
+                                'Ask for last tokens of unread sentences too: endings need no memory.'),
+            refuted=('Words of one token are recalled about as often as last tokens, which lead by {effect}.', FULL))
+GAP = 'The lead of last tokens over words of one token is'
+study.finds('SM17c', supported=f'{GAP} larger where sentences were read than where they never were, by {{effect}}.',
+            refuted=(f'{GAP} hardly larger, if at all, where sentences were read than where they never were: '
+                     '{effect}.'))
+study.finds('SM17d', supported='Words recalled in full fade from one to eight steps ago to 33 and more, by {effect}.',
+            refuted='Words recalled in full fade by less than 0.05 from one to eight steps ago to 33 and more, if at '
+                    'all: {effect}.')
+UNLEARNED = 'Reading windows of sentences without repeats takes from a model that copies letters'
+study.finds('SM18a', supported=(f'{UNLEARNED} its copying: it falls by {{effect}}.', 'Test copying after training on.'),
+            refuted=f'{UNLEARNED} little of its copying, if any: it falls by {{effect}}.')
+REPEATED = 'Saying a fifth of the sentences twice keeps'
+study.finds('SM18b', supported=(f'{REPEATED} copying, by {{effect}}.', 'Mix repeats in, if copying is to survive.'),
+            refuted=(f'{REPEATED} little of copying, if any: {{effect}}.',
+                     'Do not count on some repeats to keep copying.'))
+
+# %% ../../nbs/studies/sequential_memory.ipynb #2379dfd1
+SLOWLY = 'A context that goes slowly leaves'
+study.finds('SM19a', supported=(f'{SLOWLY} more facts in the weights than one that goes at once, by {{effect}}.',
+                                'Take a helping context away slowly.'),
+            refuted=(f'{SLOWLY} hardly more facts in the weights than one that goes at once, if more: {{effect}}.',
+                     'Take a helping context away at once, if the weights shall hold what it said.'))
+study.finds('SM19b', supported=('A context can go so slowly that answers fall by less than 0.05: {effect}.',
+                                'Take a context away slowly where answers must stay right.'),
+            refuted='Even where it goes slowest, a context takes more than 0.05 of answers with it: {effect}.')
+ALWAYS = 'Facts that always stand in the context get into the weights'
+study.finds('SM19c', supported=(f'{ALWAYS} less than where it goes at once, by {{effect}}.',
+                                'Train without the answer in the context, if the weights shall hold it.'),
+            refuted=f'{ALWAYS} about as well as where it goes at once; they lack {{effect}}.')
+for (kind, words), letters in zip(KINDS.items(), ('abcdef', 'ghijkl')):
+    for letter, what in zip(letters, WAYS.values()):
+        by = 'by ' + (what if what.isupper() else what[0].lower() + what[1:].rstrip(','))
+        forgotten = f'what plain alternation forgets ({words})'
+        do = 'Where the task is known, give each a layer of its own.'
+        study.finds(f'SM23{letter}', supported=(f'Much of {forgotten} is kept {by}: {{effect}}.', do * (letter == 'a')),
+                    refuted=f'Less than 0.1 nats, if any, of {forgotten} is kept {by}: {{effect}}.')
+for id, times, bits in (('SM24a', '1,000', 'two bits'), ('SM24b', '100', 'one bit')):
+    after = f'After {times} exposures to random strings a model'
+    study.finds(id, supported=(f'{after} holds {bits} a parameter, give or take half a bit: {{effect}}.',
+                               'Size a model by the bits that it must hold.' * (id == 'SM24a')),
+                refuted=f'{after} is more than half a bit from holding {bits} a parameter: {{effect}}.')
+STOPPED = 'A stop where the loss rests makes a model look smaller than it is'
+study.finds('SM24c', supported=(f'{STOPPED}, by {{effect}} a parameter.', 'Measure capacity without an early stop.'),
+            refuted=f'{STOPPED} by less than 0.1 bits a parameter, if at all: {{effect}}.')
