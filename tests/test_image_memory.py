@@ -1,8 +1,12 @@
 """The claims of the study of image memory on invented numbers, and what its arms must share and may differ in."""
+import json
+import re
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 
 import invented
+import pandas as pd
 import pytest
 import torch
 from invented import diverged, of, without
@@ -12,6 +16,7 @@ from memlab.lab.values import Missing
 from memlab.studies import image_memory as study
 from memlab.studies.image_memory import BASE, CAUSAL, CIFAR, D1, D2, DIAL, FULL, NARROW
 
+ROOT = Path(__file__).resolve().parents[1]
 CLAIMS, SEEDS = {c.id: c for c in study.study.claims}, 6
 way = study.of
 
@@ -195,3 +200,63 @@ def test_the_column_is_a_defect_of_the_task_alone():
 
 def test_every_claim_says_what_it_comes_to_either_way():
     invented.say_either_way(CLAIMS.values())
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+PAGE, OF = json.loads((ROOT/'nbs/studies/image_memory.ipynb').read_text(encoding='utf-8'))['cells'], lambda *ways, base=D1: [way(base, w) for w in ways]
+EARLY, TWICE = ('early', None), (None, 's_y 2')
+SAID = {   # words of the page -> what their numbers are: metric, arm, item
+    'errs .31 of the variance on its own pictures and .008 with true contexts': [('nmse_fr', D2), ('nmse_tf', D2)],
+    'falls from .093 to .008, that on own pictures *rises* from .21 to .31': [(m, D2, i) for m in ('nmse_tf', 'nmse_fr') for i in EARLY],
+    'both fall (own: .25 to .17) and the ratio is 1.4': [('nmse_fr', D1, 'early'), ('nmse_fr', D1), ('gap', D1)],
+    'falls too (.15 to .10)': [('nmse_fr', way(D2, 'noise'), i) for i in EARLY],
+    'codes as they are (.22) and three times as much as a model that sees nothing but the memory (.11)': [('sketch_error', D2), ('nmse_fr', way(D2, 'only memory'))],
+    'brings it to .10, own predictions to .15': [('nmse_fr', a) for a in OF('noise', 'own predictions', base=D2)],
+    '.17 with context, .20 without, .27 for the codes; noise takes it to .156': [('nmse_fr', D1), ('nmse_fr', way(D1, 'only memory')), ('sketch_error', D1), ('nmse_fr', way(D1, 'noise'))],
+    'the error is .57 on D2 and .39 on D1': [('nmse_fr', way(base, 'no memory')) for base in (D2, D1)],
+    'from .20 to .96 on D2 and from .94 to .99 on D1': [('guidance_gain', a) for base in (D2, D1) for a in (base, way(base, 'noise'))],
+    '(training pictures: .36)': [('fd_floor', D2)],
+    'FD falls from 45 to 2.1': [('fd_probe', way(D2, 'noise'))],
+    '.99 of pictures show their class where .50 did': [('class_accuracy', way(D2, 'noise')), ('class_accuracy', D2)],
+    '(.056 for .008)': [('nmse_tf', way(D2, 'noise')), ('nmse_tf', D2)],
+    'errs .006 on D2, and .19 on D1': [('nmse_tf', way(base, 'no memory')) for base in (D2, D1)],
+    'in .69 with a prefix, .68 before the norm, .60 at the input; in .49 (linear) to .59 (normed)': [('w_mem', a) for a in OF('prefix', 'before the norm', 'input', 'linear', 'normed')],
+    '.54 in every block; in .50 with full and .41 with causal cross-attention after the last block, and in .37 added there': [('w_mem', a) for a in OF(BASE, FULL, CAUSAL, 'last')],
+    'W_mem from .54 to .73': [('w_mem', D1), ('w_mem', D1, 'normed at inference')],
+    'On D2 .62 of the pictures of every block show neither class, and .61 without memory': [('neither', a) for a in OF(BASE, 'no memory', base=D2)],
+    '(.36 and 1.4 times a swapped context)': [('causal_use', D2), ('causal_use', D1)],
+    '(3.3 for 1.3), and their *G* is .48 in the place of .94': [('fd_probe', way(D1, 'wrong codes')), ('fd_probe', D1), ('guidance_gain', way(D1, 'wrong codes')), ('guidance_gain', D1)],
+    'it is 2.5 and .61': [(m, way(D1, "the prior's codes")) for m in ('fd_probe', 'guidance_gain')],
+    'leads in .06 and .19 of pictures': [('w_mem', a) for a in OF('wrong codes', "the prior's codes")],
+    '(error on own pictures .23 and .21, for .17)': [('nmse_fr', a) for a in OF('wrong codes', "the prior's codes", BASE)],
+    '(W_mem .37 for .54, *G* .84 for .94) and errs as much (.173 for .170)': [(m, a) for m in ('w_mem', 'guidance_gain', 'nmse_fr') for a in OF('memory dropped', BASE)],
+    '.12 of them at 1.5, .32 at': [('outside', way(D1, 'memory dropped'), 's_m 1.5'), None, ('outside', way(D1, 'memory dropped'), 's_m 2')],
+    'regressed latents out of range (.014 to .15)': [('outside', D1, i) for i in TWICE],
+    'A mixture (.20 to .21) and a diffusion head (.28 to .32)': [('outside', a, i) for a in OF('mixture', 'diffusion') for i in TWICE],
+    '.41 of those of a mean': [('copy_rate', D1)],
+    'it is .60, and of those of the heads .01 and .06': [('copy_rate', a) for a in OF('no memory', 'mixture', 'diffusion')],
+    '(an error of .156 and, as a prefix, .158), and own predictions as much (.157), with the lowest FD (1.0)': [('nmse_fr', a) for a in OF('noise', 'prefix', 'own predictions')] + [('fd_probe', way(D1, 'own predictions'))],
+    'has an FD of 3.1': [('fd_probe', way(D1, 'only memory'))],
+    'has .75 on D1 and .82 on D2': [('agreement', way(base, 'no memory')) for base in (D1, D2)],
+}
+
+
+@cache
+def level(metric, arm, item=None):
+    "The median over seeds of what the committed runs measured."
+    records = pd.read_parquet(ROOT/'data/results/image_memory/cpu/records.parquet')
+    mine = records[(records.metric == metric) & (records.arm == arm) & (records['item'].isna() if item is None else records['item'] == item)]
+    return mine.sort_values('step').groupby('seed').value.last().astype(float).median()
+
+
+@pytest.mark.parametrize('words', SAID)
+def test_the_text_says_what_the_records_say(words):
+    assert any(words in ''.join(c['source']) for c in PAGE if c['cell_type'] == 'markdown')
+    numbers = re.findall(r'\d*\.\d+', words)
+    assert len(numbers) == len(SAID[words])
+    for n, ask in zip(numbers, SAID[words]):
+        if ask: assert abs(float(n) - level(*ask)) <= .5 * 10. ** -len(n.partition('.')[2]) + 1e-6, (n, ask, level(*ask))
+
+
+def test_the_answer_fits_its_box():
+    said = next(c for c in PAGE if ''.join(c['source']).startswith('box(study'))
+    assert len(''.join(said['outputs'][0]['data']['text/markdown']).split()) <= 120

@@ -263,7 +263,7 @@ for letter, ours, theirs, least, said in (('a', 'only memory', BASE, .03, .35), 
           f'Memory that enters at "{ours}" leads more often than at "{theirs}"'
           + ', by a tenth of the pictures' * (letter == 'e') + ' (digits).',
           lambda records, pair=(of(D1, ours), of(D1, theirs)): change(records, 'w_mem', *pair), of(D1, ours),
-          of(D1, theirs), measured='difference of W_mem', rule=More(least=least, said=said), unit='of pictures', sd=.04)
+          of(D1, theirs), measured='W_mem at the first minus at the second', rule=More(least=least, said=said), unit='of pictures', sd=.04)
 for letter, way, said in (('f', 'last', .26), ('g', FULL, .6)):
     claim(f'IG6{letter}', f'Where memory enters at "{way}", the class leads (digits).', lambda records,
           way=way: at_end(records, 'w_cls', of(D1, way)) - at_end(records, 'w_mem', of(D1, way)), of(D1, way),
@@ -288,7 +288,7 @@ for letter, ours, theirs, least, said in (('a', FULL, CAUSAL, .05, None), ('b', 
                                           ('c', BASE, CAUSAL, .02, None)):
     claim(f'IG9{letter}', f'A swapped memory is followed more at "{ours}" than at "{theirs}" (digits).', lambda records,
           pair=(of(D1, ours), of(D1, theirs)): change(records, 'swap_agreement', *pair), of(D1, ours), of(D1, theirs),
-          measured='difference of A×', rule=More(least=least, said=said), unit='of positions', sd=.02)
+          measured='A× at the first minus at the second', rule=More(least=least, said=said), unit='of positions', sd=.02)
 
 for letter, way in (('a', 'linear'), ('b', 'linear and normed')):
     claim(f'IG10{letter}',
@@ -383,10 +383,10 @@ claim('IG15',
 
 # %% ../../nbs/studies/image_memory.ipynb #04b89d80
 for base, (a, b) in ((D2, 'ab'), (CIFAR, 'cd')):
-    study.finds(f'IG1{a}', supported=f'A patch-by-patch transformer errs {{effect}} as much after '
-                                     f'its own patches as after true ones ({on(base)}).',
-                refuted=f'A patch-by-patch transformer errs less than five times as much after its '
-                        f'own patches as after true ones ({on(base)}): {{effect}}.')
+    study.finds(f'IG1{a}', supported=f'After its own patches a transformer errs {{effect}} as much as after true '
+                                     f'ones ({on(base)}).',
+                refuted=f'After its own patches a transformer errs less than five times as much as after true ones '
+                        f'({on(base)}): {{effect}}.')
     study.finds(f'IG1{b}', supported=f'From the first to the last quarter of a drawn picture the error grows, '
                                      f'{{effect}} ({on(base)}).',
                 refuted=f'From the first to the last quarter of a drawn picture the error hardly grows, {{effect}} '
@@ -418,9 +418,9 @@ for letter, other in (('e', 'its sketch does as it is'), ('f', 'one that sees no
 # %% ../../nbs/studies/image_memory.ipynb #6fdc64cc
 NOISE = 'Trained with noise on its context, a model'
 for letter, base, most in (('a', D2, 'half'), ('b', D1, 'nine tenths'), ('c', CIFAR, 'half')):
-    study.finds(f'IG4{letter}', supported=(f'{NOISE} errs {{effect}} as much on what it draws ({on(base)}).',
-                                           'Train with noise on the context where neighbours are alike.'
-                                           * (base == D2)),
+    study.finds(f'IG4{letter}', supported=('Noise on the context in training leaves {effect} the error of drawn '
+                                           f'pictures ({on(base)}).',
+                                           'Train with noise on the context.' * (base == D2)),
                 refuted=f'{NOISE} errs more than {most} as much on what it draws: {{effect}} ({on(base)}).')
 for letter, base in (('d', D2), ('e', D1)):
     study.finds(f'IG4{letter}', supported=f'{NOISE} listens no less to its sketch ({on(base)}): {{effect}} more, where '
@@ -442,8 +442,8 @@ for letter, ours, theirs in (('a', 'only memory', BASE), ('b', BASE, 'input'), (
     study.finds(f'IG6{letter}', supported=(f'{AGAINST} more often when {one} than when {other}, by {{effect}} '
                                            '(digits).',
                                            'Let a sketch in before the first block.' * (letter == 'c')),
-                refuted=(f'When {other}, a sketch that contradicts the class is drawn in {{less}} more than when {one} '
-                         '(digits).', 'Add a sketch to the input if it is to lead.' * (letter == 'b')))
+                refuted=(f'{other[0].upper()}{other[1:]}, a sketch beats the class in {{less}} more than {one} (digits).',
+                         'Add a sketch to the input.' * (letter == 'b')))
 for letter, way in (('f', 'last'), ('g', FULL)):
     study.finds(f'IG6{letter}', supported=f'When a sketch is {ENTERS[way]}, a class that contradicts it is drawn '
                                           'more often than it is, by {effect}.',
@@ -502,11 +502,11 @@ for (a, b), base in (('ab', D1), ('cd', CIFAR)):
                                       f'({on(base)}), {{effect}} of ranks.',
                 refuted=f'Even in a model that had no sketch in a fifth of training, a larger scale of the sketch does '
                         f'not always draw it more often against the class ({on(base)}): {{effect}} of ranks.')
-    study.finds(f'IG12{b}', supported=(f'Where a fifth of training had no sketch, a scale for it, from 0 to 2, '
-                                       f'moves {{effect}} from class to sketch ({on(base)}).',
-                                       'Train now and then without the sketch if a dial is wanted.' * (base == D1)),
-                refuted='Where a fifth of training had no sketch, a scale for it, from 0 to 2, moves no more than '
-                        f'{{effect}} from class to sketch ({on(base)}).')
+    study.finds(f'IG12{b}', supported=(f'A scale for the sketch, from 0 to 2, moves {{effect}} from class to sketch '
+                                       f'({on(base)}).',
+                                       'Train now and then without the sketch for a dial.' * (base == D1)),
+                refuted='A scale for the sketch, from 0 to 2, moves no more than {effect} from class to sketch '
+                        f'({on(base)}).')
 PUSH = 'A scale of 2 for the class'
 study.finds('IG13a', supported=(f'{PUSH} puts {{effect}} as many regressed patches out of the range of the data.',
                                 'Count what leaves the range when a scale is above 1.'),
