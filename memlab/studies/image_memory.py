@@ -263,7 +263,8 @@ for letter, ours, theirs, least, said in (('a', 'only memory', BASE, .03, .35), 
           f'Memory that enters at "{ours}" leads more often than at "{theirs}"'
           + ', by a tenth of the pictures' * (letter == 'e') + ' (digits).',
           lambda records, pair=(of(D1, ours), of(D1, theirs)): change(records, 'w_mem', *pair), of(D1, ours),
-          of(D1, theirs), measured='W_mem at the first minus at the second', rule=More(least=least, said=said), unit='of pictures', sd=.04)
+          of(D1, theirs), measured='W_mem at the first minus at the second',
+          rule=More(least=least, said=said), unit='of pictures', sd=.04)
 for letter, way, said in (('f', 'last', .26), ('g', FULL, .6)):
     claim(f'IG6{letter}', f'Where memory enters at "{way}", the class leads (digits).', lambda records,
           way=way: at_end(records, 'w_cls', of(D1, way)) - at_end(records, 'w_mem', of(D1, way)), of(D1, way),
@@ -292,7 +293,8 @@ for letter, ours, theirs, least, said in (('a', FULL, CAUSAL, .05, None), ('b', 
 
 for letter, way in (('a', 'linear'), ('b', 'linear and normed')):
     claim(f'IG10{letter}',
-          f'A matrix for each block ("{way}"), once trained, leaves the error of own pictures as it is (digits).', lambda records, way=way: change(records, 'nmse_fr', of(D1, way), D1), of(D1, way), D1,
+          f'A matrix for each block ("{way}"), once trained, leaves the error of own pictures as it is (digits).',
+          lambda records, way=way: change(records, 'nmse_fr', of(D1, way), D1), of(D1, way), D1,
           measured='FR minus FR of every block', rule=Equal(margin=.02), unit='of the variance', sd=.006)
 claim('IG10c', 'A norm that is put on the memory at inference alone raises the error of own pictures (digits).',
       lambda records: change(records, 'nmse_fr', D1, D1, 'normed at inference'), D1,
@@ -442,7 +444,8 @@ for letter, ours, theirs in (('a', 'only memory', BASE), ('b', BASE, 'input'), (
     study.finds(f'IG6{letter}', supported=(f'{AGAINST} more often when {one} than when {other}, by {{effect}} '
                                            '(digits).',
                                            'Let a sketch in before the first block.' * (letter == 'c')),
-                refuted=(f'{other[0].upper()}{other[1:]}, a sketch beats the class in {{less}} more than {one} (digits).',
+                refuted=(f'{other[0].upper()}{other[1:]}, a sketch beats the class in {{less}} more than {one} '
+                         '(digits).',
                          'Add a sketch to the input.' * (letter == 'b')))
 for letter, way in (('f', 'last'), ('g', FULL)):
     study.finds(f'IG6{letter}', supported=f'When a sketch is {ENTERS[way]}, a class that contradicts it is drawn '
