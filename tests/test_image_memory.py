@@ -200,6 +200,8 @@ def test_the_column_is_a_defect_of_the_task_alone():
 
 def test_every_claim_says_what_it_comes_to_either_way():
     invented.say_either_way(CLAIMS.values())
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 PAGE, OF = json.loads((ROOT/'nbs/studies/image_memory.ipynb').read_text(encoding='utf-8'))['cells'], lambda *ways, base=D1: [way(base, w) for w in ways]
