@@ -289,7 +289,8 @@ for letter, ours, theirs, least, said in (('a', FULL, CAUSAL, .05, None), ('b', 
                                           ('c', BASE, CAUSAL, .02, None)):
     claim(f'IG9{letter}', f'A swapped memory is followed more at "{ours}" than at "{theirs}" (digits).', lambda records,
           pair=(of(D1, ours), of(D1, theirs)): change(records, 'swap_agreement', *pair), of(D1, ours), of(D1, theirs),
-          measured='A× at the first minus at the second', rule=More(least=least, said=said), unit='of positions', sd=.02)
+          measured='A× at the first minus at the second', rule=More(least=least, said=said),
+          unit='of positions', sd=.02)
 
 for letter, way in (('a', 'linear'), ('b', 'linear and normed')):
     claim(f'IG10{letter}',
