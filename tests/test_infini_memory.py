@@ -648,3 +648,18 @@ def test_a_diverged_run_is_a_result(tmp_path):
     arm = replace(arm, train=replace(arm.train, steps=4, optimizer=AdamWConfig(lr=1e30), clip=1e30, schedule=Cosine(warmup=1), log_every=1))
     found = execute(arm, 0, tmp_path, progress=False)
     assert found.status == 'diverged' and found.diverged_at > 0 and not [r for r in found.records if r['metric'] == 'state_bytes']
+
+
+# -- numbers in prose -------------------------------------------------------------------------------------------------
+
+def test_numbers_that_the_page_says_in_words_are_those_of_the_records():
+    runs, records = study.study.load('cpu')
+    recall = lambda writes: study.by_seed(records, 'recall', f'overwrite {writes}', item='overwritten', position='0.45').mean()
+    added, replaced = recall('additive'), recall('delta')
+    assert f'{replaced / added:.1f} times, of very little' in CLAIMS['IM2b'].findings['supported'].says
+    assert added < CLAIMS['IM2b'].rule.off.margin and replaced > 1.1 * added                                # too wide a bar; a relative one would refute
+    split = {a: records[(records.arm == a) & (records.metric == 'nll') & (records.item == 'test')].pivot(index='step', columns='seed', values='value') for a in study.SPLITS[:2]}
+    ends, best = (study.np.subtract(*(how(split[a]) for a in study.SPLITS[1::-1])) for how in (lambda t: t.iloc[-1], lambda t: t.min()))
+    assert (ends >= best).all() and ends.mean() > best.mean() + .1                                         # what is drawn ends higher than what is claimed
+    other = {n: study.at_end(records, 'answer_nll', 'codes', f'other, {n}').mean() for n in ('own', 'empty')}
+    assert other['own'] > other['empty'] - .1                                                              # a memory of another model is worth nothing
