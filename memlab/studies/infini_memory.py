@@ -663,8 +663,8 @@ study.finds('IM1', artefact=('As coded in new-llm, ten times longer segments mak
                               'Divide matrix and normaliser alike.'))
 study.finds('IM2a', artefact='As coded, delta writes equal additive ones: overwritten keys of σ = 1 are recalled '
                              '{effect} apart.')
-study.finds('IM2b', supported='Corrected, delta writes recall overwritten keys of σ = .45 better by {effect}, within the bar '
-                               'of .1: 2.6 times, of very little.')
+study.finds('IM2b', supported='Corrected, delta writes recall overwritten keys of σ = .45 better by {effect}, within '
+                               'the bar of .1: 2.6 times, of very little.')
 study.finds('IM3', refuted='With elu+1 and random keys, wide heads recall no more than narrow ones at equal state: '
                            '{effect}.')
 study.finds('IM4a', inconclusive=('On text no gain over a write-disabled twin is seen or excluded: {effect}; '
