@@ -306,9 +306,12 @@ def test_what_is_lost_before_and_after_a_visit_is_that_of_the_matrix():
     assert study.by_size(runs, records).fit.tolist() == pytest.approx([.05] * 30)
 
 
-def test_the_last_turns_begin_before_their_first_visit():
-    found, task = study.last_turns(tables(scene('ML8a'))[1], study.SLOTS['fixed'][0]), plan('small')[study.SLOTS['fixed'][0]][0].task
-    assert sorted(found.visit.unique()) == list(range(4 * (task.texts + 2) + 1)) and found.step.max() == task.total
+def test_what_was_added_later_says_so():
+    late = lambda text: text.endswith(' (added later).')
+    for id, c in CLAIMS.items():
+        assert late(c.statement) == (id in study.LATER), id
+        assert {late(f.says) for f in c.findings.values()} == {id in study.LATER}, id
+    assert study.dated('ML3', 'It holds.') == 'It holds.' and set(study.LATER) <= set(CLAIMS)
 
 
 def test_no_rule_is_wrong_more_than_once_in_twenty():

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'LOCKED', 'ORDERS', 'TAILS', 'TAUGHT_AT', 'KEEPING', 'OLD', 'STARTS', 'READINGS', 'EVERY', 'RATES', 'READ',
-           'SIZES', 'PYTHIA', 'NEWS', 'study', 'growth', 'longer', 'FIT', 'GROWS', 'KEPT', 'kept_more', 'tail', 'SLOTS',
-           'start', 'LATE', 'GAIN', 'WITHIN', 'OURS', 'LEFT', 'KNOWN', 'NEW', 'STEERED', 'BETTER', 'IN_CYCLE', 'AFTER',
-           'BACK', 'HEART', 'TURNED', 'LASTS', 'Sizes', 'arm', 'documents', 'losses', 'orders', 'pair', 'several',
-           'sizes', 'linear', 'tails', 'loops', 'taught', 'steered', 'new_loops', 'ends_with', 'lasting', 'everything',
-           'quick', 'cpu', 'gpu', 'by_run', 'matrices', 'scores', 'excess', 'beyond_null', 'fits', 'claim', 'by_size',
-           'of_sizes', 'grows_with_size', 'before_again', 'before_last', 'explained', 'rise', 'margins', 'own_first',
-           'planned', 'last_turns', 'at_start', 'crosses', 'returned', 'locked_to', 'gained_in', 'held', 'sooner',
-           'lasts', 'alike', 'holds', 'first_known', 'keeps', 'level', 'corrected', 'retained', 'left_over', 'harm',
-           'harms']
+           'SIZES', 'PYTHIA', 'NEWS', 'study', 'LATER', 'growth', 'longer', 'FIT', 'GROWS', 'KEPT', 'kept_more', 'tail',
+           'SLOTS', 'start', 'LATE', 'GAIN', 'WITHIN', 'OURS', 'LEFT', 'KNOWN', 'NEW', 'STEERED', 'BETTER', 'IN_CYCLE',
+           'AFTER', 'BACK', 'HEART', 'TURNED', 'LASTS', 'Sizes', 'arm', 'documents', 'losses', 'orders', 'pair',
+           'several', 'sizes', 'linear', 'tails', 'loops', 'taught', 'steered', 'new_loops', 'ends_with', 'lasting',
+           'everything', 'quick', 'cpu', 'gpu', 'by_run', 'matrices', 'scores', 'excess', 'beyond_null', 'fits',
+           'dated', 'finds', 'claim', 'by_size', 'of_sizes', 'grows_with_size', 'before_again', 'before_last',
+           'explained', 'rise', 'margins', 'own_first', 'planned', 'at_start', 'crosses', 'returned', 'locked_to',
+           'gained_in', 'held', 'sooner', 'lasts', 'alike', 'holds', 'first_known', 'keeps', 'level', 'corrected',
+           'retained', 'left_over', 'harm', 'harms']
 
 # %% ../../nbs/studies/memory_loops.ipynb #250654d0
 import math
@@ -321,13 +321,25 @@ def fits(read: Callable[[pd.DataFrame], pd.Series]) -> Callable:
     "A gate: seeds on which a number can be had."
     return lambda records, *_: (np.isfinite(read(records).astype(float)), 'fit and forget their documents')
 
+LATER = 'ML1e', 'ML6d', *(f'ML8{x}' for x in 'defg'), *(f'ML9{x}' for x in 'defgh'), 'ML21b', 'ML22e'
+
+def dated(id: str, sentence: str) -> str:
+    "A sentence that says so where its claim was added after runs had been seen."
+    return f'{sentence.removesuffix(".")} (added later).' if id in LATER else sentence
+
+def finds(id: str, **sentences: str | tuple[str, str]) -> None:
+    "What a claim comes to, by verdict, and that it was added later."
+    study.finds(id, **{v: (dated(id, s[0]), *s[1:]) if isinstance(s, tuple) else dated(id, s)
+                       for v, s in sentences.items()})
+
 def claim(id: str, statement: str, read: Callable, *arms: str, gate: Callable | None = None, guarded: bool = False,
           **plan) -> None:
     "A claim about one number a seed, with its sign-flip test."
     def told(records):
         values = read(records).astype(float)
         return values, flips(values, plan['rule'])
-    study.reading(id, statement, told, fits(read) if guarded else gate, arms=arms, **dict(seeds=12, unit='nats') | plan)
+    study.reading(id, dated(id, statement), told, fits(read) if guarded else gate, arms=arms,
+                  **dict(seeds=12, unit='nats') | plan)
 
 # %% ../../nbs/studies/memory_loops.ipynb #9530d5d6
 claim('ML3',
@@ -389,7 +401,9 @@ claim('ML6a',
       'drawn anew.', lambda records: (before_again(records, 'shuffled') - before_again(records, 'cyclic')).mean(axis=1),
       'shuffled', 'cyclic', source='sequential-memory claim 6',
       measured='prequential loss of three documents, shuffled minus cyclic', rule=More(least=.1), sd=.2)
-claim('ML6b', 'So it does against the slot-locked shuffle, whose gaps are as long.',
+claim('ML6b',
+      'In a cycle documents lose less just before they are seen again than in the slot-locked shuffle, whose gaps are '
+      'as long.',
       lambda records: (pd.concat([before_again(records, a) for a in LOCKED], axis=1)
                        - before_again(records, 'cyclic')).mean(axis=1),
       'cyclic', *LOCKED, source='sequential-memory claim 6',
@@ -445,7 +459,7 @@ claim('ML1a',
       "moments reset.", lambda records: rise(records, 'kept') - rise(records, 'reset'), *tail('kept', 'reset'),
       source='sequential-memory claim 1, pilot .67; the diary\'s "latent memory"',
       measured='rise of the score, kept minus reset', rule=More(least=.2, said=.67), unit='nats a token', sd=.15)
-claim('ML1b', 'Without a first moment nothing is left of it.',
+claim('ML1b', 'Without a first moment nothing is left of the tail: facts rise as little as with moments reset.',
       lambda records: rise(records, 'kept, β₁ = 0') - rise(records, 'reset'), *tail('kept, β₁ = 0', 'reset'),
       source='sequential-memory claim 1',
       measured='rise of the score, kept with β₁ = 0 minus reset',
@@ -493,13 +507,6 @@ def planned(records: pd.DataFrame, arm: str):
         raise Missing(f'{arm} (its {last:g} steps are those of {len(found) or "no"} plans: finish its runs)')
     return next(iter(found.values()))
 
-def last_turns(records: pd.DataFrame, arm: str, turns: int = 4) -> pd.DataFrame:
-    "Margins of all pairs before the last turns of teaching and after every visit of them, with a column of visits."
-    rows = records[(records.arm == arm) & (records.metric == 'margin')]
-    rows = rows.assign(value=rows.value.astype(float))
-    begin = rows.step.max() - turns * (planned(records, arm).texts + 2)
-    return rows[rows.step >= begin].assign(visit=lambda t: t.step - begin)
-
 def at_start(records: pd.DataFrame, arm: str) -> pd.Series:
     "Margin of the own answer over the other at the start of a turn."
     task = planned(records, arm)
@@ -545,11 +552,11 @@ GAIN = 'what the own answer gains on the other from the start of a turn to where
 claim('ML8d', 'An answer that is taught late in a loop comes back before it is taught again.',
       lambda records: returned(records, LATE), LATE, source='ours, after a look at the margins', measured=GAIN,
       rule=More(least=.2), sd=.2)
-claim('ML8e', 'It comes back with any order of texts.',
+claim('ML8e', 'An answer that is taught late comes back as far where texts come in an order drawn anew.',
       lambda records: returned(records, LATE) - returned(records, 'taught late, permuted'), LATE,
       'taught late, permuted', source='ours', measured=f'{GAIN}, fixed minus drawn texts', rule=Equal(margin=.1), sd=.1)
 for letter, name, words in (('f', 'one Adam', 'one Adam for both loops'), ('g', 'Adam reset', 'one that is reset')):
-    claim(f'ML8{letter}', f"The loop's own optimizer brings it back: {words} does so less.",
+    claim(f'ML8{letter}', f"The loop's own optimizer brings a late answer back: {words} does so less.",
           lambda records, name=name: returned(records, LATE) - returned(records, f'taught late, {name}'), LATE,
           f'taught late, {name}', source='ours', measured=f'{GAIN}, own Adam minus {name}', rule=More(least=.2), sd=.2)
 
@@ -598,11 +605,14 @@ for letter, m in zip('ef', (1, 6)):
           lambda records, arm=f'lock, M = {m}, fixed': gained_in(records, arm), f'lock, M = {m}, fixed',
           source='ours: a mean over a turn does not see what rises and falls with it', measured=WITHIN,
           rule=More(least=.1), sd=.2)
-claim('ML9g', 'That needs no order of texts (6 steps a text).',
+claim('ML9g',
+      "A loop's answer gains as much on the other where its texts come in an order drawn anew (6 steps a text).",
       lambda records: gained_in(records, 'lock, M = 6, fixed') - gained_in(records, 'lock, M = 6, permuted'),
       'lock, M = 6, fixed', 'lock, M = 6, permuted', source='ours', measured=f'{WITHIN}, fixed minus drawn texts',
       rule=Equal(margin=.1), sd=.2)
-claim('ML9h', "Nor a loop's own optimizer (6 steps a text).",
+claim('ML9h',
+      "A loop's answer gains on the other without an optimizer of its own, too: with one Adam for both loops at least "
+      "as much (6 steps a text).",
       lambda records: gained_in(records, 'lock, M = 6, one Adam') - gained_in(records, 'lock, M = 6, fixed'),
       'lock, M = 6, fixed', 'lock, M = 6, one Adam', source='ours', measured=f'{WITHIN}, one Adam minus own ones',
       rule=More(least=-.1), sd=.3)
@@ -619,7 +629,7 @@ def held(records: pd.DataFrame, arm: str) -> pd.DataFrame:
 def sooner(id: str, statement: str, read: Callable, ours: str, theirs: str, gate: Callable | None = None,
            **plan) -> None:
     "A claim about steps or half-lives: of one arm, of another, and where counting ends."
-    study.reading(id, statement, lambda records: lasts(read(records, ours), read(records, theirs)), gate,
+    study.reading(id, dated(id, statement), lambda records: lasts(read(records, ours), read(records, theirs)), gate,
                   arms=(ours, theirs), **dict(seeds=20, unit='times') | plan)
 
 def lasts(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -721,7 +731,7 @@ sooner('ML21', 'Facts last longer in a wider model (128 against 32), where both 
        measured='half-life under text, width 128 over 32',
        rule=Sooner(least=1.25, said=2.), sd=.4)
 sooner('ML21b',
-       'They do so also where the narrow model reads the text as slowly, with the learning rate of the wide one.',
+       'Facts last longer in a wider model also where the narrow one reads the text at the rate of the wide one.',
        retained, 'retention, width 32, slow text', 'retention, width 128', alike(retained, .3, 1.5),
        source='ours: the rates that make widths know facts equally well differ thirteenfold',
        measured='half-life under text, width 128 over 32, text read at one rate',
@@ -730,9 +740,10 @@ sooner('ML21b',
 def left_over(records: pd.DataFrame, arm: str) -> pd.Series:
     return by_run(records, arm, lambda rows: corrected(rows)[-1].mean().item(), 'margin').astype(float)
 BETTER = {'half of a batch': 'where they are half of a batch of text',
-          'one in a batch': 'where one stands in every batch of text', 'alone, spaced': 'alone, with text between them'}
+          'one in a batch': 'where one stands in every batch of text',
+          'alone, spaced': 'alone, one a step, with text between them,'}
 for letter, (name, words) in zip('abc', BETTER.items()):
-    claim(f'ML22{letter}', f'Read as often, facts are kept better {words} than massed.', lambda records,
+    claim(f'ML22{letter}', f'Read as often, facts are kept better {words} than massed, all a step.', lambda records,
           ours=f'facts {name}': left_over(records, ours) - left_over(records, 'facts massed'), f'facts {name}',
           'facts massed', source='sequential-memory claim 22, F7 experiment 2',
           measured='margin beyond controls 400 batches of text after the last reading, minus that of massed facts',
@@ -763,149 +774,150 @@ claim('ML22d', 'Reading a fact harms the others.',
 
 # %% ../../nbs/studies/memory_loops.ipynb #a3f0aac2
 IN_CYCLE = 'Read in a fixed cycle, documents'
-study.finds('ML3', supported=(f'{IN_CYCLE} come back before they are due, by {{effect}} beyond a shuffle with equal '
-                              'gaps.', 'Compare with a shuffle of equal gaps.'),
-            refuted=f'{IN_CYCLE} hardly come back before they are due: {{effect}} beyond a shuffle with equal gaps.')
-study.finds('ML4a', supported='Over three more passes of a cycle, documents come to recover more, by {effect}.',
-            refuted='Over three more passes of a cycle, documents do not come to recover more: {effect}.',
-            inconclusive='It is open whether documents recover more after three more passes of a cycle: {effect} more.')
-study.finds('ML4b', supported='Thirty steps a visit bring more recovery than ten, by {effect}.',
-            refuted='Thirty steps a visit bring no more recovery than ten: {effect}.',
-            inconclusive='It is open whether thirty steps a visit bring more recovery than ten: {effect} more.')
-study.finds('ML5', supported='Where sizes fit equally well, documents recover more in larger models, by {effect} of '
-                             'parameters.',
-            refuted='Where sizes fit equally well, documents recover hardly more in larger models: {effect} of '
-                    'parameters.',
-            inconclusive='It is open whether documents recover more in larger models that fit equally well: {effect} '
-                         'of parameters.')
+finds('ML3', supported=(f'{IN_CYCLE} come back before they are due, by {{effect}} beyond a shuffle with equal '
+                        'gaps.', 'Compare with a shuffle of equal gaps.'),
+      refuted=f'{IN_CYCLE} hardly come back before they are due: {{effect}} beyond a shuffle with equal gaps.')
+finds('ML4a', supported='Over three more passes of a cycle, documents come to recover more, by {effect}.',
+      refuted='Over three more passes of a cycle, documents do not come to recover more: {effect}.',
+      inconclusive='It is open whether documents recover more after three more passes of a cycle: {effect} more.')
+finds('ML4b', supported='Thirty steps a visit bring more recovery than ten, by {effect}.',
+      refuted='Thirty steps a visit bring no more recovery than ten: {effect}.',
+      inconclusive='It is open whether thirty steps a visit bring more recovery than ten: {effect} more.')
+finds('ML5', supported='Where sizes fit equally well, documents recover more in larger models, by {effect} of '
+                       'parameters.',
+      refuted='Where sizes fit equally well, documents recover hardly more in larger models: {effect} of '
+              'parameters.',
+      inconclusive='It is open whether documents recover more in larger models that fit equally well: {effect} '
+                   'of parameters.')
 for id, which, other in (('ML6a', 'documents', 'an order drawn anew'),
                          ('ML6b', 'documents', 'a shuffle with equal gaps'),
                          ('ML6d', 'documents that are known', 'a shuffle with equal gaps')):
-    study.finds(id, supported=f'When they are due, {which} lose less in a cycle than in {other}, by {{effect}}.',
-                refuted=f'When they are due, {which} lose hardly less in a cycle than in {other}: {{effect}}.',
-                inconclusive=f'It is open whether {which} lose less in a cycle than in {other} when they are due: '
-                             '{effect} less.')
-study.finds('ML6c', supported='The visits just before it bring a document back: with eight of them in their places '
-                              '{effect} more is undone than with none.',
-            refuted='The visits just before it hardly bring a document back: with eight of them in their places '
-                    '{effect} more is undone than with none.')
-study.finds('ML7', supported='In a linear model whose tasks share a bias, the slowest mode of a pass explains {effect} '
-                             'of recovery.',
-            refuted='In a linear model whose tasks share a bias, the slowest mode of a pass explains no more than '
-                    '{effect} of recovery.')
+    finds(id, supported=f'When they are due, {which} lose less in a cycle than in {other}, by {{effect}}.',
+          refuted=f'When they are due, {which} lose hardly less in a cycle than in {other}: {{effect}}.',
+          inconclusive=f'It is open whether {which} lose at least .1 nats less in a cycle than in {other} when they '
+                       'are due: {effect} less.')
+finds('ML6c', supported='The visits just before it bring a document back: with eight of them in their places '
+                        '{effect} more is undone than with none.',
+      refuted='The visits just before it hardly bring a document back: with eight of them in their places '
+              '{effect} more is undone than with none.')
+finds('ML7', supported='In a linear model whose tasks share a bias, the slowest mode of a pass explains {effect} '
+                       'of recovery.',
+      refuted='In a linear model whose tasks share a bias, the slowest mode of a pass explains no more than '
+              '{effect} of recovery.')
 
 # %% ../../nbs/studies/memory_loops.ipynb #99520f17
 AFTER = 'after their last reading'
-study.finds('ML1a', supported=f"With Adam's moments kept, facts rise more {AFTER} than with moments reset, by "
-                              '{effect}.',
-            refuted=f"With Adam's moments kept, facts rise hardly more {AFTER} than with moments reset: {{effect}}.")
-study.finds('ML1b', supported='Without a first moment facts end where they do with moments reset: {effect} apart.',
-            refuted=('A reset is no neutral control: without a first moment facts end above those with moments reset, '
-                     'by {effect}.', 'Compare with an optimizer that has no first moment, not with a reset one.'))
-study.finds('ML1c', supported='Momentum alone, with gradients of zero, lifts facts as much as momentum and text: '
-                              '{effect} more.',
-            refuted='Momentum alone, with gradients of zero, lifts facts less than momentum and text, by {less}.')
-study.finds('ML1d', supported='Facts get better while a model reads something else, by {effect} more than facts '
-                              'that it never read.',
-            refuted='While a model reads something else, facts get hardly better than facts that it never read: '
-                    '{effect}.')
-study.finds('ML1e', supported=(f"Without Adam's first moment facts get no better {AFTER}: {{effect}}.",
-                               'Set the first moment to zero before you call that memory.'),
-            refuted=f"Without Adam's first moment, too, facts get better {AFTER}: {{effect}}.")
-study.finds('ML2', supported='With moments reset, forgotten facts return on other text, {effect} beyond facts that '
-                             'were never read.',
-            refuted='With moments reset, forgotten facts do not return on other text: {effect} beyond facts that were '
-                    'never read.')
+finds('ML1a', supported=f"With Adam's moments kept, facts rise more {AFTER} than with moments reset, by "
+                        '{effect}.',
+      refuted=f"With Adam's moments kept, facts rise hardly more {AFTER} than with moments reset: {{effect}}.")
+finds('ML1b', supported='Without a first moment facts end where they do with moments reset: {effect} apart.',
+      refuted=('A reset is no neutral control: without a first moment facts end above those with moments reset, '
+               'by {effect}.', 'Compare with an optimizer that has no first moment, not with a reset one.'))
+finds('ML1c', supported='Momentum alone, with gradients of zero, lifts facts as much as momentum and text: '
+                        '{effect} more.',
+      refuted='Momentum alone, with gradients of zero, lifts facts less than momentum and text, by {less}.')
+finds('ML1d', supported='Facts get better while a model reads something else, by {effect} more than facts '
+                        'that it never read.',
+      refuted='While a model reads something else, facts get hardly better than facts that it never read: '
+              '{effect}.')
+finds('ML1e', supported=(f"Without Adam's first moment facts get no better {AFTER}: {{effect}}.",
+                         'Set the first moment to zero before you call that memory.'),
+      refuted=f"Without Adam's first moment, too, facts get better {AFTER}: {{effect}}.")
+finds('ML2', supported='With moments reset, forgotten facts return on other text, {effect} beyond facts that '
+                       'were never read.',
+      refuted='With moments reset, forgotten facts do not return on other text: {effect} beyond facts that were '
+              'never read.')
 
 # %% ../../nbs/studies/memory_loops.ipynb #dbde92bb
-study.finds('ML8a', supported="Of two loops of texts, each with its own answer, a turn begins with the other's answer "
-                              'ahead, by {less}.',
-            refuted="Of two loops of texts, each with its own answer, a turn hardly begins with the other's answer "
-                    'ahead: {less}.')
-study.finds('ML8b', supported='A new order of texts does not change how far the other answer leads when a loop begins: '
-                              '{effect}.',
-            refuted='A new order of texts changes how far the other answer leads when a loop begins, by {effect}.')
-study.finds('ML8c', supported="A loop's own answer comes to lead where it is taught, in {effect}.",
-            refuted="A loop's own answer comes to lead where it is taught in no more than {effect}.")
-BACK = 'An answer taught late in a loop comes back before it is due'
-study.finds('ML8d', supported=f'{BACK}, by {{effect}}.', refuted=f'{BACK} by no more than {{effect}}.')
-study.finds('ML8e', supported=f'{BACK} whatever the order of texts: {{effect}} more in a fixed one.',
-            refuted=f'{BACK} by another amount where texts come in a new order: {{effect}} more in a fixed one.',
-            inconclusive='It is open whether an answer comes back more before it is due where texts have a fixed '
-                         'order: {effect} more.')
+finds('ML8a', supported="Of two loops of texts, each with its own answer, a turn begins with the other's answer "
+                        'ahead, by {less}.',
+      refuted="Of two loops of texts, each with its own answer, a turn hardly begins with the other's answer "
+              'ahead: {less}.')
+finds('ML8b', supported='A new order of texts does not change how far the other answer leads when a loop begins: '
+                        '{effect}.',
+      refuted='A new order of texts changes how far the other answer leads when a loop begins, by {effect}.')
+finds('ML8c', supported="A loop's own answer comes to lead where it is taught, in {effect}.",
+      refuted="A loop's own answer comes to lead where it is taught in no more than {effect}.")
+BACK = 'Where loops of texts take turns, an answer taught late comes back before it is taught again'
+finds('ML8d', supported=f'{BACK}, by {{effect}}.', refuted=f'{BACK} by no more than {{effect}}.')
+finds('ML8e', supported=f'{BACK} whatever the order of texts: {{effect}} more in a fixed one.',
+      refuted=f'{BACK} by another amount where texts come in a new order: {{effect}} more in a fixed one.',
+      inconclusive='It is open whether an answer comes back more before it is due where texts have a fixed '
+                   'order: {effect} more.')
 for letter, other in (('f', 'one for both loops'), ('g', 'one that is reset')):
-    study.finds(f'ML8{letter}', supported=(f"{BACK} by its loop's own Adam: with {other} by {{effect}} less.",
-                                           'Share one optimizer.' * (letter == 'f')),
-                refuted=f'{BACK} by an Adam that is not its own, too, {other}: {{effect}} less.',
-                inconclusive=f'It is open whether an answer comes back less before it is due by another Adam than its '
-                             f'own, {other}: {{effect}} less.')
+    finds(f'ML8{letter}', supported=(f"{BACK}, by its loop's own Adam: with {other} it gains {{effect}} less.",
+                                     'Share one optimizer.' * (letter == 'f')),
+          refuted=f'{BACK} with an Adam that is not its own, too, {other}: {{effect}} less.',
+          inconclusive=f'It is open whether an answer comes back less with another Adam than its own, {other}: '
+                       '{effect} less.')
 for letters, how in (('ae', 'texts read lightly (one step a visit)'),
                      ('bf', 'texts known by heart (six steps a visit)')):
     STOPPED = f'After teaching stops, {how}'
-    study.finds(f'ML9{letters[0]}', supported=f"{STOPPED} hold their loop's answer above the other's, by {{effect}}.",
-                refuted=f"{STOPPED} do not hold their loop's answer above the other's: {{effect}}.",
-                inconclusive=f"It is open whether, after teaching stops, {how} hold their loop's answer above the "
-                             "other's: {effect}.")
-    study.finds(f'ML9{letters[1]}', supported=f"{STOPPED} call up their loop's answer, by {{effect}} a turn.",
-                refuted=f"{STOPPED} do not call up their loop's answer, by {{effect}} a turn.")
+    finds(f'ML9{letters[0]}', supported=f"{STOPPED} hold their loop's answer above the other's, by {{effect}}.",
+          refuted=f"{STOPPED} do not hold their loop's answer above the other's: {{effect}}.",
+          inconclusive=f"It is open whether, after teaching stops, {how} hold their loop's answer above the "
+                       "other's: {effect}.")
+    finds(f'ML9{letters[1]}', supported=f"{STOPPED} call up their loop's answer, by {{effect}} a turn.",
+          refuted=f"{STOPPED} do not call up their loop's answer, by {{effect}} a turn.")
 HEART = "texts known by heart call up their loop's answer"
-study.finds('ML9c', supported='Read lightly, texts in a new order hold their answer as little as in a fixed one: '
-                              '{effect} apart.',
-            refuted='Read lightly, texts in a fixed order hold their answer by {effect} more than in a new one.')
-study.finds('ML9d', supported=f'With one Adam for both loops {HEART} as well: {{effect}} apart.',
-            refuted=f"A loop's own Adam has a part in that {HEART}: {{effect}} more than with one for both.",
-            inconclusive=f"It is open whether a loop's own Adam has a part in that {HEART}: {{less}} less than with "
-                         'one for both.')
-study.finds('ML9g', supported=f'In a new order, too, {HEART}: {{effect}} more in a fixed one.',
-            refuted=f'In a new order {HEART} otherwise: {{effect}} more in a fixed one.',
-            inconclusive=f'It is open whether {HEART} as much in a new order: {{less}} less in a fixed one.')
-study.finds('ML9h', supported=f'With one Adam for both loops, too, {HEART}: it gains {{effect}} more than with own '
-                              'ones.',
-            refuted=f'With one Adam for both loops {HEART} less: it gains {{effect}} more than with own ones.')
+finds('ML9c', supported='Read lightly, texts in a new order hold their answer as little as in a fixed one: '
+                        '{effect} apart.',
+      refuted='Read lightly, texts in a fixed order hold their answer by {effect} more than in a new one.')
+finds('ML9d', supported=f'With one Adam for both loops {HEART} as well: {{effect}} apart.',
+      refuted=f"A loop's own Adam has a part in that {HEART}: {{effect}} more than with one for both.",
+      inconclusive=f"It is open whether a loop's own Adam has a part in that {HEART}: {{less}} less than with "
+                   'one for both.')
+finds('ML9g', supported=f'In a new order, too, {HEART}: {{effect}} more in a fixed one.',
+      refuted=f'In a new order {HEART} otherwise: {{effect}} more in a fixed one.',
+      inconclusive=f'It is open whether {HEART} as much in a new order: {{less}} less in a fixed one.')
+finds('ML9h', supported=f'With one Adam for both loops, too, {HEART}: it gains {{effect}} more than with own '
+                        'ones.',
+      refuted=f'With one Adam for both loops {HEART} less: it gains {{effect}} more than with own ones.')
 
 # %% ../../nbs/studies/memory_loops.ipynb #43389735
 for letter, other in (('a', 'SGD'), ('b', 'one that is reset'), ('c', 'one that is shared')):
     held_by = "A loop's own Adam holds more of what it taught, eight turns later, than " + other
-    study.finds(f'ML10{letter}', supported=f'{held_by}, by {{effect}}.',
-                refuted=f'{held_by.replace("holds more", "holds hardly more")}: {{effect}}.',
-                inconclusive=f"It is open whether a loop's own Adam holds more of what it taught, eight turns later, "
-                             f'than {other}: {{effect}}.')
+    finds(f'ML10{letter}', supported=f'{held_by}, by {{effect}}.',
+          refuted=f'{held_by.replace("holds more", "holds hardly more")}: {{effect}}.',
+          inconclusive=f"It is open whether a loop's own Adam holds more of what it taught, eight turns later, "
+                       f'than {other}: {{effect}}.')
 for letter, begun, other in (('a', 'mean moments of other loops', 'nothing'),
                              ('b', 'both mean moments', 'the second alone')):
-    study.finds(f'ML11{letter}', supported=f'A new loop that begins with {begun} is learned {{effect}} as soon as from '
-                                           f'{other}.',
-                refuted=f'A new loop that begins with {begun} is learned hardly sooner than from {other}: {{effect}} '
-                        'as soon.',
-                inconclusive=f'It is open whether {begun} matter to a new loop: it is learned {{effect}} as soon as '
-                             f'from {other}.')
+    finds(f'ML11{letter}', supported=f'A new loop that begins with {begun} is learned {{effect}} as soon as from '
+                                     f'{other}.',
+          refuted=f'A new loop that begins with {begun} is learned hardly sooner than from {other}: {{effect}} '
+                  'as soon.',
+          inconclusive=f'It is open whether {begun} matter to a new loop: it is learned {{effect}} as soon as '
+                       f'from {other}.')
 TURNED = [('rid of what conflicts with the other loop', 'hardly protect it: it saves {effect}'),
           ('turned against the other loop (cosine -.5)', 'do not protect it: they cost it {less}'),
           ('at right angles to the other loop', 'hardly protect it: it saves {effect}'),
           ('that lean towards the other loop (cosine .5)', 'hardly protect it: it saves {effect}')]
 for keeps_it, binds, (steps, lost) in zip('abcd', 'efgh', TURNED):
-    study.finds(f'ML15{keeps_it}', supported=(f'Steps {steps} protect it, by {{effect}}, and learn their own loop as '
-                                              'well.', 'Lean towards what is to be kept.' * (keeps_it == 'd')),
-                refuted=f'Steps {steps} {lost}.')
-    study.finds(f'ML15{binds}', supported=f'Steps {steps} bind an answer to its loop more, by {{effect}}.',
-                refuted=f'Steps {steps} do not bind an answer more to its loop: {{effect}}.',
-                inconclusive=f'It is open whether steps {steps} bind an answer more to its loop: {{effect}}.')
+    finds(f'ML15{keeps_it}', supported=(f'Steps {steps} protect it, by {{effect}}, and learn their own loop as '
+                                        'well.', 'Lean towards what is to be kept.' * (keeps_it == 'd')),
+          refuted=f'Steps {steps} {lost}.')
+    finds(f'ML15{binds}', supported=f'Steps {steps} bind an answer to its loop more, by {{effect}}.',
+          refuted=f'Steps {steps} do not bind an answer more to its loop: {{effect}}.',
+          inconclusive=f'It is open whether steps {steps} bind an answer more to its loop: {{effect}}.')
 
 # %% ../../nbs/studies/memory_loops.ipynb #737eed81
 LASTS = 'facts last {effect} as long at width 128 as at 32'
-study.finds('ML21', supported=f'With text read at rates of their own, {LASTS}.',
-            refuted='With text read at rates of their own, facts last hardly longer at width 128 than at 32: {effect} '
-                    'as long.')
-study.finds('ML21b', supported=f'With text read at one rate, too, {LASTS}.',
-            refuted=(f'With text read at one rate, {LASTS}.', 'Compare forgetting at one rate.'))
+finds('ML21', supported=f'With text read at rates of their own, {LASTS}.',
+      refuted='With text read at rates of their own, facts last hardly longer at width 128 than at 32: {effect} '
+              'as long.')
+finds('ML21b', supported=f'With text read at one rate, too, {LASTS}.',
+      refuted=('With text read at one rate, width 128 keeps facts no longer than 32: {effect} as long.',
+             'Compare forgetting at one rate.'))
 for letter, words in (('a', 'that are half of a batch of text'), ('b', 'that stand one in each batch of text')):
-    study.finds(f'ML22{letter}', supported=f'Facts {words} are kept better than massed ones, by {{effect}}.',
-                refuted=f'Facts {words} are kept no better than massed ones, but worse by {{less}}.')
-study.finds('ML22c', supported=('Facts that are read one by one, with text between them, are kept better than massed '
-                                'ones, by {effect}.', 'Read facts one by one, with other text between them.'),
-            refuted='Facts that are read one by one, with text between them, are kept no better than massed ones: '
-                    '{effect}.')
-study.finds('ML22e', supported='Facts that are read one by one are kept better with text between them than in a row, '
-                               'by {effect}.',
-            refuted='Facts that are read one by one are kept no better with text between them than in a row: {effect}.')
-study.finds('ML22d', supported='Reading a fact harms the others: their margins fall by {less}.',
-            refuted='Reading a fact does not harm the others: their margins rise by {effect}.')
+    finds(f'ML22{letter}', supported=f'Facts {words} are kept better than massed ones, by {{effect}}.',
+          refuted=f'Facts {words} are kept no better than massed ones, but worse by {{less}}.')
+finds('ML22c', supported=('Facts that are read one by one, with text between them, are kept better than massed '
+                          'ones, all in a step, by {effect}.', 'Read facts one by one, with other text between them.'),
+      refuted='Facts that are read one by one, with text between them, are kept no better than massed ones: '
+              '{effect}.')
+finds('ML22e', supported='Facts that are read one by one are kept better with text between them than in a row, '
+                         'by {effect}.',
+      refuted='Facts that are read one by one are kept no better with text between them than in a row: {effect}.')
+finds('ML22d', supported='Reading a fact harms the others: their margins fall by {less}.',
+      refuted='Reading a fact does not harm the others: their margins rise by {effect}.')
