@@ -134,6 +134,12 @@ def test_a_word_is_no_name_on_pages_that_do_not_define_it():
     assert '<memlab.nn.delta.DeltaNetConfig>' in build.prose('`DeltaNetConfig`', studies) and '<memlab.train.loop.fit_model>' in build.prose('`fit_model`', studies)
 
 
+def test_a_displayed_equation_stands_apart():
+    path = ROOT/'nbs'/'nn'/'state.ipynb'
+    assert build.prose('where $m$ is\n$$a\n= b$$\nand $c$ not.', path) == 'where $m$ is\n\n$$a\n= b$$\n\nand $c$ not.'
+    assert build.prose('```\n$$a$$\n```\nand $c$ not.', path) == '```\n$$a$$\n```\nand $c$ not.'
+
+
 def test_links_that_the_front_page_puts_out_lead_to_pages_of_the_site():
     "They are written for README.md, from the root of the tree; on the site the notebooks stand one folder higher."
     put_out = re.findall(r'\]\((nbs/[^)]+)\)', build.shown((ROOT/'README.md').read_text(encoding='utf-8'), build.INDEX))

@@ -68,7 +68,7 @@ def target(name: str, module: str) -> str | None:
 
 
 def prose(text: str, path: Path) -> str:
-    "Links that leave nbs/ go to the repository; `names` that the package knows go to the API."
+    "Links that leave nbs/ go to the repository; `names` that the package knows go to the API; a displayed equation becomes a paragraph of its own, without which its dollars pair with others."
     module = "memlab." + ".".join(path.relative_to(NBS).with_suffix("").parts)
     def link(match):
         there = os.path.relpath(path.parent / match[1], ROOT)
@@ -76,7 +76,8 @@ def prose(text: str, path: Path) -> str:
     def name(match):
         return f"{{py:obj}}`{match[1]} <{full}>`" if (full := target(match[1], module)) else match[0]
     parts = re.split(r"(^```.*?^```$)", LINK.sub(link, text), flags=re.M | re.S)
-    return "".join(part if i % 2 else re.sub(r"(?<!`)`([\w.]+)`(?!`)", name, part) for i, part in enumerate(parts))
+    apart = lambda part: re.sub(r"^(\$\$(?:(?!\$\$).)+\$\$)$", r"\n\1\n", part, flags=re.M | re.S)
+    return "".join(part if i % 2 else re.sub(r"(?<!`)`([\w.]+)`(?!`)", name, apart(part)) for i, part in enumerate(parts))
 
 
 def shown(text: str, path: Path) -> str:
