@@ -682,8 +682,8 @@ study.finds('IM7c', refuted="With weights trained by the cosine, the source's ru
 study.finds('IM9', refuted=('A learned share of coarse and fine memory does no better on text than a constant one: '
                             '{effect}.',
                             'A constant share will do.'))
-study.finds('IM12a', artefact=('Splitting by document gives {effect} of a split by chunk, where documents have '
-                               'many chunks.',
+study.finds('IM12a', artefact=('A split by chunk shows the test to the model: split by document it has {effect}, '
+                               'where documents have many chunks.',
                                'Split by document, then cut.'))
 study.finds('IM22a', artefact=('Scored in segments, a model has {effect} that it has with a sliding window, and '
                                'looks worse only where labels are shifted twice.',
