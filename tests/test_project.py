@@ -40,6 +40,11 @@ def test_every_relative_link_of_a_page_leads_somewhere(page):
     for link in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", (ROOT / page).read_text(encoding="utf-8")): assert ((ROOT / page).parent / link).exists() or link.startswith("figures/"), link
 
 
+def test_no_notebook_links_to_a_heading_of_its_own():
+    "JupyterLab and the site name headings differently: such a link is dead in one of them."
+    assert not [str(f.relative_to(ROOT)) for f in (ROOT / "nbs").rglob("[!.]*.ipynb") if "](#" in f.read_text(encoding="utf-8")]
+
+
 def test_links_to_binder_and_colab_name_this_repository_and_a_notebook_of_it():
     text, ini = (ROOT / "nbs" / "cli.ipynb").read_text(encoding="utf-8"), ConfigParser()
     ini.read(ROOT / "settings.ini")
