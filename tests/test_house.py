@@ -197,6 +197,11 @@ def test_no_place_of_one_machine(path):
 
 
 @each(STUDIES)
+def test_no_line_of_a_study_is_too_wide_to_read(path):
+    assert not [line for cell in code_cells(path) for line in cell.source.splitlines() if len(line) > 120]
+
+
+@each(STUDIES)
 def test_study_has_one_cell_of_plain_parameters(path):
     cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
     assert len(cells) == 1

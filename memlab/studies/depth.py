@@ -128,7 +128,8 @@ QUESTIONS = dict(gate=GATES, input=INPUTS, position=POSITIONS, frozen=FROZEN, si
 def changed(z: Sizes) -> list[Arm]:
     "The plain block, and everything that changes a block or shares it."
     asked = QUESTIONS | dict(sharing=shares(z), matrix=matrices(z),
-                             position=POSITIONS | {'positions ALiBi': dict(positions='alibi')} if z.others else POSITIONS)
+                             position=(POSITIONS | {'positions ALiBi': dict(positions='alibi')} if z.others
+                                       else POSITIONS))
     return [arm(z, 'base', PLAIN, block(z)), *(arm(z, question, way, block(z, **fields))
                                                for question, ways in asked.items() for way, fields in ways.items())]
 

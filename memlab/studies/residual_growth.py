@@ -469,11 +469,13 @@ study.finds('RG5c', refuted='With one shared block, an added stream does not gro
                             'every layer as with one at the last: {effect}.')
 study.finds('RG10b', refuted=('With independent layers, a loss at every layer adds to the loss of the last '
                               '{effect}.',
-                              'With independent layers, read a loss at every layer only where leaving early is worth it.'))
+                              'With independent layers, read a loss at every layer only where leaving early is '
+                              'worth it.'))
 study.finds('RG11a', refuted='With one shared parallel block, doubled attention does not cost loss after a '
                              'third of the training: {effect}.')
 study.finds('RG11b', refuted='With one shared parallel block, halving attention adds to the loss in the end '
                              '{effect}.')
 study.finds('RG17a', supported=("Deleting a token's own value after the softmax helps at 128 tokens, by {effect}.",
-                                "On short sequences with learned positions, try attention without a token's own value."),
+                                "On short sequences with learned positions, try attention without a token's "
+                                'own value.'),
             refuted="Deleting a token's own value after the softmax does not help at 128 tokens: {effect}.")
