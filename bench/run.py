@@ -511,27 +511,45 @@ def large_cache():
     yield report(f'stored states of {size:.1f} GB in a file: anonymous memory of the process, GB ({training / 1e3:.2f} in training, {saving / 1e3:.2f} while they are saved)', max(training, saving) / 1e3, 2., 'at most')
 
 
-def visiting():
-    "Documents visited again: what the losses of 25 of them cost of the ten steps between two checkpoints, what a run costs, and whether eight seeds pay in one step."
-    task = Revisits(documents=25)
+def nano(documents):
+    "Visits to documents, and an arm of the small model that is told their losses after each."
+    task = Revisits(documents=documents)
     config = FitConfig(steps=task.total, optimizer=SGDConfig(lr=.1), schedule=Constant(warmup=0), objective=TokenLoss(), clip=None, log_every=task.total)
-    arm = Arm(name='nano', task=task, model=ResidualLMConfig(block=vanilla(d_model=64, n_layers=2, n_heads=2), max_len=64), train=config, measures=(DocumentLosses(),))
-    learner, step, batch, (ids, labels) = learner_of(arm, 0), config.objective.step(config), task.batches(0), task.table(0)
+    return task, Arm(name='nano', task=task, model=ResidualLMConfig(block=vanilla(d_model=64, n_layers=2, n_heads=2), max_len=64), train=config, measures=(DocumentLosses(),))
+
+
+def visit_and_ask():
+    "Seconds of the ten steps of a visit, and of the losses of 25 documents after it."
+    task, arm = nano(25)
+    learner, step, batch, (ids, labels) = learner_of(arm, 0), arm.train.objective.step(arm.train), task.batches(0), task.table(0)
     def visit():
         for i in range(task.steps): step(learner, batch(i), i)
-    between, asked = interleaved(visit, lambda: row_losses(learner.model, ids, labels))
+    return interleaved(visit, lambda: row_losses(learner.model, ids, labels))
+
+
+def nano_run():
+    "Seconds of a run of 20 documents, the second of its process."
+    _, arm = nano(20)
+    for _ in range(2):
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder: execute(arm, 0, Path(folder), progress=False)
+    return time.perf_counter() - began
+
+
+def visiting():
+    "Documents visited again: what the losses of 25 of them cost of the ten steps between two checkpoints, what a run costs, and whether eight seeds pay in one step."
+    between, asked = alone('visit_and_ask()')   # large products before it would change how a process gets its memory, and the second by half
     yield report(f'25 documents after a visit of 10 steps ({1e3 * between:.1f} ms): share of the training time', asked / between, .3, 'at most')
-    small = replace(arm, task=replace(task, documents=20), train=replace(config, steps=1000))
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder: execute(small, 0, Path(folder), progress=False)
-    yield report('a run of 20 documents, 10 steps a visit, 5 passes, 2x64, with all its measures: seconds', time.perf_counter() - began, 3., 'at most')
+    yield report('a run of 20 documents, 10 steps a visit, 5 passes, 2x64, with all its measures: seconds', alone('nano_run()'), 3., 'at most')
+    task, arm = nano(25)
+    model, batch = arm.model.build(0, 256), task.batches(0)
     params, _ = torch.func.stack_module_state([arm.model.build(seed, 256) for seed in range(8)])
     rows = [torch.stack([task.batches(seed)(0)[i] for seed in range(8)]) for i in (0, 1)]
     def loss(p, ids, labels):
-        h = torch.func.functional_call(Features(learner.model), {f'model.{n}': u for n, u in p.items()}, (ids,))
+        h = torch.func.functional_call(Features(model), {f'model.{n}': u for n, u in p.items()}, (ids,))
         return F.cross_entropy((h @ p['embed.weight'].T).flatten(0, 1), labels.flatten())
     stacked_step = torch.func.vmap(torch.func.grad(loss))
-    def alone_step(): lm_loss(learner.model, *batch(0)).mean.backward()
+    def alone_step(): lm_loss(model, *batch(0)).mean.backward()
     eight, one = interleaved(lambda: stacked_step(params, *rows), alone_step, inner=5)
     yield report('gradients of eight seeds stacked / of one', eight / one, 4., 'at most')
 
