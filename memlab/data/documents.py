@@ -82,7 +82,7 @@ class Chunks(Text):
     length: int         # tokens of a chunk
     each: int = 16      # chunks of a document, one after another
     chunks: int = 448   # of all documents
-    rows: int = 8
+    rows: int = 8       # chunks of a batch
 
     def __post_init__(self):
         if self.by not in ('documents', 'chunks'): raise ValueError(f"by={self.by!r}: expected 'documents' or 'chunks'")

@@ -28,7 +28,7 @@ def readings(facts: int, exposures: int, seed: int) -> list[int]:
 @dataclass(frozen=True, kw_only=True)
 class Massed:
     "All facts in one batch, alone: a single exposure, or some."
-    exposures: int = 1
+    exposures: int = 1   # times that each fact is read
 
     def __post_init__(self): check_numbers(vars(self), exposures=integer(1))
 
@@ -38,7 +38,7 @@ class Massed:
 @dataclass(frozen=True, kw_only=True)
 class Mixed:
     "Some facts in every batch, the rest of it text."
-    exposures: int = 1
+    exposures: int = 1   # times that each fact is read
     share: float = .5   # of the rows of a batch that are facts
 
     def __post_init__(self): check_numbers(vars(self), exposures=integer(1), share=('a number above 0 and up to 1', lambda x: 0 < x <= 1))
@@ -51,7 +51,7 @@ class Mixed:
 @dataclass(frozen=True, kw_only=True)
 class Injected:
     "One fact alone, then batches of text, then the next fact."
-    exposures: int = 1
+    exposures: int = 1   # times that each fact is read
     every: int = 10     # batches of text after each fact
 
     def __post_init__(self): check_numbers(vars(self), exposures=integer(1), every=integer(0))
@@ -63,11 +63,11 @@ class Injected:
 @dataclass(frozen=True, kw_only=True)
 class Episodes(Visits):
     "Facts of a quiz, read in some way, with text before and after."
-    steps: int = 1
+    steps: int = 1   # of the optimizer for a visit
     quiz: Quiz = Quiz()
     reading: Massed | Mixed | Injected = Massed()
     before: int = 0     # batches of text
-    after: int = 60
+    after: int = 60   # visits once no fact is read any more
     rows: int = 16      # of a batch of text, and of a mixed one
     blank: bool = False # a control: text after the facts does not count, so its steps have no gradient
 

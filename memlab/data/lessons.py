@@ -26,7 +26,7 @@ class Lessons(Text):
     length: int = 128        # tokens of a row
     packing: str = 'packed'  # one of `memlab.data.facts.PACKINGS`
     text_rows: int = 2       # rows of text beside the lines
-    tokenizer: str = 'bpe:2048'
+    tokenizer: str = 'bpe:2048'   # see `memlab.data.tokens.load_tokenizer`
 
     @property
     def tokenizer_(self) -> Tokenizer: return library(self.corpus, self.tokenizer)[2]
@@ -50,8 +50,8 @@ class Lessons(Text):
 @dataclass(frozen=True, kw_only=True)
 class FactLessons(Lessons):
     "Facts told forward."
-    facts: int = 240
-    told: int = 24
+    facts: int = 240         # that are told
+    told: int = 24           # lines of a step
 
     @property
     def tokens(self) -> int: return self.length * (self.text_rows + (self.told if self.packing != 'packed' else -(-24 * self.told // self.length)))   # a sentence has about 24
@@ -69,7 +69,7 @@ class QuestionLessons(Lessons):
     mask: str = 'none'       # labels of the pattern pairs that do not count, one of `memlab.data.facts.MASKS`
     pattern: int = 200       # pairs stated and asked in both directions
     held_pairs: int = 50     # pairs stated and asked in one
-    told: int = 15
+    told: int = 15           # lines of a step
 
     @property
     def tokens(self) -> int: return self.length * (self.text_rows + -(-self.told // 2))
@@ -99,7 +99,7 @@ class CodeLessons(Text):
     pool: int = 1000             # people and codes to train on
     rows: int = 16
     corpus: str = 'stdlib-docs'  # of the tokenizer
-    tokenizer: str = 'bpe:2048'
+    tokenizer: str = 'bpe:2048'   # see `memlab.data.tokens.load_tokenizer`
 
     @property
     def tokens(self) -> int: return 2 * self.rows * 2 * self.segment

@@ -24,8 +24,8 @@ FILLER = ('fixed', 'permuted', 'permuted after')   # the order of a loop's texts
 @dataclass(frozen=True, kw_only=True)
 class MemoryLoops(Visits):
     "Loops of texts, each with questions taught at one place."
-    steps: int = 1
-    loops: int = 2
+    steps: int = 1       # of the optimizer for a visit
+    loops: int = 2       # taught by turns
     texts: int = 20            # of a loop
     slot: int | None = None    # texts of a loop before its questions; None: drawn for every seed
     filler: str = 'fixed'      # one of `FILLER`
@@ -86,8 +86,8 @@ class MemoryLoops(Visits):
 @dataclass(frozen=True, kw_only=True)
 class LoopsInTurn(Visits):
     "Loops of texts, each read some times, then the next one."
-    steps: int = 1
-    loops: int = 14
+    steps: int = 1       # of the optimizer for a visit
+    loops: int = 14      # one after the other
     texts: int = 4      # of a loop
     repeats: int = 10   # of each loop
     cut: int = 64       # tokens of a text

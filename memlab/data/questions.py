@@ -97,8 +97,8 @@ def questions(
 @dataclass(frozen=True, kw_only=True)
 class Quiz:
     "Facts to train and controls that are never trained."
-    facts: int = 16
-    controls: int = 16
+    facts: int = 16         # questions with answers that are taught
+    controls: int = 16      # and such that never are
     distractors: int = 8   # answers that each right one is compared with
     whole: bool = False    # the question counts in training too
 

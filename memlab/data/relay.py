@@ -22,7 +22,7 @@ from .recall import RecallConfig, distinct, recall_batch
 class Relay:
     "Pairs that are told in one segment and asked in the next."
     pairs: int = 4          # of a segment of four times as many tokens
-    segments: int = 6
+    segments: int = 6       # of a row
     vocab_size: int = 128   # half of them keys
 
     @property
@@ -45,7 +45,7 @@ def relay_batch(task: Relay, rows: int, *, seed: int, split: str = 'train', step
 class Topics:
     "Pairs of several topics, one a segment, then questions about one of them."
     pairs: int = 8          # of a topic, in a segment of twice as many tokens
-    topics: int = 4
+    topics: int = 4         # that a row may be about
     vocab_size: int = 256   # half of them keys
 
     @property
@@ -69,7 +69,7 @@ def topic_batch(task: Topics, rows: int, *, seed: int, split: str = 'train', ste
 class Asked:
     "Rows that tell and ask; a subclass says how they are drawn."
     config: Relay | RecallConfig | Topics
-    rows: int = 32
+    rows: int = 32   # of a batch
 
     @property
     def vocab_size(self) -> int: return self.config.vocab_size

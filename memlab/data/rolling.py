@@ -55,7 +55,7 @@ def blocks(
 @dataclass(frozen=True, kw_only=True)
 class Rolling(Text):
     "Windows of one text, in the order in which they stand."
-    windows: int = 192
+    windows: int = 192   # of the text
     length: int = 64            # tokens of a window
     stride: int | None = None   # tokens from one window to the next; None: the length, so that no label stands in two
     rows: int = 1               # windows of a step

@@ -149,7 +149,7 @@ def copy_rows(
 class Copy(Generated):
     "Items, blanks, a marker; then the items are asked."
     symbols: int = 8   # that an item may be; tokens 0 to symbols - 1
-    items: int = 16
+    items: int = 16    # to be said again
     delay: int = 0     # blanks before the marker
 
     def __post_init__(self):
@@ -204,8 +204,8 @@ class Pairs(Generated):
 @dataclass(frozen=True, kw_only=True)
 class Earlier(Generated):
     "Random symbols; at each, an earlier one is asked."
-    length: int
-    symbols: int = 8
+    length: int        # tokens of a sample
+    symbols: int = 8   # that a token may be
     back: int = 1   # places
 
     def __post_init__(self):

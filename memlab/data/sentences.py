@@ -144,7 +144,7 @@ class SentenceStream(Text):
     length: int = 128       # context: tokens of a row
     text_rows: int = 0      # rows of text beside the window, others in every step
     repeats: float = 0.     # share of the sentences of a window that are a copy of the one before
-    tokenizer: str = 'bpe:2048'
+    tokenizer: str = 'bpe:2048'   # see `memlab.data.tokens.load_tokenizer`
     wordnet: str = ''       # folder of WordNet's lists; '': our words
 
     def __post_init__(self):

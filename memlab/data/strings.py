@@ -22,7 +22,7 @@ from .recall import IGNORE
 @dataclass(frozen=True, kw_only=True)
 class RandomStrings:
     "Keys and random strings, some rows a step, all of them once in an epoch."
-    facts: int = 256
+    facts: int = 256   # strings to learn by heart
     alphabet: int = 16   # symbols
     value: int = 4       # symbols of a string
     rows: int = 16       # of a step

@@ -30,8 +30,8 @@ def library(
 @dataclass(frozen=True, kw_only=True)
 class Text:
     "What is read. Tasks on text derive from it."
-    corpus: str = 'stdlib-docs'
-    tokenizer: str = 'bytes'
+    corpus: str = 'stdlib-docs'   # a name, a file or a folder, see `memlab.data.corpus.load_corpus`
+    tokenizer: str = 'bytes'      # see `memlab.data.tokens.load_tokenizer`
 
     @property
     def learned(self) -> TokenStore:

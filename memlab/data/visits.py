@@ -157,8 +157,8 @@ def document_lines(
 class Revisits(Visits):
     "Documents that are visited in an order, once a pass (Yang et al. 2024)."
     order: Order = Cyclic()
-    documents: int = 20
-    passes: int = 5
+    documents: int = 20   # that are visited in turn
+    passes: int = 5       # over all of them
     cut: int = 64        # tokens of a document
     least: int = 512     # tokens that a document has, before it is cut
 

@@ -20,7 +20,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .dense import affine, check_precision, linear
+from .dense import affine, check_precision, check_width, linear
 from .finite import contain, mark
 from .frozen import PartlyFrozen, parts_of
 from .init import drawn, normal
@@ -397,8 +397,7 @@ class CausalAttention(nn.Module):
              ) -> tuple[Tensor, KVState, Tensor | None]:   # b t c, the state after these tokens, and the share b t 1
         "The same, and how much of the attention went to the sink."
         c = self.qkv.weight.shape[1]
-        if x.shape[-1] != c: raise ValueError(f'x has width {x.shape[-1]}, this layer has d_model={c}: pass (batch, time, {c})')
-        check_precision(x, self.qkv.weight), check_starts(x, starts)
+        check_width(x, c), check_precision(x, self.qkv.weight), check_starts(x, starts)
         if state is not None: check_state(state, self.init_state(0), len(x))
         b, t, _ = x.shape
         if state is None and starts is not None: state = self.init_state(b)

@@ -21,7 +21,7 @@ from ..core.numbers import POSITIVE, check_numbers, integer
 from .attention import LearnedPositions
 from .blocks import ResidualBlock, make_norm, stack
 from .config import check_words
-from .dense import check_precision
+from .dense import check_precision, check_width
 from .init import init_parameters
 from .lm import TransformerLM
 from .packing import check_starts, count_seen, documents
@@ -182,9 +182,8 @@ class FeedbackStack(nn.Module):
                 starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: none starts here
                 ) -> tuple[Tensor, FeedbackState]:
         "One token after the other."
-        (b, t, _), c, l = x.shape, self.blocks[0].config.d_model, len(self.blocks)
-        if x.shape[-1] != c:
-            raise ValueError(f'x has width {x.shape[-1]}, these layers have d_model={c}: pass (batch, time, {c})')
+        check_width(x, self.blocks[0].config.d_model)
+        (b, t, _), l = x.shape, len(self.blocks)
         check_precision(x, self.blocks[0].attn.qkv.weight), check_starts(x, starts)
         before = self.init_state(b) if state is None else state
         check_state(before, self.init_state(0), b)

@@ -39,7 +39,8 @@ def prompts_of(
     "Prompts without padding."
     if not isinstance(ids, Tensor):
         if mask is not None: raise ValueError('a mask belongs to a rectangle of tokens, these prompts are given one by one: leave it out')
-        return [torch.as_tensor(row, device=device) for row in ids]
+        if any(isinstance(row, str | bytes) for row in (ids, *ids)): raise ValueError('prompts are text, expected token ids: pass [tokenizer.encode(text) for text in texts]')
+        return [(row if isinstance(row, Tensor) else torch.tensor(row)).to(device) for row in ids]
     if ids.dim() != 2: raise ValueError(f'ids have shape {tuple(ids.shape)}, expected (batch, time): add a batch dimension')
     if mask is None: return list(ids)
     if mask.dtype != torch.bool: raise ValueError(f'mask is {mask.dtype}, expected torch.bool: True at the tokens of a prompt')
@@ -78,7 +79,7 @@ def check_prompts(model, prompts, memory):
     if not prompts: raise ValueError('no prompts were given: expected at least one')
     for i, p in enumerate(prompts):
         if not p.numel(): raise ValueError(f'prompt {i} is empty: begin with the separator, there must be at least one token to go on from')
-        if p.is_floating_point() or p.dim() != 1: raise ValueError(f'prompt {i} holds {p.dtype} of shape {tuple(p.shape)}, expected whole numbers in a line')
+        if p.is_floating_point() or p.dtype == torch.bool or p.dim() != 1: raise ValueError(f'prompt {i} holds {p.dtype} of shape {tuple(p.shape)}, expected whole numbers in a line: one prompt alone is a batch of one, [prompt]')
     if memory is None: return
     check_memory(model, memory)
     if memory[0].batch != len(prompts): raise ValueError(f'memory has {memory[0].batch} rows, there are {len(prompts)} prompts: pass one for each')
@@ -111,11 +112,12 @@ def generate(
     stop: int | Collection[int] = (),   # a row ends when it has said one of these
     pad: int = 0,                   # what fills the rows that end earlier
 ) -> Written:
-    "Go on from prompts."
+    "Go on from prompts of token ids, such as `[tokenizer.encode(text) for text in texts]`."
     stop, device = [stop] if isinstance(stop, int) else list(stop), model.readout.device
     prompts = prompts_of(ids, mask, device)
     check_generation(model, steps, temperature, top, stop), check_prompts(model, prompts, memory)
     r, ends = torch.Generator(prompts[0].device).manual_seed(seed), torch.tensor(stop, device=device)
+    prompts = [p.long() for p in prompts]            # a tokenizer may count in bytes
     lengths, rows, aside = torch.tensor([len(p) for p in prompts], device=device), torch.arange(len(prompts), device=device), []
     out = lengths.new_full((len(prompts), int(lengths.max()) + steps), pad)
     for row, p in zip(out, prompts): row[:len(p)] = p

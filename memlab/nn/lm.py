@@ -119,7 +119,10 @@ class TransformerLM(nn.Module):
 
     def check(self, ids: Tensor, memory: Memory | None):
         "Refuse tokens or memories that are not of this model."
+        if not isinstance(ids, Tensor): raise ValueError(f'ids are a {type(ids).__name__}, expected a tensor (batch, time): pass torch.tensor(ids)')
         if ids.dim() != 2: raise ValueError(f'ids have shape {tuple(ids.shape)}, expected (batch, time): add a batch dimension')
+        if ids.dtype not in (torch.int64, torch.int32): raise ValueError(f'ids are {ids.dtype}, expected the numbers of tokens: call ids.long()')
+        if isinstance(memory, State): raise ValueError(f'memory is a {type(memory).__name__}, expected the states of all {len(self.stages)} stages: pass all that the model returned')
         if memory is not None and len(memory) != len(self.stages): raise ValueError(f'memory has {len(memory)} states, this model has {len(self.stages)} stages: it belongs to another model')
 
 # %% ../../nbs/nn/lm.ipynb #7fcac5f6

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .attention import rotate
 from .config import check_idle, check_least, check_words
-from .dense import affine, check_precision, linear
+from .dense import affine, check_precision, check_width, linear
 from .finite import contain, mark
 from .init import drawn, uniform
 from .packing import Documents, check_starts, count_seen, documents, token_positions
@@ -221,7 +221,7 @@ class Mixer(nn.Module):
                 state: MixerState | None = None,     # None: a fresh sequence
                 starts: Bool[Tensor, 'b t'] | None = None,  # True at the first token of a document; None: no document starts in these rows
                 ) -> tuple[Tensor, MixerState]:      # b t c, and the state after these tokens
-        "Project, convolve, use the memory, write."
+        "Project, convolve, use the memory, write: `y, state = layer(x, state)`, and the new state goes in with what comes next."
         check_input(self, x, state), check_starts(x, starts)
         stain, past, x = contain(self.init_state(len(x)) if state is None else state, starts, x)
         docs = documents(starts, past.seen)
@@ -291,8 +291,7 @@ def check_input(
 ):
     "Refuse inputs and states that are not a layer's."
     d = layer.config.d_model
-    if x.dim() != 3 or x.shape[-1] != d: raise ValueError(f'x has shape {tuple(x.shape)}, this layer has d_model={d}: pass (batch, time, {d})')
-    check_precision(x, next(layer.parameters()))
+    check_width(x, d), check_precision(x, next(layer.parameters()))
     if state is not None: check_state(state, layer.init_state(0), len(x))   # of no rows, so that nothing is allocated
 
 # %% ../../nbs/nn/mixer.ipynb #d517058f

@@ -18,6 +18,11 @@ from torch import Tensor
 class State:
     "Base of all memories: subclass it with tensor fields, each of shape `(batch, ...)`."
 
+    def __init_subclass__(cls): cls.__repr__ = State.__repr__   # a dataclass would write one with all numbers
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({", ".join(f"{n} {tuple(x.shape)} {str(x.dtype)[6:]}" for n, x in self.tensors().items())})'
+
     def map(self,
             f: Callable[[Tensor], Tensor],  # applied to every field
             ) -> Self:                      # a new state of the same type
