@@ -75,6 +75,11 @@ def imported(path) -> set[str]:
     return found
 
 
+def test_the_front_page_leads_to_every_notebook():
+    linked = set(re.findall(r"\]\(([\w/]+\.ipynb)\)", "".join(c.source for c in nbformat.read(ROOT / "nbs" / "index.ipynb", 4).cells)))
+    assert {p.relative_to(ROOT / "nbs").as_posix() for p in LIBRARY + STUDIES + TUTORIALS} <= linked, "link it in nbs/index.ipynb, then `make readme`"
+
+
 # -- tools ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("package, below", [("nbdev", "3"), ("fastcore", "2"), ("execnb", "0.2")])
