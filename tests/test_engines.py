@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import toy
@@ -13,9 +14,10 @@ from test_study import executed, home, tables, wait_for  # noqa: F401
 from threadpoolctl import threadpool_info
 
 from memlab.lab.runs import Run
-from memlab.lab.work import How, NoEngine, _check_workers, _elsewhere
+from memlab.lab.work import How, NoEngine, _check_workers, _elsewhere, _ray
 
 needs_dask = pytest.mark.skipif(not find_spec('distributed'), reason="Dask is not installed: pip install 'memlab[cluster]'")
+needs_ray = pytest.mark.skipif(not find_spec('ray'), reason="Ray is not installed: pip install 'memlab[cluster]'")
 CLUSTER = '''
 import sys
 import dask
@@ -29,8 +31,10 @@ if __name__ == '__main__':
 
 
 def threads(arm, seed, folder, progress=True, stop=None):
-    "The toy, and in how many threads it could have computed."
+    "The toy, and in how many threads it could have computed; the log tells what else a worker of Dask does."
     import torch  # noqa: F401
+    dask = sys.modules.get('dask')
+    if not arm.quiet: toy.log(f"trims memory: {'MALLOC_TRIM_THRESHOLD_' in os.environ}, is profiled: {bool(dask and dask.config.get('distributed.worker.profile.enabled', False))}")
     out = toy.execute(arm, seed, folder, progress, stop)
     out.records.append(dict(step=8, metric='threads', value=max(pool['num_threads'] for pool in threadpool_info())))
     return out
@@ -82,8 +86,22 @@ def test_a_worker_of_dask_that_is_killed_loses_nothing(home, scheduler, loky):  
 
 @needs_dask
 def test_dask_brings_workers_of_its_own(home, loky):  # noqa: F811
+    "They neither trim memory nor profile, which takes processor time from runs."
     study().run('quick', jobs=2, progress=False, engine='dask')
     assert tables(study(), 'quick') == loky
+    assert (home/'log.txt').read_text().count('trims memory: False, is profiled: False') == 4
+
+
+@needs_ray
+def test_ray_brings_workers_of_its_own(home, loky):  # noqa: F811
+    study().run('quick', jobs=2, progress=False, engine='ray')
+    assert tables(study(), 'quick') == loky
+
+
+def test_a_ray_that_does_not_start_is_told(monkeypatch):
+    def init(address, num_cpus, include_dashboard): raise Exception('The current node timed out')
+    for name, more in {'ray': dict(init=init), 'ray.util': {}, 'ray.util.joblib': dict(register_ray=None)}.items(): monkeypatch.setitem(sys.modules, name, SimpleNamespace(**more))
+    with pytest.raises(NoEngine, match='Ray does not start, or is another one there .The current node timed out.: install the same ray everywhere'), _ray(How(jobs=2)): pass
 
 
 @needs_dask

@@ -1,4 +1,5 @@
 "What a newcomer reads and copies: commands exist, links lead somewhere, configurations parse."
+import json
 import re
 import subprocess
 from configparser import ConfigParser
@@ -53,6 +54,18 @@ def test_links_to_binder_and_colab_name_this_repository_and_a_notebook_of_it():
     binder = re.search(rf"mybinder\.org/v2/gh/{repo}/{cfg['branch']}\?labpath=([\w/.]+)", text)[1]
     colab = re.search(rf"colab\.research\.google\.com/github/{repo}/blob/{cfg['branch']}/([\w/.]+)", text)[1]
     assert (ROOT / binder).is_file() and (ROOT / colab).is_file()
+
+
+def test_the_cell_for_colab_installs_this_tree_and_goes_where_the_page_lies():
+    ini, page = ConfigParser(), "".join(line for c in json.loads((ROOT / "nbs" / "cli.ipynb").read_text(encoding="utf-8"))["cells"] for line in c["source"])
+    ini.read(ROOT / "settings.ini")
+    cfg = ini["DEFAULT"]
+    install, enter, find = re.search(r"^```sh\n(!git clone.*?)^```", page, re.M | re.S)[1].splitlines()
+    folder = cfg["git_url"].rpartition("/")[2]
+    extra = re.fullmatch(rf'!git clone --quiet {re.escape(cfg["git_url"])} && pip install --quiet -e "{folder}\[(\w+)\]"', install)[1]
+    assert {"papermill", "matplotlib"} <= set(re.findall(r"[\w-]+", cfg[f"{extra}_requirements"]))
+    colab = re.search(r"colab\.research\.google\.com/github/[\w/]+/blob/\w+/([\w/.]+)", page)[1]
+    assert ROOT / enter.removeprefix(f"%cd {folder}/") == (ROOT / colab).parent and find == f"import sys; sys.path.insert(0, '/content/{folder}')"
 
 
 def test_binder_installs_this_tree_on_its_python():

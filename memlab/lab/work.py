@@ -59,16 +59,23 @@ def _loky(how):
     "Processes of this machine."
     return parallel_config(backend='loky', inner_max_num_threads=1, initializer=end_with_parent)
 
+_PLAIN = {'distributed.worker.profile.enabled': False, 'distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_': None, 'distributed.scheduler.worker-saturation': 1.}
+
+def _workers(cluster, jobs):
+    "Workers of Dask on this machine, each a process as loky has them."
+    import dask
+    with dask.config.set(_PLAIN): return cluster(n_workers=jobs, threads_per_worker=1, memory_limit=None, dashboard_address=None, silence_logs=logging.ERROR)
+
 @contextmanager
 def _dask(how):
     "The workers of a Dask scheduler, or new ones here."
     if how.scheduler: _reach(how.scheduler)
     from distributed import Client, LocalCluster
-    with nullcontext(how.scheduler) if how.scheduler else LocalCluster(n_workers=how.jobs, threads_per_worker=1, memory_limit=None, dashboard_address=None, silence_logs=logging.ERROR) as place:
+    with nullcontext(how.scheduler) if how.scheduler else _workers(LocalCluster, how.jobs) as place:
         try: client = Client(place, timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError) as e: raise NoEngine(f'what listens at {how.scheduler} is no Dask scheduler of this version ({e}): start one with `dask scheduler`') from e
         with client:
-            _check_workers(client, client.scheduler.address)
+            if how.scheduler: _check_workers(client, client.scheduler.address)
             with parallel_config(backend='dask', client=client): yield
 
 # %% ../../nbs/lab/work.ipynb #4c33295c
@@ -78,7 +85,8 @@ def _ray(how):
     if how.scheduler: _reach(how.scheduler)
     import ray
     from ray.util.joblib import register_ray
-    ray.init(**dict(address=how.scheduler) if how.scheduler else dict(address='local', num_cpus=how.jobs))
+    try: ray.init(**dict(address=how.scheduler) if how.scheduler else dict(address='local', num_cpus=how.jobs, include_dashboard=False))
+    except Exception as e: raise NoEngine(f'Ray does not start, or is another one there ({e}): install the same ray everywhere, try `ray start --head`, and read the logs that it names') from e   # Ray raises plain ones
     register_ray()
     try:
         with parallel_config(backend='ray'): yield
@@ -127,12 +135,16 @@ def _attempt(execute, run, folder, code, how, wait):
 # %% ../../nbs/lab/work.ipynb #493c7e17
 _ALONE = Lock()
 
-def _elsewhere(seen, execute, run, folder, code, how, wait):
-    "`_attempt` by a worker, which may be on another machine."
+def _alone(*call):
+    "`_attempt` by a worker, in one thread."
     from threadpoolctl import threadpool_limits
+    with _ALONE, threadpool_limits(1): return _attempt(*call)
+
+def _elsewhere(seen, execute, run, folder, code, how, wait):
+    "`_alone` by a worker that may be on another machine."
     if not Path(seen).exists(): return run, f'{platform.node()} sees another {folder} than the process that hands out runs: give all machines one folder, MEMLAB_HOME names it'
     if (mine := code_hash(execute, config_classes(run.arm))) != code: return run, f'{platform.node()} has other code ({mine}, wanted {code}): install the same memlab everywhere and restart the workers'
-    with _ALONE, threadpool_limits(1): return _attempt(execute, run, folder, code, how, wait)
+    return _alone(execute, run, folder, code, how, wait)
 
 # %% ../../nbs/lab/work.ipynb #265ac5c7
 @contextmanager
@@ -145,8 +157,8 @@ def opened(
     returns = 'list' if how.engine == 'ray' else 'generator_unordered'    # all that Ray's backend can do
     with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=folder, prefix='.seen-') as seen, ENGINES[how.engine][1](how):
-        f = (_attempt,) if how.engine == 'loky' else (_elsewhere, seen.name)
-        yield lambda calls: Parallel(how.jobs, return_as=returns, batch_size=1, pre_dispatch=how.jobs)(delayed(f[0])(*f[1:], *c) for c in calls)
+        f, ahead = ((_elsewhere, seen.name), 1) if how.scheduler else ((_attempt if how.engine == 'loky' else _alone,), 2)
+        yield lambda calls: Parallel(how.jobs, return_as=returns, batch_size=1, pre_dispatch=ahead*how.jobs)(delayed(f[0])(*f[1:], *c) for c in calls)
 
 # %% ../../nbs/lab/work.ipynb #8b4501fa
 def work(
