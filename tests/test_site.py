@@ -15,7 +15,9 @@ import nbformat
 import pytest
 from PIL import Image
 
+from memlab.lab.board import finding_of, in_two_digits, in_words
 from memlab.lab.claims import read_claims, write_claims
+from memlab.lab.rules import Equal, Less, deciding
 from memlab.lab.study import find_study, study_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +96,7 @@ def test_the_scoreboard_has_every_claim_of_every_study(site):
 def test_nothing_in_the_navigation_is_flat(site):
     tree = re.search(r'<div class="sidebar-tree">.*?</div>\s*</div>', page(site, 'index'), re.S)[0]
     assert re.findall(r'class="caption-text">(.*?)<', tree) == ['Start', 'Tutorials', 'Studies', 'Reference']
-    assert [len(re.findall(f'toctree-l{i}', tree)) for i in (1, 2, 3)] == [6, 5, 3]       # scoreboard, tutorial, study, nn, lab, API; their pages, and its three packages; of each a module
+    assert [len(re.findall(f'toctree-l{i}', tree)) for i in (1, 2, 3)] == [6, 10, 3]      # scoreboard, tutorial, study, nn, lab, API; their pages, five of them of claims, and its three packages; of each a module
     assert build.first_words(ROOT/'nbs'/'nn'/'state.ipynb')[0] == 'State' and 'State: A memory is a value' in re.sub('<.*?>', '', page(site, 'library/nn'))
     assert 'memlab.nn.state.html' in page(site, 'reference/nn')
 
@@ -125,6 +127,54 @@ def test_a_claim_without_its_finding_stops_the_build(tmp_path, monkeypatch):
     assert build.without_finding(['mqar']) == ['mqar, cpu: MQ5c reads refuted and has no finding for that: give it one with `study.finds`']
     monkeypatch.setattr(study, 'claims', [replace(c, findings={}) for c in study.claims])
     assert build.without_finding(['mqar']) == []
+
+
+@pytest.mark.parametrize('name', study_names())
+def test_an_open_number_says_which_side_speaks_for_its_claim(name):
+    row = dict(verdict='inconclusive', effect=-.02, ci_low=-.03, ci_high=.01, unit='nats')
+    for claim in find_study(name).claims:
+        if 'inconclusive' in claim.findings: continue
+        rule, said = deciding(claim.rule), finding_of(claim, row)[0]
+        way = 'below' if isinstance(rule, Less) else 'within' if isinstance(rule, Equal) else 'above'
+        bar = rule.most if way == 'below' else rule.margin if way == 'within' else rule.least
+        assert re.search(rf'\({re.escape(in_two_digits(row))}; {way} {re.escape(f"{bar:.3g}")}( of -?[\d.]+)? speaks for it\)\.$', said), said
+
+
+def claim_pages(site): return {f.stem: f.read_text(encoding='utf-8') for f in sorted((site/'claims'/'mqar').glob('*.html'))}
+
+
+def test_each_claim_has_its_place_on_the_page_of_its_section(site):
+    rows, pages = read_claims(ROOT/'data'/'results'/'mqar'/'cpu'/'claims.json'), claim_pages(site)
+    parts = {title: text for page in pages.values() for title, text in re.findall(r'<h2>(\w+)<.*?</h2>(.*?)</section>', page, re.S)}
+    assert len(pages) == 5 and sorted(parts) == sorted(r['id'] for r in rows)
+    plain = lambda html: ' '.join(unescape(re.sub('<.*?>', ' ', html)).split())
+    for row in rows:
+        said = plain(parts[row['id']])
+        for key in ('statement', 'verdict', 'measured', 'rule', 'source'): assert row[key] in said, (row['id'], key)
+    row, said = next((r, plain(parts[r['id']])) for r in rows if r['id'] == 'MQ5b')
+    words = (*finding_of(next(c for c in find_study('mqar').claims if c.id == 'MQ5b'), row), in_words(row), 'smallest effect that matters', 'seeds')
+    assert all(word in said for word in words), words
+
+
+def test_a_page_of_claims_leads_to_its_section_to_its_figure_and_to_the_log(site):
+    for name, text in claim_pages(site).items():
+        html, study = build.Page(text), build.Page(page(site, 'studies/mqar'))
+        places = [link.partition('#')[2] for link in html.links if link.startswith('../../studies/mqar.html#')]
+        assert name in places and 'verdicts' in places and set(places) <= set(study.ids), places
+        assert html.pictures and all(len(words) > 15 for _, words in html.pictures) and 'def ' not in text
+        assert f'../claims/mqar/{name}.html' in study.links and re.search('class="(next|prev)-page" href="[a-z-]*.html"', text)
+    assert '"mq4a"' in (site/'searchindex.js').read_text().lower() and '/edit/' not in text
+
+
+def test_a_claim_in_no_section_stops_the_build(monkeypatch):
+    assert build.without_group(study_names()) == []
+    table = lambda *ids: nbformat.v4.new_code_cell('brief()', outputs=[nbformat.v4.new_output('display_data', {'text/html': ''.join(f'<td>{i}</td>' for i in ids)})])
+    heading = nbformat.v4.new_markdown_cell
+    nb = nbformat.v4.new_notebook(cells=[heading('## 1. A?'), table('AB1a', 'AB2'), heading('Words.'), heading('## 2. B?'), table('AB2', 'AB3'), heading('## Appendix'), table('AB4')])
+    assert build.groups(nb, ['AB1a', 'AB1b', 'AB2', 'AB3']) == {'1. A?': ['AB1a', 'AB1b', 'AB2'], '2. B?': ['AB3']}   # AB1b is another part of AB1
+    monkeypatch.setattr(build, 'executed_study', lambda name: nb)
+    monkeypatch.setattr(build, 'claims_of', lambda name: ['AB1b', 'AB3', 'AB4'] if name == 'ab' else [])
+    assert build.without_group(['ab', 'new']) == ['ab: no section of its page has AB4 in a table: name it in a `brief`']
 
 
 def test_a_word_is_no_name_on_pages_that_do_not_define_it():

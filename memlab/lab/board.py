@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.files import home
-from .claims import Claim, read_claims
+from .claims import Claim, read_claims, side
 from .known import remembered
 from .records import size_of
 from .rules import fmt_effect
@@ -74,8 +74,9 @@ def finding_of(
     if known := claim.findings.get(row['verdict']): return known.says.format(effect=in_two_digits(row), less=in_two_digits(row, turned=True)), known.so_what
     if row['verdict'] not in ('supported', 'inconclusive'):
         raise LookupError(f"{claim.id} reads {row['verdict']} and has no finding for that: give it one with `study.finds`")
-    size = f' ({in_two_digits(row)})' * math.isfinite(row['effect'])
-    return 'Open: ' * (row['verdict'] == 'inconclusive') + claim.statement.removesuffix('.') + f'{size}.', ''
+    opened, said, size = row['verdict'] == 'inconclusive', claim.statement.removesuffix('.'), in_two_digits(row)
+    if opened and math.isfinite(row['effect']): size += f'; {side(claim.rule)} speaks for it'
+    return 'Open: ' * opened + said + f' ({size})' * math.isfinite(row['effect']) + '.', ''
 
 def unsaid(
     claims: Sequence[Claim],

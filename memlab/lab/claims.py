@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'Seen', 'Finding', 'Claim', 'seen', 'percent', 'names_of', 'read_values', 'judge', 'short', 'scale_of',
-           'false_discovery', 'holm', 'bars', 'claim_rows', 'write_claims', 'read_claims', 'power_table', 'turns',
-           'before']
+           'false_discovery', 'holm', 'bars', 'side', 'claim_rows', 'write_claims', 'read_claims', 'power_table',
+           'turns', 'before']
 
 # %% ../../nbs/lab/claims.ipynb #ef7bbdf3
 import math
@@ -140,6 +140,12 @@ def bars(rule: Any) -> dict[str, float]:
     rule = deciding(rule)
     if isinstance(rule, Equal): return dict(least=rule.margin, said=rule.target)
     return dict(least=rule.most if isinstance(rule, Less) else rule.least, said=math.nan if rule.said is None else rule.said)
+
+def side(rule: Any) -> str:
+    "Where an effect speaks for a claim, in words."
+    rule = deciding(rule)
+    if isinstance(rule, Equal): return f'within {rule.margin:.3g} of {rule.target:.3g}'
+    return f'below {rule.most:.3g}' if isinstance(rule, Less) else f'above {rule.least:.3g}'
 
 def claim_rows(
     claims: Sequence[Claim],

@@ -29,8 +29,8 @@ check_exported('@name@')
 import matplotlib.pyplot as plt
 import torch
 
-from memlab.lab.claims import power_table, read_claims
-from memlab.lab.report import (COLOURS, answer, brief, curves, dots, earlier, finisher, mark_empty, name_lines, told, use_style,
+from memlab.lab.claims import power_table
+from memlab.lab.report import (COLOURS, answer, box, brief, curves, dots, earlier, finisher, mark_empty, name_lines, use_style,
                                verdict_table)
 from memlab.lab.values import last_values
 from memlab.studies.@name@ import MEMORIES, study
@@ -41,11 +41,7 @@ use_style()
 # %% ../../nbs/lab/new_study.ipynb #eeec4042
 ANSWER = r'''
 @@ code
-committed = study.results('cpu')/'claims.json'
-told(read_claims(committed) if committed.exists() else [], dict(
-    @ID@1=dict(supported='Yes: replacing recalls more than adding ({effect}).',
-              refuted='No: replacing recalls no more than adding ({effect}).'),
-), end='Scale: one layer of width 32, rows of 4 pairs of which 2 change their value, 300 steps.')
+box(study, '@ID@1', end='Scale: one layer of width 32, rows of 4 pairs of which 2 change their value, 300 steps.')
 '''
 
 # %% ../../nbs/lab/new_study.ipynb #f2b81e9b
@@ -291,6 +287,13 @@ study.reading('@ID@1', 'Where half of the pairs change their value, a memory tha
               lambda records: paired(records, 'accuracy', 'replacing', 'adding', item=None), gate=learn,
               source='this page, before its runs', measured='accuracy of replacing minus that of adding',
               rule=More(least=.05, bounds=(-1, 1)), arms=('replacing', 'adding'), unit='accuracy', seeds=5, sd=.02)
+@@ markdown
+### Findings
+
+What the claim comes to at each verdict, and what to do then; the answer box and the front page say it.
+@@ exported
+study.finds('@ID@1', supported=('Yes: replacing recalls more than adding, by {effect}.', 'Replace where keys change their values.'),
+            refuted='No: replacing recalls hardly more than adding, if more: {effect}.')
 @@ markdown
 ### References
 

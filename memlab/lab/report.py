@@ -27,7 +27,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from ..core.files import read_json, write_atomic
-from .board import SIGNS, counts, in_words, ruling
+from .board import SIGNS, counts, in_two_digits, in_words, ruling
 from .claims import before, holm, read_claims
 from .rules import interval, signed, fmt_effect
 
@@ -323,7 +323,7 @@ def told(
     "Sentences about claims that hold for what they read today."
     def say(id, row):
         sentence = sentences[id].get(row['verdict'])
-        return sentence.format(effect=in_words(row)) if sentence else f"{row['statement']} *{ruling(row)}" + f": {in_words(row)}" * math.isfinite(row['effect']) + '.*'
+        return sentence.format(effect=in_two_digits(row)) if sentence else f"{row['statement']} *{ruling(row)}" + f": {in_two_digits(row)}" * math.isfinite(row['effect']) + '.*'
     rows = {r['id']: r for r in (claims.to_dict('records') if isinstance(claims, pd.DataFrame) else claims)}
     if not rows: return Markdown('Nothing was computed yet.')
     return Markdown(' '.join([*(say(id, rows[id]) for id in sentences), end]).strip())

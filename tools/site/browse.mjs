@@ -159,19 +159,37 @@ function deadLinks(folder, at, known) {
   return out;
 }
 
-async function search(page, at, words) {
+async function results(page, at, words) {
   await page.goto(`${at}search.html?q=${encodeURIComponent(words)}`);
   await page.waitForFunction(() => /finished|did not match/.test(document.querySelector("#search-results")?.innerText ?? ""));
   await page.waitForFunction(() => [...document.querySelectorAll("ul.search > li.kind-text")].every(row => row.querySelector(".context")));
   const rows = await page.$$eval("ul.search > li", all => all.map(e => [e.querySelector("a").href, e.querySelector(".context")?.innerText ?? ""]));
-  const found = rows.map(([to, said]) => ({to: to.replace(at, ""), said})), wanted = words.toLowerCase().split(" ");
-  const claim = found.some(({to, said}) => /^(studies\/|scoreboard)/.test(to) && wanted.every(word => said.toLowerCase().includes(word)));
+  return rows.map(([to, said]) => ({to: to.replace(at, ""), said}));
+}
+
+async function search(page, at, words) {
+  const found = await results(page, at, words), wanted = words.toLowerCase().split(" ");
+  const claim = found.some(({to, said}) => /^(studies\/|claims\/|scoreboard)/.test(to) && wanted.every(word => said.toLowerCase().includes(word)));
   const code = found.filter(({said}) => /^\s*(import|from|def|class|return|assert) |\w\(\w+=|\w = \w+[.(]/.test(said));
   return [
     ...claim ? [] : [`finds no claim with these words`],
     ...found.some(({to}) => /^api\/.*#memlab\./.test(to)) ? [] : [`finds no function`],
     ...code.map(({to, said}) => `quotes code of ${to}: ${said.slice(0, 60)}`),
   ].map(fault => `search for "${words}" ${fault}`);
+}
+
+async function readClaims(page, at, name) {
+  await page.goto(at + name);
+  const id = await page.$eval("article h2", e => e.firstChild.data.trim()), study = name.split("/")[1];
+  const ways = await page.$$eval("article a[href*='#']", all => all.map(a => a.href)), around = await page.locator(".related-pages a").count();
+  const known = await page.$$eval("article h2 ~ .table-wrapper, article h2 ~ table", all => all[0]?.innerText ?? "");
+  const found = await results(page, at, id);
+  return [
+    ...ways.some(way => way.startsWith(`${at}studies/${study}.html#`)) ? [] : ["leads to no section of its study"],
+    ...around ? [] : ["leads to no page before or after it"],
+    ...["verdict", "measured", "rule", "source"].filter(word => !known.includes(word)).map(word => `does not say the ${word} of ${id}`),
+    ...found.some(({to}) => to.startsWith(name)) ? [] : [`is not found by a search for "${id}"`],
+  ].map(fault => `${name}: ${fault}`);
 }
 
 async function moveSliders(page) {
@@ -202,6 +220,9 @@ async function site(folder, wanted) {
   const [page] = await Promise.all([reader(), reader()]);
   if (!wanted.length) deadLinks(folder, at, known).forEach(fault => faults.add(fault));
   (await search(page, at, "delta rule").catch(error => [`the search fails: ${error.message}`])).forEach(fault => faults.add(fault));
+  const claims = names.filter(name => name.startsWith("claims/"));
+  if (claims.length) (await readClaims(page, at, claims[0]).catch(error => [`${claims[0]}: ${error.message}`])).forEach(fault => faults.add(fault));
+  else if (!wanted.length) faults.add("no page has the claims of a section");
   if (!wanted.length && ![...known.values()].some(({explorers}) => explorers)) faults.add("no page has an explorer: were the studies executed?");
   await chromium.close();
   return [faults, `${names.length} pages, at ${WIDTHS.join(" and ")} px, ${SCHEMES.join(" and ")}`];

@@ -13,19 +13,23 @@ import subprocess
 import sys
 from base64 import b64decode
 from collections import Counter, defaultdict
+from copy import deepcopy
 from html import escape
 from html.parser import HTMLParser
 from io import BytesIO
+from itertools import chain, takewhile
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
+import pandas as pd
 from docutils.nodes import make_id
 from PIL import Image
 
-from memlab.lab.board import board, table_of, unsaid
+from memlab.lab.board import board, finding_of, table_of, unsaid
 from memlab.lab.claims import read_claims
 from memlab.lab.explore import FRAMES
+from memlab.lab.report import earlier, verdict_table
 from memlab.lab.runner import WIDGET
 from memlab.lab.study import find_study, study_names
 
@@ -189,6 +193,83 @@ def page(nb: nbformat.NotebookNode, path: Path):
     nbformat.write(nb, file)
 
 
+# -- a page for each section of a study: its claims, with all that is known of them ------------------------------------
+
+def in_tables(cell: nbformat.NotebookNode) -> list[str]:
+    "What may be ids of claims in the tables that a cell shows."
+    return re.findall(r"<td[^>]*>([A-Z]+\d\w*)</td>", "".join(text for out in cell.get("outputs", []) for text in out.get("data", {}).get("text/html", "")))
+
+
+def sections(nb: nbformat.NotebookNode) -> dict[str, list]:
+    "The cells under each heading of a page."
+    found, title = defaultdict(list), ""
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": title = re.findall(r"^#+ +(.*)$", f"# {title}\n{cell.source}", re.M)[-1]
+        found[title].append(cell)
+    return found
+
+
+def groups(nb: nbformat.NotebookNode, ids: list[str]) -> dict[str, list[str]]:
+    "Claims of a study by the heading under which its page has them, or another part of the same statement, in a table first, before its appendix."
+    parts, found, whole = sections(nb), {}, lambda id: re.sub("[a-z]+$", "", id)
+    for title in takewhile("Appendix".__ne__, parts):
+        for id in chain.from_iterable(map(in_tables, parts[title])): found = {whole(id): title, id: title} | found
+    places = {id: found.get(id, found.get(whole(id))) for id in ids}
+    return {title: mine for title in parts if (mine := [id for id in ids if places[id] == title])}
+
+
+def results_of(name: str) -> Path | None:
+    "The committed verdicts of a study, at its largest preset."
+    places = [ROOT / "data" / "results" / name / preset for preset in PRESETS]
+    return next((place for place in places if (place / "claims.json").exists()), None)
+
+
+def claims_of(name: str) -> list[str]:
+    "The claims of a study that were judged."
+    return [r["id"] for r in read_claims(place / "claims.json")] if (place := results_of(name)) else []
+
+
+def facts(row: dict, shown: dict, before: int) -> str:
+    "What is known of a claim as a table: its numbers, its rule, where it comes from."
+    bar = lambda key: f"{row[key]:.3g} {row['unit']}" if pd.notna(row[key]) else "not said"
+    known = {label: shown[label] for label in ("verdict", "effect [interval]", "p", "q", "Holm", "seeds", "at", "measured", "rule")}
+    known |= {"smallest effect that matters": bar("least"), "size said": bar("said"), "source": shown["source"], "note": shown["note"], "earlier readings": before or "none"}
+    table = pd.DataFrame([(label, text) for label, text in known.items() if text != ""]).to_html(index=False, header=False, border=0, classes="facts")
+    return "".join(line.strip() for line in table.splitlines())
+
+
+def group_page(study, title: str, ids: list[str], nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "The page of a section of a study: its figures, and a heading for each of its claims."
+    parts, log, rows = sections(nb), earlier(results_of(study.name)), {r["id"]: r for r in read_claims(results_of(study.name) / "claims.json")}
+    known, shown = {c.id: c for c in study.claims}, {r["claim"]: r for r in verdict_table(list(rows.values())).to_dict("records")}
+    there = lambda heading, words: f'<a href="../../studies/{study.name}.html#{make_id(heading)}">{words}</a>'
+    changes = next(heading for heading, cells in parts.items() if any(cell.source.startswith("earlier(") for cell in cells))
+    cells = [nbformat.v4.new_markdown_cell(f"# Claims: {title.lstrip('0123456789. ')}\n\nThe claims behind {there(title, 'this section')} of *{study.question}*, with rules and all numbers. "
+                                           f"What they read before, and by which rules, stands in {there(changes, 'the log of changes')}.")]
+    figures = [deepcopy(cell) for cell in parts[title] if any("image/png" in out.get("data", {}) for out in cell.get("outputs", []))]
+    for cell in figures: cell.metadata["tags"] = ["remove-input"]
+    for id in ids:
+        said, advice = finding_of(known[id], rows[id])
+        words = " ".join([said, *[f"**Do:** {advice}"] * bool(advice)])
+        text = [f"## {id}", f"> {rows[id]['statement']}", words, facts(rows[id], shown[id], list(log.get("claim", ())).count(id))]
+        cells.append(nbformat.v4.new_markdown_cell("\n\n".join(text)))
+    return nbformat.v4.new_notebook(cells=cells[:1] + figures + cells[1:])
+
+
+def study_pages(path: Path):
+    "Write the page of a study, with a way from each of its sections to the page of their claims, and those pages."
+    nb, study = executed_study(path.stem), find_study(path.stem)
+    judged, entries = claims_of(study.name), []
+    for title, ids in groups(nb, judged).items():
+        place = f"claims/{study.name}/{make_id(title)}"
+        page(group_page(study, title, ids, nb), NBS / f"{place}.ipynb")
+        at = max(i for i, cell in enumerate(nb.cells) if cell in sections(nb)[title] and set(in_tables(cell)) & set(ids))
+        nb.cells.insert(at + 1, nbformat.v4.new_markdown_cell(f"[Rules and all numbers of these claims](../{place}.ipynb)"))
+        entries.append(f"/{place}")
+    if entries: nb.cells.append(nbformat.v4.new_markdown_cell(toctree("", entries)))
+    page(nb, path)
+
+
 def on_front_page(folder: str) -> list[str]:
     "The notebooks of a folder in the order in which the front page's list of ways has them."
     ways = "\n".join(cell.source for cell in nbformat.read(INDEX, 4).cells if "**Studies**:" in cell.source)
@@ -255,6 +336,12 @@ def without_finding(names: list[str]) -> list[str]:
     return [f"{study.name}, {f.parent.name}: {lack}" for study, f in files for lack in unsaid(study.claims, read_claims(f))]
 
 
+def without_group(names: list[str]) -> list[str]:
+    "Claims of some studies that no section of their page has in a table."
+    lost = {name: set(ids).difference(*groups(executed_study(name), ids).values()) for name in names if (ids := claims_of(name))}
+    return [f"{name}: no section of its page has {id} in a table: name it in a `brief`" for name, ids in lost.items() for id in sorted(ids)]
+
+
 def without_records(names: list[str]) -> list[str]:
     "Studies of which nothing is committed, and whose page shows something all the same without a word about it."
     lost = [(name, executed_study(name)) for name in names if not list((ROOT / "data" / "results" / name).glob("*/runs.parquet"))]
@@ -271,7 +358,7 @@ def sources(wanted: list[str]):
     modules = [module for module in syms if not wanted or module.removeprefix("memlab.").replace(".", "/") in wanted]
     found = {folder: [path for path in pages(folder) if not wanted or document(path) in wanted] for folder in (".", *FOLDERS)}
     for folder, paths in found.items():
-        for path in paths: page(executed_study(path.stem) if folder == "studies" else nbformat.read(path, 4), path)
+        for path in paths: study_pages(path) if folder == "studies" else page(nbformat.read(path, 4), path)
     start = [document(path) for path in found.pop(".")]
     if not wanted or "scoreboard" in wanted:
         (SOURCE / "scoreboard.md").write_text(scoreboard(), encoding="utf-8")
@@ -342,7 +429,7 @@ def faults(everything: bool) -> list[str]:
 if __name__ == "__main__":
     wanted = sys.argv[1:]
     studies = [name for name in study_names() if not wanted or f"studies/{name}" in wanted]
-    if lacks := without_records(studies) + without_finding(studies): sys.exit("\n".join(lacks))
+    if lacks := without_records(studies) + without_finding(studies) + without_group(studies): sys.exit("\n".join(lacks))
     assets.fetch()
     sources(wanted)
     shutil.rmtree(OUT, ignore_errors=True)

@@ -65,8 +65,8 @@ def docstring(app, what, name, obj, options, lines):
 
 
 def no_source(app, pagename, templatename, context, doctree):
-    "Pages of the API are made here: there is nothing to view or edit."
-    if pagename.startswith("api/"): context["page_source_suffix"] = ""
+    "Pages of the API and of claims are made here: there is nothing to view or edit."
+    if pagename.startswith(("api/", "claims/")): context["page_source_suffix"] = ""
 
 
 def excerpts(app, pagename, templatename, context, doctree):
