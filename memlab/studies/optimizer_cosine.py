@@ -270,17 +270,17 @@ for id, of, words in (('OC14c', 'SGD halves', 'SGD, two halves of the digits'),
 for id, rule in dict(OC14a='SGD', OC14d='Adam').items():
     study.finds(id, supported=f'For {rule} a chosen angle is a step length in disguise: a control ends {{effect}} '
                               f'apart.',
-                refuted=(f'For {rule} the angle can be chosen, and is no step length in disguise: at the worst of 19 '
-                         'targets the loss lies {effect} from that of a control that goes as far.',
-                         'Compare a steered step with a control that goes as far.' * (id == 'OC14a')))
-study.finds('OC13a', supported=('What the source called repulsion pulls the steps of two SGDs together, by {effect}.',
-                                'Check the sign of a steering term on a bowl.'),
-            refuted='What the source called repulsion does not pull the steps of two SGDs together: {effect}.')
+                refuted=(f'For {rule} an angle is more than a step length: at the worst of 19, a control that goes '
+                         'as far differs by {effect}.', 'Compare with such a control.' * (id == 'OC14a')))
+study.finds('OC13a', supported=('A published repulsion pulls the steps of two SGDs together, by {effect}.',
+                                'Try the sign on a bowl.'),
+            refuted='A published repulsion does not pull the steps of two SGDs together: {effect}.')
 HALVES, SHARED = 'two halves of the digits', 'halves that share their outputs'
 for id, words in dict(OC14c=f'SGD, {HALVES}', OC14e=f'Adam, {HALVES}', OC14f='Adam, documentation and code',
                       OC14g='SGD, permuted pixels', OC14h='Adam, permuted pixels', OC14i=f'SGD, {SHARED}',
                       OC14j=f'Adam, {SHARED}').items():
-    study.finds(id, supported=(f'Steps at right angles forget less of the first task ({words}), by {{effect}}.',
-                               'Steer to right angles where tasks have outputs of their own.' * (id == 'OC14c')),
-                refuted=f'Steps at right angles do not keep the first task ({words}): {{effect}}.',
-                inconclusive=f'Whether right angles keep the first task is open ({words}): {{effect}}.')
+    study.finds(id, supported=(f'Steps at right angles lower the loss of the first task ({words}), by {{effect}}.',
+                               'Judge memory on tasks that share outputs.' * (id == 'OC14c')),
+                refuted=f'Steps at right angles do not keep the first task ({words}): they lower its loss by '
+                        f'{{effect}}.',
+                inconclusive=f'Whether right angles keep the first task is open ({words}): {{effect}} lower loss.')
