@@ -1,8 +1,11 @@
 """The claims of the study of depth on invented numbers, what its arms share and may differ in, and that each claim finds what its arms measure."""
+import json
+import re
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from itertools import product
 from math import inf
+from pathlib import Path
 
 import invented
 import pandas as pd
@@ -19,6 +22,7 @@ from memlab.lab.rules import Artefact, Equal, Less, More, check_twins, error_rat
 from memlab.studies import depth as study
 from memlab.studies.depth import EVERY, INDEPENDENT, LONG, PAST, PLAIN, WORDS, started, weighted
 
+ROOT = Path(__file__).resolve().parents[1]
 CLAIMS, SEEDS = {c.id: c for c in study.study.claims}, 6
 
 
@@ -149,8 +153,8 @@ def test_a_rule_gives_the_verb():
 def test_the_answer_is_short_whatever_it_is():
     "With what to do, and the scale."
     of = lambda id, verdict: finding_of(CLAIMS[id], dict(verdict=verdict, effect=.1, ci_low=.1, ci_high=.1, unit=CLAIMS[id].unit))
-    longest = [max(len(' '.join(of(id, v)).split()) for v in ('supported', 'refuted', 'inconclusive')) for id in ('DP15a', 'DP28h', 'DP29b')]
-    assert sum(longest) + len('Do: Scale: byte models of six layers, width 32, 600 to 1,800 steps.'.split()) <= 120
+    longest = [max(len(' '.join(of(id, v)).split()) for v in ('supported', 'refuted', 'inconclusive')) for id in ('DP15a', 'DP19b', 'DP28h')]
+    assert sum(longest) + len('Do: (*Plain* loses 2.17, counting pairs 2.61.) Scale: byte models of six layers, width 32, 600 to 1,800 steps.'.split()) <= 120
 
 
 def test_an_arm_that_is_said_to_fail_may_fail():
@@ -270,3 +274,86 @@ def test_losses_on_confidence_and_masks_differ_in_themselves_alone():
     for on, off in study.twins(): check_twins(on, off, ('model.mask',))
     own, every = (asked('feedback')[n].model for n in ('ordinary attention', 'layer feedback'))
     assert replace(own, sees='layers') == every
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+PAGE = json.loads((ROOT/'nbs/studies/depth.ipynb').read_text(encoding='utf-8'))['cells']
+SUM, FED = 'MLP sees x + a', ('layer feedback', 'ordinary attention')
+
+
+def off(ours, theirs=PLAIN, early=False): return lambda r: study.cost(r, ours, theirs, early).mean()
+def held(arm, step): return lambda r: mean(r, 'val_loss', arm, r.step == step)
+def left(item, arm=EVERY): return lambda r: mean(r, 'exit_ce', arm, r['item'] == item)
+def going(item, layer): return lambda r: 100 * mean(r, 'exit_share', EVERY, (r['item'] == item) & (r.layer == layer))
+def half(arm, layer=3): return lambda r: mean(r, 'lens_ce', arm, (r.layer == layer) & (r.position == 'rest')) - mean(r, 'lens_ce', arm, (r.layer == 6) & (r.position == 'rest'))
+def term(name): return lambda r: (study.exit_loss(r, name) - study.exit_loss(r, EVERY)).mean()
+def kind(a, b, arm): return lambda r: (study.exit_loss(r, arm, a) - study.exit_loss(r, arm, b)).mean()
+def mean(r, metric, arm, where): return r[(r.metric == metric) & (r.arm == arm) & where].value.astype(float).mean()
+
+
+def lot(item, arm):
+    "What a threshold loses over a lot that lets as many tokens leave at every layer."
+    def over(r):
+        shares = r[(r.metric == 'exit_share') & (r.arm == arm) & (r['item'] == item)].groupby('layer').value.mean()
+        return left(item, arm)(r) - sum(s * left(f'layer {l:.0f}', arm)(r) for l, s in shares.items())
+    return over
+
+
+SAID = {   # words of the page -> what their numbers are; None: not a measurement
+    '(*Plain* loses 2.17, counting pairs 2.61': [held(PLAIN, 600), lambda r: mean(r, 'floor', PLAIN, r['item'] == 'bigram')],
+    'they lose 2.007 and 2.003 nats a byte, the sixth 2.017': [left(f'layer {i}') for i in (3, 4, 6)],
+    'loses .40 nats against one that sees the stream too, little less than having no attention at all costs (.47)': [off('MLP sees a', SUM), off('no attention')],
+    'costs −.002 after a third of the steps and −.005 at the end, and one MLP of $[x; a]$ is within .02': [off('a not written', early=True), off('a not written'), off('[x; a] alone, equal weights')],
+    '*plain* goes from 2.19 there to 1.70': [held(LONG, 600), held(LONG, 1800)],
+    'one factor still gains .22 of .47': [off('attention, summed, as gate', 'no attention'), off('no attention')],
+    "*gains* .08": [off('own value deleted')],
+    'and costs −.003; the tied MLP saves 48 % and costs .09, the narrow one of as many weights .10; one block costs .13, and .03 when': [off(n) for n in ('QKV tied', 'MLP tied', 'narrow MLP', 'one block', 'one block, equal weights')],
+    'Random keys cost .05, random queries and keys .24 to .25': [off(n) for n in ('random K, 1/√d', 'random QK, 1/√C', 'random QK, 1/√d')],
+    'rotary ones give .39 back': [off('positions rotary')],
+    'ends .03 below the skip, token gates .10 to .21 above it; 32 vectors': [off(n, LONG) for n in ('a scalar gate', 'a token gate', 'a token gate, idempotence 1')],
+    'cost .19 nats at σ 5, .17 at σ 1 and .12 at σ .02, eight cost .07': [off('32 vectors, σ 5'), off('32 vectors, σ 1'), off('32 vectors, σ 0.02'), None, off('8 vectors, σ 5')],
+    'costs *plain* .38 at three times the rate and .03 at the usual one; the product pays .14 there': [off(started(way, rate, True), started(way, rate)) for way, rate in ((PLAIN, 'rate × 3'), (PLAIN, 'rate'), ('product', 'rate'))],
+    '32 vectors cost .02, so': [off('32 vectors, σ 5', early=True)],
+    'stopping all tokens at the third layer loses 2.007 nats; a threshold that takes them to a depth of 3.5 on average loses 2.040, the halting signal at 3.1 2.015': [left('layer 3'), lambda r: mean(r, 'exit_depth', EVERY, r['item'] == 'p >= 0.4'), left('p >= 0.4'), lambda r: mean(r, 'exit_depth', EVERY, r['item'] == 'cos > 0.995'), left('cos > 0.995')],
+    '15 % leave at the first layer, 79 % at the last': [going('p >= 0.7', 1), going('p >= 0.7', 6)],
+    'Independent layers lose 1.918 at the last and 1.943 half-way': [left('layer 6', INDEPENDENT), left('layer 3', INDEPENDENT)],
+    '(DP30a: it *gains* .007 there)': [half(EVERY)],
+    'cost .04 or more, and .20 to .76 at weight 1': [term(weighted('label rewarded', .1)), term(weighted('label rewarded', 1)), term(weighted('rewarded', 1))],
+    'ends .045 below ordinary attention': [off(*FED)],
+    'a mixture of them .058 below; without gradients into the past the first ends .18 above': [off('layer feedback, mixed', FED[1]), off('layer feedback, detached', FED[1])],
+    'the two differ by .009, beside .22 without it': [off(*pair) for pair in PAST],
+    'a threshold loses .027, mean': [kind('threshold', 'fixed layer', INDEPENDENT)],
+    'from .003 above it to .003 below with one block, from .008 above to .011 below': [lot('p >= 0.2', EVERY), lot('p >= 0.7', EVERY), lot('p >= 0.2', INDEPENDENT), lot('p >= 0.7', INDEPENDENT)],
+    'from .02 after 200 steps to .19 after 600': [off('32 vectors, σ 5', early=True), off('32 vectors, σ 5')],
+    '(2.36 and 2.35)': [held('32 vectors, σ 5', 600), held(PLAIN, 400)],
+    'They lose .027': [half(INDEPENDENT)],
+    'the first layer loses .14': [half(INDEPENDENT, 1)],
+    'By .03 in all, and by .05 at step 600': [off('a scalar gate', LONG), off('a scalar gate', LONG, early=True)],
+    '.39 nats, after 200 steps already .38': [off('positions rotary'), off('positions rotary', early=True)],
+    'it costs .40 nats not to': [off('MLP sees a', SUM)],
+}
+
+
+@cache
+def committed(): return pd.read_parquet(ROOT/'data/results/depth/cpu/records.parquet')
+
+
+@pytest.mark.parametrize('words', SAID)
+def test_the_text_says_what_the_records_say(words):
+    assert any(words in ''.join(c['source']) for c in PAGE)
+    numbers = re.findall(r'\d*\.\d+|\d+(?= %)', words) if '%' in words and 'leave' in words else re.findall(r'\d*\.\d+', words)
+    assert len(numbers) == len(SAID[words])
+    for n, ask in zip(numbers, SAID[words]):
+        if ask: assert abs(float(n) - abs(ask(committed()))) <= .5 * 10. ** -len(n.partition('.')[2]) + 1e-6, (n, ask(committed()))
+
+
+def test_the_answer_fits_its_box():
+    said = next(c for c in PAGE if ''.join(c['source']).startswith('box(study'))
+    assert len(''.join(said['outputs'][0]['data']['text/markdown']).split()) <= 120
+
+
+@pytest.mark.parametrize('words,arm', [('saves 18 % of the weights and costs', 'QKV tied'), ('the tied MLP saves 48 %', 'MLP tied')])
+def test_the_text_says_what_tying_saves(words, arm):
+    assert any(words in ''.join(c['source']) for c in PAGE)
+    assert f'saves {1 - weights(arm) / weights(PLAIN):.0%}'.replace('%', ' %') in words

@@ -461,8 +461,7 @@ for row in (
      'Share one block: it saves most of the weights.'),
     ('DP18b', 'One block for all layers, widened to as many weights,', 'Spend weights on layers of their own.',
      'Count arithmetic too: a wide block works in every layer.'),
-    ('DP19b', 'One set of queries, keys and values for all layers, instead of one each,',
-     'Tie queries, keys and values where weights are scarce.'),
+    ('DP19b', 'One set of queries, keys and values for all layers', 'Tie queries, keys and values first.'),
     ('DP19c', 'Tying queries, keys and values, instead of narrowing attention to as few weights,',
      'Tie attention rather than narrow it.', 'Narrow attention rather than tie it: that saves arithmetic too.'),
     ('DP19d', 'Tying the MLP of all layers, instead of narrowing it to as few weights,',
@@ -478,10 +477,10 @@ for row in (
 # %% ../../nbs/studies/depth.ipynb #00978c36
 SHORT, EARLY = 'a warm-up of 10 steps instead of 100', 'a third into training'
 for row in (
-    ('DP21a', 'Multiplying tokens by their positions, instead of adding them,', 'Add positions.'),
+    ('DP21a', 'Multiplying tokens by their positions, instead of adding them,', 'Do not multiply by positions.'),
     ('DP21b', 'Multiplying tokens by positions that start at one, instead of adding them,'),
     ('DP21c', 'Leaving out positions', 'Keep positions.'),
-    ('DP21d', 'Adding positions again in every layer', 'Add positions in every layer.'),
+    ('DP21d', 'Adding positions again in every layer', 'Where positions are added, add them in every layer.'),
     ('DP22a', f"With GPT-2's block at the usual rate, {EARLY}, {SHORT}"),
     ('DP22b', f"With GPT-2's block at three times the rate, {EARLY}, {SHORT}",
      'Warm up longer where the rate is large.'),
@@ -503,7 +502,7 @@ for row in (
     ('DP26a', 'Taking the absolute value of the stream after every layer', 'Leave the stream its signs.'),
     ('DP26b', 'Taking the absolute value of the stream after the last layer'),
     ('DP27a', 'A prefix of 32 learned vectors of σ 5', 'Put large learned vectors before every sequence.',
-     'Put no learned vectors before a sequence.'),
+     'Put no learned vectors before a short text.'),
     ('DP27b', 'A prefix of 32 learned vectors of σ 1'),
     ('DP27c', 'A learned sink of attention, instead of a prefix of 32 learned vectors of σ 5,'),
     ('DP27d', 'A prefix of one learned vector of σ 5, instead of 32,')): found(*row)
@@ -516,14 +515,14 @@ for x, y, term in zip('abc', 'def', ON_CONFIDENCE):
     found(f'DP28{y}', f'With early exit, {term} beside a loss where tokens leave, instead of that loss alone,')
 found('DP28g', 'With early exit, a loss only where tokens leave, instead of after every layer,',
       'Train every layer to be read.')
-LEAVE = 'Letting each token leave at the first layer where the model is confident'
+LEAVE = 'Letting each token leave where the model is confident'
 study.finds('DP28h', supported=(f'{LEAVE} beats one depth for all: {{effect}}, mean over depths.',
                                 'Let tokens leave by confidence.'),
-            refuted=(f'{LEAVE} beats one depth for all by less than 0.01 nats, if at all: {{effect}}, mean over '
-                     'depths.', 'Stop all tokens at one layer: it is simpler.'))
+            refuted=(f'{LEAVE}, instead of one depth for all, costs {{less}}, mean over depths.',
+                     'Stop all tokens at the best layer.'))
 STILL = 'Letting each token leave where a layer hardly turns its stream'
 study.finds('DP28i', supported=(f'{STILL}, which needs no readout, loses less than 0.02 nats on leaving by confidence, '
-                                'if at all: {effect}.', 'Where a readout is dear, leave by the halting signal.'),
+                                'if at all: {effect}.', 'Where tokens must leave one by one, try the halting signal.'),
             refuted=(f'{STILL} loses on leaving by confidence: {{effect}}.', 'Leave by confidence.'))
 
 # %% ../../nbs/studies/depth.ipynb #1d73387b
