@@ -356,7 +356,7 @@ def _described(name):
     said = lambda f: 'needed' if (u := default_of(f)) is MISSING else str(u).lower() if u in (None, True, False) else ','.join(map(str, u)) if isinstance(u, tuple) else u
     kind = TASKS[name]
     why = settings_of(kind.task, dict(kind.inner), of=comment_of)
-    lines = [f'  {n}  {why[n]} [{said(f)}]'.replace('   ', '  ') for n, f in settings_of(kind.task, dict(kind.inner)).items()]
+    lines = [f'  {n}  {why[n]} [{said(f)}]' for n, f in settings_of(kind.task, dict(kind.inner)).items()]
     needs = ' '.join(f'{n}=...' for n, f in settings_of(kind.task, dict(kind.inner)).items() if default_of(f) is MISSING)
     return '\n'.join([f'{kind.task.__doc__}', '', 'Settings are written NAME=VALUE; those of the mixer begin with mixer., such as mixer.conv=0.', '', '\b', 'Settings:', *lines,
                        '', '\b', 'Example:', f'  memlab train {name} {needs}'.rstrip() + ' --mixer delta --steps 500'])

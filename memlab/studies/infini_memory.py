@@ -675,8 +675,8 @@ study.finds('IM4a', inconclusive=('On text no gain over a write-disabled twin is
                     '{effect}.')
 study.finds('IM5a', refuted=('Leaving attention out of the first of two layers makes perplexity higher, by {effect}.',
                              'Keep attention in the first layer.'))
-study.finds('IM5b', refuted='Of six layers at equal parameters, one without attention first and with a wider MLP does '
-                            'better, by {less}.')
+study.finds('IM5b', refuted='A wider MLP in place of attention in the first of six layers changes the result by '
+                            '{effect}; below zero is better.')
 study.finds('IM7b', supported='Trained with the cosine to the mean key, a model chooses memories by content: '
                               '{effect}.')
 study.finds('IM7c', refuted="With weights trained by the cosine, the source's rule, too, chooses better than "
