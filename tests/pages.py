@@ -17,11 +17,22 @@ QUIET = re.compile(r'```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$|\]\([^)]*\)|^#+ [
 
 
 @cache
+def sources(study: str, kind: str) -> list[str]:
+    "The cells of a page, of one kind."
+    cells = json.loads((ROOT/'nbs'/'studies'/f'{study}.ipynb').read_text(encoding='utf-8'))['cells']
+    return [''.join(c['source']) for c in cells if c['cell_type'] == kind]
+
+
+@cache
 def prose(study: str) -> str:
     "The text of a page, its references left out."
-    cells = json.loads((ROOT/'nbs'/'studies'/f'{study}.ipynb').read_text(encoding='utf-8'))['cells']
-    texts = (''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
-    return '\n\n'.join(t for t in texts if not t.startswith('## References'))
+    return '\n\n'.join(t for t in sources(study, 'markdown') if not t.startswith('## References'))
+
+
+@cache
+def boxed(study: str) -> str:
+    "What is typed into the boxes of a page, beside what their claims read."
+    return '\n\n'.join(s for s in sources(study, 'code') if s.startswith('box('))
 
 
 @cache
@@ -38,7 +49,7 @@ def claims(study: str) -> dict[str, dict]:
 
 def check(study: str, words: str, measured: Callable[[], list[float | None]]):
     "The page has these words, and each of their numbers is what was measured, to the digits shown. None: it was set, not measured."
-    assert words in prose(study), 'the page has no such words'
+    assert words in prose(study) or words in boxed(study), 'the page has no such words'
     said = NUMBER.findall(QUIET.sub(' ', words))
     for number, value in zip(said, measured(), strict=True):
         digits = number.replace('−', '-').replace(',', '')
