@@ -1,8 +1,11 @@
 """The claims of the study of sequential memory on invented numbers, and what its arms must share and may differ in."""
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 
 import invented
+import pages
+import pandas as pd
 import pytest
 import torch
 from invented import diverged, of, without
@@ -10,6 +13,9 @@ from memlab.lab.arm import check_factors
 from memlab.lab.board import finding_of, in_two_digits
 from memlab.lab.claims import judge, names_of
 from memlab.lab.rules import error_rates, wrong
+from memlab.lab.values import at_end, rows_of
+from memlab.nn.lm import ResidualLMConfig
+from memlab.nn.variants import vanilla
 from memlab.studies import sequential_memory as study
 
 CLAIMS, SEEDS = {c.id: c for c in study.study.claims}, 6
@@ -137,7 +143,6 @@ def test_what_is_missing_decides_nothing(claim):
 
 def test_the_best_way_is_chosen_by_the_other_seeds():
     "A way that is best on one seed alone is taken for no seed: not for this one, and the others do not need it."
-    import pandas as pd
     table = pd.DataFrame({'steady': [.5, .5, .5], 'lucky': [1., .1, .1]})
     assert study.best(table).tolist() == [.5, .1, .1]        # seeds 1 and 2 see luck on seed 0, and pay for it
     assert study.best(table[:1]).tolist() == [.5]
@@ -253,3 +258,126 @@ def test_an_early_stop_differs_in_the_stop_alone():
     for load in study.LOADS:
         kept, stopped = (plan('cpu')[f'{load} load, {way}'][0] for way in ('many times', 'stopped early'))
         assert kept.task == stopped.task and kept.train == replace(stopped.train, solved=None) and stopped.train.solved is not None
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+ORDERED, SHUFFLED = ((f'{order}, read once', f'{order}, read five times') for order in study.ORDERS)
+NEVER, ELEMENTS = 'unread', ('element', 1)
+
+
+def claim(id, name='effect'): return pages.claims('sequential_memory')[id][name]
+
+
+@cache
+def read(metric): return pages.records('sequential_memory')[lambda r: r.metric == metric]
+
+
+def mean(metric, arm, **where): return study.mean_of(read(metric), metric, arm, **where).mean()
+def last(metric, arm): return at_end(read(metric), metric, arm)
+
+
+def inside(arm, late):
+    "What a block wins that is read again: one of the last quarter of its text, or another."
+    found = rows_of(read('change_inside'), 'change_inside', arm)
+    return -found[(found.position.astype(int) >= 144) == late].groupby('seed').value.mean().mean()
+
+
+def beside(arm, away): return sum(mean('change', arm, position=f'{sign * k}') for sign in (-1, 1) for k in away) / len(away) / 2
+def fading(arm): return beside(arm, study.FAR) - beside(arm, study.NEAR)
+def later(rows): return rows[rows.step > rows.step.max() / 2]
+def recalled(*lags): return pd.concat([study.asked(read('recall_gain'), lag) for lag in lags])
+def of_new(name): return mean('train_loss', f'pairs, {name}')
+def gain(*by): return study.best(study.over_scales(read('token_nll'), study.gained, *by)).mean()
+def to_come(*by): return study.best(*(study.over_scales(read('token_nll'), f, *by) for f in (study.gained, study.to_come))).mean()
+def last_words(*by): return -study.best(study.over_scales(read('token_nll'), study.known_words, *by)).mean()
+def right(metric, lag=study.JUST): return study.share(read(metric), metric, lag).mean()
+def number(metric): return 8 * rows_of(read(metric), metric, study.READER, item=study.JUST).groupby('seed').value.sum()   # of eight sentences at each look
+def copied(name, step): return mean('copied', f'copying, {name}', step=step)
+def answered(*falls): return [study.recalled(read('answered'), fall).mean() for fall in falls]
+
+
+@cache
+def after(kind, way): return study.both(read('task_loss'), kind, way).mean()
+
+
+def forgets(kind, *ways): return [-after(kind, way).bwt for way in ways]
+def lags(way): return after('digits', 'alternation').new - after('digits', way).new
+def bits(load, way): return last('bits_per_parameter', f'{load} load, {way}')
+def exposures(load): return last('exposures', f'{load} load, stopped early')
+def size(preset): return study.trained(plan(preset)['texts, alternation, forth'][0].model, 256)
+
+
+SAID = {   # words of the page -> what their numbers are; None: set, not measured
+    'in 192 windows of 64': lambda: [(t := plan('cpu')[ORDERED[0]][0].task).windows, t.length],
+    'a model of 22,000 weights': lambda: [round(study.trained(ResidualLMConfig(block=vanilla(d_model=32, n_layers=1, n_heads=1), max_len=32), 256), -3)],
+    'with 95 % intervals': lambda: [None],
+    'a factor of 2.7 in probability: .01 nats are': lambda: [math.e, None],
+    # 1. what followed a passage
+    'a block that is read again loses .16 to .27 nats': lambda: [f(-mean('change_inside', a) for a in ORDERED + SHUFFLED) for f in (min, max)],
+    'A is .002 after one reading in order and .017 after five, .003 and .004 where': lambda: [mean('forward_minus_backward', a) for a in ORDERED + SHUFFLED],
+    '(.013, with an interval that just leaves out zero;': lambda: [claim('SM20b')],
+    'in order gains .037 nats and a shuffled one loses .026: a gap of .063 nats': lambda: [-mean('change', ORDERED[1]), mean('change', SHUFFLED[1]), -claim('SM20c')],
+    '2 % of the 2.7 nats that a byte cost over the five readings': lambda: [-100 * claim('SM20c') / (cost := sum(mean('train_loss', a) for a in (ORDERED[1], SHUFFLED[1])) / 2), cost],
+    'the difference is .000, at most .011': lambda: [claim('SM20d'), -claim('SM20d', 'ci_low')],
+    '.034 of it are there after a single reading': lambda: [-study.around(read('change'), 'once').mean()],
+    'a reader gains .034 nats more than seven and eight away, in order or shuffled': lambda: [(fading(ORDERED[1]) + fading(SHUFFLED[1])) / 2],
+    '(.23 nats; .28 in the rest; shuffled .27 and .25)': lambda: [inside(a, late) for a in (ORDERED[1], SHUFFLED[1]) for late in (True, False)],
+    # 2. the text before, and groups
+    'by −.05 (one step) to .09 nats (eight)': lambda: [claim('SM2a'), claim('SM2b')],
+    'of about 3.1 that an unread one costs': lambda: [later(read('unread_nll')).value.mean()],
+    'seeds lie between −.42 and .34': lambda: [f(recalled(1, 2, 4, 8)) for f in (min, max)],
+    'groups of elements leave .002 nats more than one rate, best against best .009': lambda: [claim('SM16a'), claim('SM16b')],
+    'Groups of tensors leave .11 more': lambda: [claim('SM16c')],
+    'a new text costs 1.0 nat more': lambda: [sum(of_new(study.grouped('tensor', 'mean', 16., k)[0]) for k in range(4)) / 4 - of_new('one rate × 4')],
+    'which tensors are fast moves that by .05 (open)': lambda: [claim('SM16d')],
+    'seem to gain .80 nats, where they harm sentences to come by as much, .79': lambda: [gain(*ELEMENTS) - gain(), to_come(*ELEMENTS) - to_come()],
+    '(3.23 nats against 3.25, each': lambda: [last_words(*ELEMENTS), last_words()],
+    'groups of tensors 1.2 nats worse': lambda: [-claim('SM16h')],
+    # 3. tokens and words
+    'of sentences that were just read 32 times, .40 of last tokens are right, .03 of words by one token, .07 in full; .19 could be': lambda: [plan('cpu')[study.READER][0].task.window, *(right(m) for m in ('last_token', 'one_token', 'full', 'single'))],
+    'Of words of one token .15 are right': lambda: [right('one_token_of_single')],
+    'never read .10 of last tokens are right': lambda: [right('last_token', NEVER)],
+    'From just read to 33 steps ago, words in full fall from .07 to almost none': lambda: [None, right('full')],
+    '(68 points, here 25)': lambda: [100 * claim('SM17b', 'said'), 100 * claim('SM17b')],
+    '.10 there, .25 where they were read': lambda: [study.token_gap(pages.records('sequential_memory'), NEVER).mean(), claim('SM17b')],
+    'asks for 24 sentences just read, eight at each of three moments; 2 to 8 of their last words are one token, 54 over all seeds, of which 8 are right': lambda: [8 * read('single').step.nunique(), (n := number('single')).min(), n.max(), n.sum(), number('one_token').sum()],
+    'moves a seed by .1 or more': lambda: [1 / number('single').max()],
+    # 4. copying and contexts
+    'copies .76 of random letters copies .05 after 33 windows of sentences and .02 after four hundred': lambda: [copied('no repeats', 0), copied('no repeats', 33), None, copied('no repeats', 396)],
+    'with a fifth of the sentences said twice .09 and .02': lambda: [copied('a fifth repeated', 33), copied('a fifth repeated', 396)],
+    'in the context .16 of facts are known without it; where it goes at once .97, fast or slowly .96': lambda: answered('stays', 'at once') + [sum(answered(*study.SPEEDS)) / 3],
+    # 5. components
+    'on digits alternation forgets .59 nats a turn, a component for each task .06, low-rank matrices .33, replay of 5 % .49': lambda: (f := forgets('digits', 'alternation', 'component', 'low rank', 'replay 5 %'))[:3] + [None, f[3]],
+    'EWC and SI forget .30 and .27, and the navigator, as the source coded it, .11': lambda: forgets('digits', 'EWC', 'SI', 'navigator first'),
+    'they learn the last task .11 to .14 nats worse': lambda: [f(lags(way) for way in ('EWC', 'SI', 'navigator first')) for f in (min, max)],
+    'alternation forgets .18, and everything else between .11 and .17': lambda: forgets('texts', 'alternation') + [f(forgets('texts', *study.WAYS, 'replay 1 %', 'frozen bottom')) for f in (min, max)],
+    'ends .18 nats better there all the same (2.41 against 2.59)': lambda: [(ours := after('texts', 'navigator first').acc) - (theirs := after('texts', 'alternation').acc), -ours, -theirs],
+    'the last one by .15; it forgets less by .05': lambda: [after('texts', 'navigator first').new - after('texts', 'alternation').new, claim('SM23h')],
+    'At a rate of .003': lambda: [plan('cpu')['digits, alternation, forth'][0].train.optimizer.lr],
+    # 6. bits
+    '1,024 of them (the *light* load, 4.5 bits for each parameter) or 2,048 (the *heavy* one, 8.9)': lambda: [x for load in study.LOADS for x in (plan('cpu')[f'{load} load, few times'][0].task.facts, last('bits_offered_per_parameter', f'{load} load, few times').mean())],
+    'after a thousand exposures 1.54 bits a parameter (1.52 to 1.56;': lambda: [claim('SM24a'), claim('SM24a', 'ci_low'), claim('SM24a', 'ci_high')],
+    'after a hundred .56': lambda: [claim('SM24b')],
+    '.95 at the light load, after 153 to 226 exposures': lambda: [bits('light', 'stopped early').mean(), exposures('light').min(), exposures('light').max()],
+    'the mean, .20, hides two kinds: ten seeds stop after 14 to 20 exposures at .04 to .07 bits': lambda: [(b := bits('heavy', 'stopped early')).mean(), (n := exposures('heavy').nsmallest(10)).min(), n.max(), (few := b[n.index]).min(), few.max()],
+    'two after about 130 at .9': lambda: [(n := exposures('heavy').nlargest(2)).mean(), bits('heavy', 'stopped early')[n.index].mean()],
+    'so its .59 is 1.54 less .95; at the heavy load alone it is 1.34, at the light one .49': lambda: [claim('SM24c'), claim('SM24a'), study.held(read('bits_per_parameter'), 'stopped early').mean(), *((bits(load, 'many times') - bits(load, 'stopped early')).mean() for load in ('heavy', 'light'))],
+    'large models holds for 3,664 weights': lambda: [study.trained((a := plan('cpu')['light load, few times'][0]).model, a.task.vocab_size)],
+    # limits and plan
+    'with which the last task was learned within .1 nats': lambda: [None],
+    'it forgets within .1 nats of the component': lambda: [None],
+    '*SM17b* rests on 54 words of one token': lambda: [number('single').sum()],
+    'models of bytes are 14 times as large': lambda: [size('gpu') / size('cpu')],
+    'Brackets are 95 % intervals': lambda: [None],
+    'within .05 nats of the best single rate: now an interval over seeds must lie above .05, or below it': lambda: [claim('SM16b', 'least')] * 2,
+    'come within 5 points of tokens': lambda: [100 * claim('SM17b', 'least')],
+    'would read supported (.80 nats)': lambda: [gain(*ELEMENTS) - gain()],
+    'has been read once to 32 times': lambda: [plan('cpu')[study.READER][0].task.window],
+}
+
+
+@pytest.mark.parametrize('words', SAID)
+def test_the_text_says_what_was_measured(words): pages.check('sequential_memory', words, SAID[words])
+
+
+def test_no_other_number_is_typed(): assert pages.untested('sequential_memory', SAID) == []
