@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import invented
+import pages
 import pandas as pd
 import pytest
 import torch
@@ -19,6 +20,7 @@ from memlab.lab.rules import MoreOften, Often
 from memlab.nn.mixer_lm import count_block_parameters
 from memlab.nn.softmax import AttentionConfig, UnifiedKVConfig
 from memlab.studies import mqar
+from memlab.train.schedule import Solved
 
 CLAIMS = {c.id: c for c in mqar.study.claims}
 STEPS = range(0, 3001, 100)
@@ -364,3 +366,44 @@ def test_a_run_that_blows_up_on_the_command_line_is_told(tmp_path, monkeypatch):
 
 def test_every_claim_says_what_it_comes_to_either_way():
     invented.say_either_way(CLAIMS.values())
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+def claim(id, field): return pages.claims('mqar')[id][field]
+def before(id, verdict): return next(r['effect'] for r in read_json(pages.ROOT/'data/results/mqar/cpu/history.json') if (r['id'], r['verdict']) == (id, verdict))
+def weights(): return plan('cpu')['memory as feed-forward'][0].model.std
+def width(): return plan('cpu')['attention rope 2'][0].model.mixers[0].d_model
+
+
+def in_a_tenth():
+    "The best that trials of the memory with even weights reach after a tenth of the steps of a run."
+    rows, arm = pages.records('mqar'), 'memory as feed-forward, even'
+    return rows.value[(rows.metric == 'accuracy') & rows.arm.str.startswith(f'{arm} trial') & (rows.step == plan('cpu')[arm][0].train.steps // 10)].max()
+
+
+SAID = {   # words of the page -> what their numbers are; None: set, not measured
+    'a row has 8 pairs in 32 tokens, the stream is 32 wide, training is 3,000 steps of 64 fresh rows': lambda: [mqar.NANO.pairs, mqar.NANO.length, width(), plan('cpu')['attention rope 2'][0].train.steps, plan('cpu')['attention rope 2'][0].task.rows],
+    'when it recalls 99.5 % twice in a row': lambda: [100 * Solved().bar],
+    'a sixth (one layer) to a twelfth (two) of 3,000 steps': lambda: [plan('cpu')['attention learned 1'][0].train.steps],
+    'With weights of .02 in a stream of 32': lambda: [weights(), width()],
+    'two evaluations in a row reach .995': lambda: [Solved().bar],
+    'Initial weights of .02 suit a stream of width 768': lambda: [mqar.even_std(768), None],
+    'In a stream of 32 the same weights pass on 1/24 of the variance': lambda: [width(), 1, (mqar.even_std(width()) / weights()) ** 2],
+    'as .02 does at 768': lambda: [mqar.even_std(768), None],
+    'with weights of .02 and with weights scaled to the width': lambda: [weights()],
+    'moves by less than .02 over the last fifth': lambda: [None],
+    'to 95 % of the changed keys and the old one to at most 2 %': lambda: [None, None],
+    'to at most 70 % and the old one to at least 20 %': lambda: [None, None],
+    'with initial weights of .02, where the memory rested at .18 on every seed': lambda: [weights(), before('MQ14', 'refuted')],
+    'reached .91 after a tenth of the steps': lambda: [in_a_tenth()],
+    'those of .02 stay in the records': lambda: [weights()],
+    'a rank correlation of .9 in every family': lambda: [claim('MQ7a', 'least')],
+}
+
+
+@pytest.mark.parametrize('words', SAID)
+def test_the_text_says_what_was_measured(words): pages.check('mqar', words, SAID[words])
+
+
+def test_no_other_number_is_typed(): assert pages.untested('mqar', SAID) == []
