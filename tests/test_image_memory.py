@@ -239,6 +239,9 @@ def planned(preset):
     return [n for rig in (D1, D2) for n in (plan(preset)[rig][0].train.steps, plan(preset)[rig][0].task.rows)]
 
 
+def millions(): return sum(p.numel() for p in plan('cpu')[way(D1, 'noise')][0].model.build(0).parameters()) / 1e6
+
+
 PICTURES = study.Sizes.test
 SAID = {   # words of the page -> what their numbers are; None: set, not measured
     'The codes as they are would err by .27 on': lambda: [level('sketch_error', D1)],
@@ -293,7 +296,7 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'a low FD (training pictures: .36)': lambda: [level('fd_floor', D1)],
     'halves the guidance by memory (*G* .94 to .48)': lambda: levels('guidance_gain', D1, BASE, 'wrong codes'),
     'has .75 on D1 and .82 on D2': lambda: [level('agreement', way(base, 'no memory')) for base in (D1, D2)],
-    'Digits of 8 × 8 pixels, a transformer of 0.2 M weights, 800 steps': lambda: [None, None, sum(p.numel() for p in plan('cpu')[way(D1, 'noise')][0].model.build(0).parameters()) / 1e6, plan('cpu')[D1][0].train.steps],
+    'Digits of 8 × 8 pixels, a transformer of 0.2 M weights, 800 steps': lambda: [None, None, millions(), plan('cpu')[D1][0].train.steps],
     '39 on D2, 1.4 on D1, and no general size': lambda: [claim('IG1a'), level('gap', D1)],
     'is taken between 300 pictures, and between seeds of one model it goes from .9 to 2.1': lambda: [PICTURES, *range_of(seeds('fd_probe', D1))],
     'in claim 2 a tenth of TF and .02 of the variance': lambda: [None, claim('IG2c', 'least')],
@@ -304,6 +307,7 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'in 4 and 11, .02 for "not lower"': lambda: [None, None, -claim('IG4d', 'least')],
     '(800 steps of 32 pictures for D1 and of 16 for D2, in the place of 1,500 and 1,200 of 64)': lambda: [*planned('cpu')[:2], planned('cpu')[3], planned('gpu')[0], *planned('gpu')[2:]],
     'A claim reads models that beat the mean: TF below .8': lambda: [None],
+    "Scale: 0.2 M weights, scikit-learn's digits, 5 seeds": lambda: [millions(), len(plan('cpu')[D1][1])],
 }
 
 
