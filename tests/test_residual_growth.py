@@ -2,11 +2,14 @@
 
 And its arms: each differs from its base in what it is named after and in nothing else, on the same batches and from the same weights.
 """
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from math import exp, log
+from math import exp, log, sqrt
 
+import numpy as np
+import pages
 import pyarrow as pa
 import pytest
 import torch
@@ -15,8 +18,9 @@ from memlab.eval.held_out import HeldOut
 from memlab.eval.stream import Streams
 from memlab.lab import arm as arm_
 from memlab.lab.arm import with_factors
-from memlab.lab.claims import judge, names_of, power_table
+from memlab.lab.claims import judge, names_of, power_table, read_values
 from memlab.lab.records import RUNS, frame, record_table
+from memlab.lab.stages import second_looks, wrong_in_two
 from memlab.lab.study import joined, read_rows
 from memlab.nn.lm import residual_lm
 from memlab.studies import residual_growth as rg
@@ -442,3 +446,86 @@ def test_arms_of_a_seed_start_from_the_same_weights(begin, one, other, more):
     assert {'embed.weight', 'positions.weight'} | {f'layers.0.{n}.weight' for n in more.split(', ') if n} <= set(both)
     assert all(torch.equal(a[n], b[n]) for n in both)
     assert not any(torch.equal(a[n], c[n]) for n in both if a[n].ndim > 1)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+STUDY, USUAL = 'residual_growth', 'r+A unshared single'
+
+
+def claim(id, field='effect'): return pages.claims(STUDY)[id][field]
+def percent(id): return float(re.search(r'(\d+) % interval', claim(id, 'rule'))[1])
+def farthest(number, *values): return max(values, key=lambda v: abs(v - number))   # of several that are said to be one number
+def measured(read, *names, **how): return read(pages.records(STUDY), *names, **how)
+
+
+@cache
+def turned(arm): return 1 - rg.last_half(measured(rg.streams, arm, metric='cos_stream'))   # a row a seed, a column a late layer
+def turn(arm): return turned(arm).max(axis=1).mean()
+
+
+def brought(arm):
+    "Loss if read halfway minus loss if read after the last layer, mean over seeds."
+    lens = measured(rg.streams, arm, metric='lens_ce').mean()
+    return lens.iloc[len(lens) // 2 - 1] - lens.iloc[-1]
+
+
+def most_alike(arm):
+    "The largest share in one bin of what attention writes after the last layer."
+    rows = pages.records(STUDY).query('arm == @arm and metric == "hist_a" and position == "rest"')
+    return rows.value[rows.layer == rows.layer.max()].max()
+
+
+def gap(arm, base, step='last'): return measured(rg.loss_gap, arm, base, step=step).mean()
+def price(cell): return gap(f'r*A {cell}', f'r+A {cell}')
+def attention(change, step='last'): return gap(f'{rg.PARALLEL} {change}', rg.PARALLEL, step)
+def own_value(step, x=''): return gap(f'vanilla{x}', f'own deleted{x}', step)
+
+
+@cache
+def committed(): return with_factors(read_rows(rg.study.results('cpu')).to_pandas(), [arm for arm, _ in plan('cpu').values()])
+@cache
+def look(id): return second_looks([CLAIMS[id]], committed(), pages.records(STUDY)).iloc[0]
+
+
+def errs(id, first):
+    "How often two looks are wrong where the truth is the smallest effect that matters."
+    seeds = {n for arm, n in rg.SECOND.items() if arm in names_of(CLAIMS[id], committed())}
+    return wrong_in_two(CLAIMS[id].rule, np.std(read_values(CLAIMS[id], committed(), pages.records(STUDY)).values, ddof=1), first, *seeds)
+
+
+SAID = {   # words of the page -> what their numbers are; None: set, not measured
+    'A growth above 1.5 is an explosion here and below 1.2 none at all': lambda: [claim('RG1a', 'least'), claim('RG3c', 'least')],
+    'Intervals are over seeds, of 95 %; of 90 % where': lambda: [percent('RG1a'), percent('RG9a')],
+    'late layers (the last half) turn the stream by at most .003': lambda: [max(turn(rg.GROWING), turn(rg.ADDITIVE))],
+    'every late layer turns it by .03.': lambda: [farthest(.03, *turned(USUAL).mean())],
+    'late layers turn the stream by at most .009, yet they bring .15 nats': lambda: [turn('r+A shared single'), brought('r+A shared single')],
+    'they bring less than .01, and with one block they lose .03 to .04': lambda: [max(map(brought, rg.GRID[4:6])), *sorted(-brought(a) for a in (rg.GROWING, rg.ADDITIVE))],
+    '88 and 95 % of what attention writes': lambda: [100 * most_alike(a) for a in (rg.GROWING, 'r*A unshared all')],
+    'the bar of .01 in': lambda: [1 - claim('RG3a', 'least')],
+    'after 1,500 steps multiplying costs loss in all four cells, .06 nats where the stream explodes, .2 to .3 elsewhere': lambda: [plan('cpu')[rg.GROWING][0].train.steps, farthest(.06, price('shared all'), price('unshared all')), *sorted(price(f'{share} single') for share in ('shared', 'unshared'))],
+    'moves the loss of the last by less than .02 nats with one block (five seeds, one learning rate) and costs .04': lambda: [claim('RG10a', 'ci_high'), claim('RG10b')],
+    '.8 nats lie far outside': lambda: [claim('RG7a', 'said')],
+    'it falls behind, by .03 at step 100 and .6 in the end': lambda: [attention('no A', 100), None, attention('no A')],
+    'ahead at step 5, by .06, behind from step 20 to step 100, by .02,': lambda: [None, -attention('2A', 5), None, None, farthest(.02, *(attention('2A', s) for s in (20, 50, 100)))],
+    'ahead from step 300 on, by .01 to .02;': lambda: [None, *np.sort([-attention('2A', s) for s in (300, 400, 500, 1000, 1500)])[[0, -1]]],
+    'costs .01 at step 200, .03 in the end': lambda: [attention('A/2', 200), None, claim('RG11b')],
+    '.04 at step 500 and .01 in the end': lambda: [own_value(500, ' long'), None, claim('RG17b')],
+    'at equal steps that costs less than .02 nats here': lambda: [claim('RG10a', 'ci_high')],
+    'With independent layers it costs .04.': lambda: [claim('RG10b')],
+    'where it saves .07 nats here': lambda: [claim('RG17a')],
+    'Models of width 64 on 1.5 M bytes are small.': lambda: [plan('cpu')['vanilla'][0].model.block.d_model, plan('cpu')['vanilla'][0].tokens / 1e6],
+    'errs in up to .09 (RG8a, RG8b, RG12b) or .05 (RG12a) of studies, instead of .05 and .03;': lambda: [max(errs('RG8a', 10), errs('RG8b', 10), errs('RG12b', 5)), errs('RG12a', 5), None, None],
+    'RG5d would take 110 seeds': lambda: [look('RG5d')['if said']],
+    'trains byte models of width 64 on 1.5 M tokens a run': lambda: [plan('cpu')['vanilla'][0].model.block.d_model, committed().tokens.max() / 1e6],
+    "of the source's at its own width: 0.02 at 768": lambda: [(lambda m: m.std * sqrt(m.block.d_model / 768))(plan('cpu')['vanilla'][0].model), None],
+    'would take 110 seeds, two and a half hours.': lambda: [look('RG5d')['if said']],
+    'the smallest that matters, .01: two more hours (16 seeds) would decide it with a chance of .11': lambda: [farthest(.01, claim('RG17b'), claim('RG17b', 'least')), look('RG17b').within - look('RG17b').seeds, look('RG17b').chance],
+}
+
+
+@pytest.mark.parametrize('words', SAID)
+def test_the_text_says_what_was_measured(words): pages.check(STUDY, words, SAID[words])
+
+
+def test_no_other_number_is_typed(): assert pages.untested(STUDY, SAID) == []
