@@ -20,6 +20,7 @@ from memlab.lab import arm as arm_
 from memlab.lab.arm import with_factors
 from memlab.lab.claims import judge, names_of, power_table, read_values
 from memlab.lab.records import RUNS, frame, record_table
+from memlab.lab.rules import interval
 from memlab.lab.stages import second_looks, wrong_in_two
 from memlab.lab.study import joined, read_rows
 from memlab.nn.lm import residual_lm
@@ -479,6 +480,14 @@ def most_alike(arm):
 def gap(arm, base, step='last'): return measured(rg.loss_gap, arm, base, step=step).mean()
 def price(cell): return gap(f'r*A {cell}', f'r+A {cell}')
 def attention(change, step='last'): return gap(f'{rg.PARALLEL} {change}', rg.PARALLEL, step)
+
+@cache
+def standing(change):
+    "The steps at which attention so changed is better (-1), worse (1) or neither by the 95 % interval over seeds, in their order."
+    by_step = {s: interval(measured(rg.loss_gap, f'{rg.PARALLEL} {change}', rg.PARALLEL, step=s).to_numpy(float), .95) for s in asked(plan('cpu')[rg.PARALLEL][0], HeldOut).at if s}
+    return {side: [step for step, (_, low, high) in by_step.items() if (low > 0) - (high < 0) == side] for side in (-1, 0, 1)}
+
+
 def own_value(step, x=''): return gap(f'vanilla{x}', f'own deleted{x}', step)
 
 
@@ -506,11 +515,13 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'after 1,500 steps multiplying costs loss in all four cells, .06 nats where the stream explodes, .2 to .3 elsewhere': lambda: [plan('cpu')[rg.GROWING][0].train.steps, farthest(.06, price('shared all'), price('unshared all')), *sorted(price(f'{share} single') for share in ('shared', 'unshared'))],
     'moves the loss of the last by less than .02 nats with one block (five seeds, one learning rate) and costs .04': lambda: [claim('RG10a', 'ci_high'), claim('RG10b')],
     '.8 nats lie far outside': lambda: [claim('RG7a', 'said')],
-    'it falls behind, by .03 at step 100 and .6 in the end': lambda: [attention('no A', 100), None, attention('no A')],
-    'ahead at step 5, by .06, behind from step 20 to step 100, by .02,': lambda: [None, -attention('2A', 5), None, None, farthest(.02, *(attention('2A', s) for s in (20, 50, 100)))],
-    'ahead from step 300 on, by .01 to .02;': lambda: [None, *np.sort([-attention('2A', s) for s in (300, 400, 500, 1000, 1500)])[[0, -1]]],
-    'costs .01 at step 200, .03 in the end': lambda: [attention('A/2', 200), None, claim('RG11b')],
-    '.04 at step 500 and .01 in the end': lambda: [own_value(500, ' long'), None, claim('RG17b')],
+    'level with the whole one at steps 20 and 50 only, inside the warm-up of 100 steps': lambda: [*standing('no A')[0], plan('cpu')[rg.PARALLEL][0].train.schedule.warmup],
+    'it falls behind, by .03 at step 100 and .6 in the end': lambda: [attention('no A', 100), standing('no A')[1][2], attention('no A')],
+    'ahead at step 5, by .06, behind from step 20 to step 100, by .02,': lambda: [standing('2A')[-1][0], -attention('2A', 5), standing('2A')[1][0], standing('2A')[1][-1], farthest(.02, *(attention('2A', s) for s in standing('2A')[1]))],
+    'ahead from step 300 on, by .01 to .02;': lambda: [standing('2A')[-1][1], *np.sort([-attention('2A', s) for s in standing('2A')[-1][1:]])[[0, -1]]],
+    'halved attention is level from step 20 to step 100 and costs .01 at step 200, .03 in the end': lambda: [standing('A/2')[0][0], standing('A/2')[0][-1], attention('A/2', 200), 200, claim('RG11b')],
+    '.04 at step 500 and .01 in the end': lambda: [own_value(500, ' long'), 500, claim('RG17b')],
+    'is read at step 20, inside the warm-up, where no arm has learned anything, and would turn at step 200': lambda: [float(re.search('read at step ([0-9]+)', claim('RG11c', 'note'))[1]), min(s for s in standing('no A')[1] if s > 20 and attention('no A', s) > claim('RG11c', 'least'))],
     'at equal steps that costs less than .02 nats here': lambda: [claim('RG10a', 'ci_high')],
     'With independent layers it costs .04.': lambda: [claim('RG10b')],
     'where it saves .07 nats here': lambda: [claim('RG17a')],
@@ -519,7 +530,7 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'RG5d would take 110 seeds': lambda: [look('RG5d')['if said']],
     'trains byte models of width 64 on 1.5 M tokens a run': lambda: [plan('cpu')['vanilla'][0].model.block.d_model, committed().tokens.max() / 1e6],
     "of the source's at its own width: 0.02 at 768": lambda: [(lambda m: m.std * sqrt(m.block.d_model / 768))(plan('cpu')['vanilla'][0].model), None],
-    'would take 110 seeds, two and a half hours.': lambda: [look('RG5d')['if said']],
+    'the smallest that matters would take 110 seeds': lambda: [look('RG5d')['if said']],
     'the smallest that matters, .01: two more hours (16 seeds) would decide it with a chance of .11': lambda: [farthest(.01, claim('RG17b'), claim('RG17b', 'least')), look('RG17b').within - look('RG17b').seeds, look('RG17b').chance],
 }
 
