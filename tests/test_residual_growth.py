@@ -481,6 +481,7 @@ def gap(arm, base, step='last'): return measured(rg.loss_gap, arm, base, step=st
 def price(cell): return gap(f'r*A {cell}', f'r+A {cell}')
 def attention(change, step='last'): return gap(f'{rg.PARALLEL} {change}', rg.PARALLEL, step)
 
+
 @cache
 def standing(change):
     "The steps at which attention so changed is better (-1), worse (1) or neither by the 95 % interval over seeds, in their order."
