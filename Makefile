@@ -6,12 +6,15 @@ PYTHON ?= $(or $(shell for p in python$(basename $(PINNED)) python3; do test "$$
 PRESET ?= quick
 JOBS   ?= 1
 STUDY  ?= $(sort $(patsubst nbs/studies/%.ipynb,%,$(filter-out nbs/studies/_%,$(wildcard nbs/studies/*.ipynb))))
+RUNS   := $(STUDY:%=run-%)
+DRAWN  := $(STUDY:%=draw-%)
 
 BIN     := .venv/bin
 STAMP   := .venv/.memlab
 EXTRAS  := .[run,lab,hub,dev,docs]
 JUPYTER := $(wildcard tools/jupyter/*)
 
+.PHONY: $(RUNS) $(DRAWN)
 .PHONY: help reproduce test lab check readme docs site-test bench setup clean
 .DEFAULT_GOAL := reproduce
 
@@ -33,7 +36,7 @@ $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	  UV_FIND_LINKS=$${PIP_FIND_LINKS-} uv pip install --python $(BIN)/python -c constraints.txt -C editable_mode=compat -e '$(EXTRAS)'; \
 	else \
 	  test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -C editable_mode=compat -e '$(EXTRAS)'; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -c constraints.txt -C editable_mode=compat -e '$(EXTRAS)'; \
 	fi
 	@test "$$($(BIN)/python -V)" = "Python $(PINNED)" || echo "this is $$($(BIN)/python -V), the committed runs read the texts of Python $(PINNED): studies of text would read others"
 	@mkdir -p .venv/etc/jupyter .venv/etc/ipython .venv/share/jupyter/lab/settings
@@ -43,10 +46,12 @@ $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	@! git rev-parse --git-dir >/dev/null 2>&1 || git config --local include.path ../.gitconfig
 	@touch $@
 
-reproduce: setup ## compute what is missing, execute the notebooks, print the verdicts [STUDY PRESET JOBS]
-	@set -e; for study in $(STUDY); do $(BIN)/memlab run $$study --preset $(PRESET) --jobs $(JOBS); done
+reproduce: $(RUNS) ## compute what is missing, execute the notebooks, print the verdicts [STUDY PRESET JOBS]; with make -j2, two studies at a time
 	@$(BIN)/memlab scoreboard
 	@echo; echo "Executed notebooks:"; for study in $(STUDY); do echo "  build/notebooks/$$study/$(PRESET).ipynb"; done
+
+$(RUNS): run-%: setup
+	@$(BIN)/memlab run $* --preset $(PRESET) --jobs $(JOBS)
 
 # pytest comes last, so that its closing line is the last word.
 test: export OMP_NUM_THREADS = 1
@@ -65,11 +70,11 @@ readme: setup ## write README.md from nbs/index.ipynb
 lab: setup ## JupyterLab [ARGS]
 	$(BIN)/jupyter lab $(ARGS)
 
-docs: setup ## the site, in build/html: studies as their committed runs show them, others at preset quick [STUDY JOBS]
-	@set -e; for study in $(STUDY); do \
-	  if test -e data/results/$$study/cpu/runs.parquet; then $(BIN)/memlab run $$study --preset cpu --draw; \
-	  else $(BIN)/memlab run $$study --jobs $(JOBS); fi; done
+docs: $(DRAWN) ## the site, in build/html: studies as their committed runs show them, others at preset quick [STUDY JOBS]
 	$(BIN)/python tools/site/build.py
+
+$(DRAWN): draw-%: setup
+	@if test -e data/results/$*/cpu/runs.parquet; then $(BIN)/memlab run $* --preset cpu --draw; else $(BIN)/memlab run $* --jobs $(JOBS); fi
 
 site-test: ## build/html, as readers find it in a browser, and a study in JupyterLab [LAB]; skipped where there is no node or no Chromium
 	@if ! command -v node >/dev/null; then echo "site-test is skipped: no node"; test -z "$$CI"; else \

@@ -108,7 +108,7 @@ def test_every_requirement_has_its_exact_version():
 
 def test_make_help_lists_every_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
-    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    phony = re.search(r"^\.PHONY: (help .*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
     assert done.returncode == 0 and sorted(re.findall(r"^make ([\w-]+) +\w", done.stdout, re.M)) == sorted(phony), done.stderr
 
 
