@@ -228,11 +228,11 @@ def mix_explicit(
     b, t, h, d = q.shape
     bias = causal_bias(t, q.dtype, q.device)[None] if bias is None else bias.to(q.dtype)
     if len(bias) > 1: bias = bias.repeat_interleave(h, 0)
-    q, k = rearrange(q, 'b t h d -> (b h) t d'), rearrange(k, 'b s h d -> (b h) d s')
+    q, k, v = q.transpose(1, 2).flatten(0, 1), k.transpose(1, 2).flatten(0, 1).mT, v.transpose(1, 2)
     scores = torch.baddbmm(bias, q, k, alpha=d ** -0.5 if scale is None else scale)
-    w = attention_weights(rearrange(scores, '(b h) t s -> b h t s', h=h), own, sink, weights)
-    if summed is not None: return torch.bmm(w.sum(1) * summed, v[:, :, 0])[:, :, None]
-    return rearrange(torch.bmm(w.flatten(0, 1), rearrange(v, 'b s h d -> (b h) s d')), '(b h) t d -> b t h d', h=h)
+    w = attention_weights(scores.unflatten(0, (b, h)), own, sink, weights)
+    if summed is not None: return torch.bmm(w.sum(1) * summed, v[:, 0])[:, :, None]
+    return torch.bmm(w.flatten(0, 1), v.flatten(0, 1)).unflatten(0, (b, h)).transpose(1, 2)
 
 # %% ../../nbs/nn/attention.ipynb #6b87c5e3
 def project_out(
@@ -307,7 +307,7 @@ class CausalAttention(nn.Module):
                 source: Float[Tensor, 'b t c'],      # what the values are computed from
                 ) -> tuple[Tensor, Tensor, Tensor]:  # q and k: b t h d; v: b t h d, or b t 1 c without matrices
         "Queries, keys and values."
-        c, heads = self.inner, lambda u: rearrange(u, 'b t (h d) -> b t h d', h=self.n_heads)
+        c, heads = self.inner, lambda u: u.unflatten(-1, (self.n_heads, -1))
         if self.out is None: (q, k), v = self.qkv(x).chunk(2, -1), source[:, :, None]
         elif source is x: q, k, v = self.qkv(x).chunk(3, -1)
         else:
@@ -419,7 +419,7 @@ class CausalAttention(nn.Module):
         if even is not None: o = self.sunk(o, values, even)
         if share or self.mean_sink: o, given = self.shared_out(o)
         if self.own == 'project': o = project_out(o, v)
-        y = rearrange(o, 'b t h d -> b t (h d)')
+        y = o.flatten(2)
         after = KVState(keys, values, torch.full((b,), t, device=x.device) if state is None else count_seen(seen, t, docs))
         return mark(y if self.out is None else self.out(y), stain), after.marked(None if stain is None else stain[:, -1]), given if given is None else mark(given, stain)
 

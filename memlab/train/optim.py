@@ -57,7 +57,7 @@ class SGDConfig:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         "An optimizer of the model's parameters."
-        return torch.optim.SGD(decay_groups(model, self.weight_decay), lr=self.lr, momentum=self.momentum)
+        return torch.optim.SGD(decay_groups(model, self.weight_decay), lr=self.lr, momentum=self.momentum, fused=True)
 
 # %% ../../nbs/train/optim.ipynb #fb39385f
 MATCHES = dict(  # what of the rates, by group, of groups with some shares
