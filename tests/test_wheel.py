@@ -244,7 +244,7 @@ def test_extras_are_those_of_settings(installed):
     extra = lambda name: {Requirement(r).name for r in said if re.search(f"extra == .{name}.$", r)}
     assert extra("run") == {Requirement(word).name for word in ini["DEFAULT"]["run_requirements"].split()}
     assert extra("run") < extra("lab") and extra("run") < extra("cluster") and not extra("run") & extra("hub")
-    assert {Requirement(r).name for r in said if "extra ==" not in r} == set("torch einops numpy safetensors jaxtyping fastcore tqdm".split())
+    assert {Requirement(r).name for r in said if "extra ==" not in r} == set("torch einops numpy safetensors jaxtyping fastcore tqdm xxhash".split())
 
 
 def test_a_fresh_environment_needs_the_wheel_alone(wheel, tmp_path, request):

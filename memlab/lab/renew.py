@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from joblib import Parallel, delayed, parallel_config
 
 from ..core.files import home
@@ -224,17 +225,16 @@ def to_renew(
 # %% ../../nbs/lab/renew.ipynb #36852664
 PAST = """
 import sys
-from pathlib import Path
 import pyarrow as pa
-from memlab.lab.records import write_table
+import pyarrow.parquet as pq
 from memlab.lab.renew import REHEARSALS, _parallel, environment, rehearsal_table, rehearse
 from memlab.lab.study import find_study
 name, preset, jobs, *names = sys.argv[1:]
 study = find_study(name)
 arms = {r.arm.name: r.arm for r in study.runs(preset) if r.arm.name in names}
 codes, told = study.codes(arms.values()), _parallel(int(jobs), [(rehearse, study.execute, arm) for arm in arms.values()])
-write_table(pa.concat_tables([REHEARSALS.empty_table()] + [rehearsal_table(n, t, codes[n], environment(arms[n])) for n, t in zip(arms, told)]), Path('past.parquet'))
-"""   # what an older memlab is asked, in its own words
+pq.write_table(pa.concat_tables([REHEARSALS.empty_table()] + [rehearsal_table(n, t, codes[n], environment(arms[n])) for n, t in zip(arms, told)]), 'past.parquet')
+"""   # what an older memlab is asked, in its own words; its digests may be others than ours
 
 # %% ../../nbs/lab/renew.ipynb #8923634a
 def _take_out(revision, folder):
@@ -255,7 +255,7 @@ def past_rehearsals(
         _take_out(revision, d)
         done = subprocess.run([sys.executable, '-c', PAST, name, preset, str(jobs), *arms], cwd=d, env=os.environ | dict(PYTHONPATH=d, MEMLAB_HOME=d), capture_output=True, text=True)
         if done.returncode: raise ValueError(f'the code of {revision} cannot rehearse {name}: {(done.stderr.strip() or "no message").splitlines()[-1]}')
-        return dict(iter(frame(read_table(Path(d)/'past.parquet', REHEARSALS)).groupby('arm', sort=False)))
+        return dict(iter(frame(pq.read_table(Path(d)/'past.parquet', schema=REHEARSALS)).groupby('arm', sort=False)))
 
 # %% ../../nbs/lab/renew.ipynb #3b2a5608
 def vouched(

@@ -277,7 +277,7 @@ def quick() -> Preset:
 SIZES = ((16, 1, .25), (16, 2, .25), (32, 1, .2), (32, 2, .15), (64, 1, .1), (64, 2, .1), (128, 1, .06), (128, 2, .06))
 
 def cpu() -> Preset:
-    "Character models of 10,000 to 400,000 weights."
+    "Character models of 8,000 to 440,000 weights."
     return everything(Sizes(seeds=tuple(range(12)), many=tuple(range(20)), sizes=SIZES))
 
 PYTHIA = ('EleutherAI/pythia-70m', 'EleutherAI/pythia-160m', 'EleutherAI/pythia-410m')

@@ -264,7 +264,7 @@ def quick() -> Preset:
                             turn=4, text_turn=4, exposures=(10, 20), loads=(128, 256), look=1))
 
 def cpu() -> Preset:
-    "Models of 2,000 to 400,000 weights."
+    "Models of 4,000 to 400,000 weights."
     return everything(Sizes(seeds=tuple(range(12))))
 
 def gpu() -> Preset:
