@@ -6,8 +6,10 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from memlab.lab.claims import read_claims
+from memlab.lab.records import frame
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = re.compile(r'(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d*\.?\d+)')
@@ -39,6 +41,12 @@ def boxed(study: str) -> str:
 def records(study: str) -> pd.DataFrame:
     "What the committed runs measured."
     return pd.read_parquet(ROOT/'data'/'results'/study/'cpu'/'records.parquet')
+
+
+@cache
+def runs(study: str) -> pd.DataFrame:
+    "The committed runs, wherever results are looked for meanwhile."
+    return frame(pq.read_table(ROOT/'data'/'results'/study/'cpu'/'runs.parquet'))
 
 
 @cache

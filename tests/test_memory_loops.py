@@ -19,7 +19,6 @@ from memlab.eval.revisits import LoopLosses
 from memlab.lab.arm import check_factors
 from memlab.lab.claims import holm, judge
 from memlab.lab.rules import error_rates, wrong
-from memlab.lab.study import read_rows
 from memlab.lab.values import Missing
 from memlab.studies import memory_loops as study
 from memlab.train.by_loop import forget
@@ -507,7 +506,7 @@ def of_beginnings(seeds=slice(None), narrow='32, slow text'):
 @cache
 def weights():
     "The fewest and the most, in thousands."
-    trained = read_rows(study.study.results('cpu')).to_pandas().params.loc[lambda p: p > 0] / 1e3
+    trained = pages.runs(STUDY).params.loc[lambda p: p > 0] / 1e3
     return [trained.min(), trained.max()]
 
 

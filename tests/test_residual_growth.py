@@ -22,7 +22,7 @@ from memlab.lab.claims import judge, names_of, power_table, read_values
 from memlab.lab.records import RUNS, frame, record_table
 from memlab.lab.rules import interval
 from memlab.lab.stages import second_looks, wrong_in_two
-from memlab.lab.study import joined, read_rows
+from memlab.lab.study import joined
 from memlab.nn.lm import residual_lm
 from memlab.studies import residual_growth as rg
 from memlab.train.loop import FitResult
@@ -192,7 +192,7 @@ def test_effect(claim):
 
 def test_a_second_stage_gives_more_seeds_to_the_arms_of_open_claims():
     "No arm of the first stage changes; each of its four claims costs less than two hours, by the runs that are committed."
-    first, known = rg.study.presets['cpu'](), read_rows(rg.study.results('cpu')).to_pandas()
+    first, known = rg.study.presets['cpu'](), pages.runs('residual_growth')
     later, had = {arm.name: (arm, seeds) for arm, seeds in first.then(None, None)}, plan('cpu')
     assert all(arm == had[name][0] and had[name][1] + seeds == tuple(range(rg.SECOND[name])) for name, (arm, seeds) in later.items()) and set(later) == set(rg.SECOND)
     assert {c.id for c in rg.study.claims if set(names_of(c, scene(c.id)[0])) <= set(later)} >= {'RG8a', 'RG8b', 'RG12a', 'RG12b'}
@@ -493,7 +493,7 @@ def own_value(step, x=''): return gap(f'vanilla{x}', f'own deleted{x}', step)
 
 
 @cache
-def committed(): return with_factors(read_rows(rg.study.results('cpu')).to_pandas(), [arm for arm, _ in plan('cpu').values()])
+def committed(): return with_factors(pages.runs('residual_growth'), [arm for arm, _ in plan('cpu').values()])
 @cache
 def look(id): return second_looks([CLAIMS[id]], committed(), pages.records(STUDY)).iloc[0]
 
