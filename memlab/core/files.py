@@ -103,7 +103,7 @@ def tensor_digest(
     tensors: dict,      # name -> tensor, on the CPU
     header: str = '',   # text that belongs to them
 ) -> str:
-    "Hash of names, types, shapes, bytes, and header (XXH3, Collet 2019): of accidents, not of forgers."
+    "Hash of names, types, shapes, bytes, and header (XXH3)."
     h = xxh3_128(header.encode())
     for name, u in sorted(tensors.items()):
         h.update(f'{name}{u.dtype}{tuple(u.shape)}'.encode())

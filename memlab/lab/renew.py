@@ -255,7 +255,9 @@ def past_rehearsals(
         _take_out(revision, d)
         done = subprocess.run([sys.executable, '-c', PAST, name, preset, str(jobs), *arms], cwd=d, env=os.environ | dict(PYTHONPATH=d, MEMLAB_HOME=d), capture_output=True, text=True)
         if done.returncode: raise ValueError(f'the code of {revision} cannot rehearse {name}: {(done.stderr.strip() or "no message").splitlines()[-1]}')
-        return dict(iter(frame(pq.read_table(Path(d)/'past.parquet', schema=REHEARSALS)).groupby('arm', sort=False)))
+        try: told = pq.read_table(Path(d)/'past.parquet').cast(REHEARSALS)
+        except ValueError as e: raise ValueError(f'the code of {revision} rehearses in other columns ({e}): name a later revision') from e
+        return dict(iter(frame(told).groupby('arm', sort=False)))
 
 # %% ../../nbs/lab/renew.ipynb #3b2a5608
 def vouched(

@@ -171,7 +171,8 @@ class LearnedPositions(nn.Module):
         else: last = 1 + int(docs.at.max()) if docs.at.numel() else 0
         if first < 0: raise ValueError(f'state.seen is {state.seen.tolist()}, expected counts of tokens: it is no state of this layer')
         self.check_last(last)
-        at = token_positions(t, None if state is None else state.seen, x.device) if docs is None else docs.at
+        if state is None and docs is None: at = slice(t)
+        else: at = token_positions(t, past.seen, x.device) if docs is None else docs.at
         return WRITTEN[self.write](x, self.weight[at]), after
 
 # %% ../../nbs/nn/attention.ipynb #ae5deb1b
@@ -211,9 +212,9 @@ KERNELS = ('explicit', 'fused')
 
 def mix_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     "Weighted means of the values, by PyTorch's kernel."
-    q, k, v = (rearrange(u, 'b s h d -> b h s d') for u in (q, k, v))
+    q, k, v = (u.transpose(1, 2) for u in (q, k, v))
     mask = None if bias is None else bias[:, None].to(q.dtype)
-    return rearrange(F.scaled_dot_product_attention(q, k, v, mask, is_causal=bias is None), 'b h t d -> b t h d')
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=bias is None).transpose(1, 2)
 
 def mix_explicit(
     q: Tensor, k: Tensor, v: Tensor,         # b t h d, b s h d, b s h d (or b s 1 c without a value matrix)

@@ -48,7 +48,7 @@ class AdamWConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SGDConfig:
-    "Stochastic gradient descent, with Polyak's momentum (1964)."
+    "Stochastic gradient descent, fused; or with Polyak's momentum (1964)."
     lr: float = 1e-2             # peak learning rate
     momentum: float = 0.
     weight_decay: float = 0.     # of matrices
@@ -57,7 +57,8 @@ class SGDConfig:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         "An optimizer of the model's parameters."
-        return torch.optim.SGD(decay_groups(model, self.weight_decay), lr=self.lr, momentum=self.momentum, fused=True)
+        # PyTorch's fused momentum wants the gradient of every parameter from the first step on
+        return torch.optim.SGD(decay_groups(model, self.weight_decay), lr=self.lr, momentum=self.momentum, fused=not self.momentum)
 
 # %% ../../nbs/train/optim.ipynb #fb39385f
 MATCHES = dict(  # what of the rates, by group, of groups with some shares
