@@ -14,8 +14,8 @@ STAMP   := .venv/.memlab
 EXTRAS  := .[run,lab,hub,dev,docs]
 JUPYTER := $(wildcard tools/jupyter/*)
 
-.PHONY: $(RUNS) $(DRAWN)
 .PHONY: help reproduce test lab check readme docs site-test bench setup clean
+.PHONY: $(RUNS) $(DRAWN)
 .DEFAULT_GOAL := reproduce
 
 help: ## this list
@@ -46,7 +46,7 @@ $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	@! git rev-parse --git-dir >/dev/null 2>&1 || git config --local include.path ../.gitconfig
 	@touch $@
 
-reproduce: $(RUNS) ## compute what is missing, execute the notebooks, print the verdicts [STUDY PRESET JOBS]; with make -j2, two studies at a time
+reproduce: $(RUNS) ## compute what is missing, execute the notebooks, print the verdicts, two studies at a time with make -j2 [STUDY PRESET JOBS]
 	@$(BIN)/memlab scoreboard
 	@echo; echo "Executed notebooks:"; for study in $(STUDY); do echo "  build/notebooks/$$study/$(PRESET).ipynb"; done
 

@@ -108,7 +108,7 @@ def test_every_requirement_has_its_exact_version():
 
 def test_make_help_lists_every_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
-    phony = re.search(r"^\.PHONY: (help .*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
     assert done.returncode == 0 and sorted(re.findall(r"^make ([\w-]+) +\w", done.stdout, re.M)) == sorted(phony), done.stderr
 
 
@@ -224,6 +224,12 @@ def test_study_skips_for_papermill_what_it_skips_for_nbdev(path):
         found = directives(cell)
         if found.get("eval") == "false" or flags & found.keys():
             assert "skip-execution" in cell.metadata.get("tags", []), f"papermill ignores directives, tag this cell too: {cell.source}"
+
+
+@each(STUDIES)
+def test_what_a_study_types_is_compared_with_what_it_measured(path):
+    tests = ROOT / "tests" / f"test_{path.stem}.py"
+    assert tests.exists() and "pages.untested(" in tests.read_text(encoding="utf-8"), "give it a table of what its page says, as tests/test_depth.py has"
 
 
 @each(LIBRARY)
