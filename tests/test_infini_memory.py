@@ -1,7 +1,7 @@
 """The memory study: its claims on invented numbers, its arms, and runs that go on where they stopped."""
 import re
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +12,6 @@ import pages
 import pytest
 import torch
 from invented import diverged, of, without
-from memlab.core.files import read_json
 from memlab.data.corpus import load_corpus
 from memlab.data.documents import Documents, documents
 from memlab.data.facts import PACKINGS, FactRows, count_exposures, facts
@@ -655,10 +654,12 @@ def test_a_diverged_run_is_a_result(tmp_path):
 
 # -- the page ---------------------------------------------------------------------------------------------------------
 
-def claim(id, field='effect'): return pages.claims('infini_memory')[id][field]
-def before(id, verdict): return next(r['effect'] for r in read_json(pages.ROOT/'data/results/infini_memory/cpu/history.json') if (r['id'], r['verdict']) == (id, verdict))
-def recalled(writes, spread): return study.by_seed(pages.records('infini_memory'), 'recall', f'overwrite {writes}', item='overwritten', position=spread).mean()
-def bent(arm): return (study.attenuation(pages.records('infini_memory'), arm, 'all') - study.attenuation(pages.records('infini_memory'), arm)).mean()
+STUDY = 'infini_memory'
+claim, before = partial(pages.claim, STUDY), partial(pages.before, STUDY)
+
+
+def recalled(writes, spread): return study.by_seed(pages.records(STUDY), 'recall', f'overwrite {writes}', item='overwritten', position=spread).mean()
+def bent(arm): return (study.attenuation(pages.records(STUDY), arm, 'all') - study.attenuation(pages.records(STUDY), arm)).mean()
 def lower(nats): return 100 * -np.expm1(-nats)
 
 
@@ -668,9 +669,9 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'perplexity is 350 times that of a sliding window (14,204 against 40.96)': lambda: [round(claim('IM22a', 'said'), -1), 40.96 * claim('IM22a', 'said'), None],
     '107.4 with one split of the text, 510.3 with another': lambda: [None, 107.4 * claim('IM12a', 'said')],
     '(64.0 to 44.4)': lambda: [None, None],
-    'a guess among the two scores .5, and one among all sixteen tokens .06': lambda: [1 / 2, 1 / 16],
+    'a guess among the two scores .5, and one among all sixteen tokens .06': lambda: [None] * 2,
     'whose largest weight is above .95 would': lambda: [None],
-    'and 350 times cannot occur with 2,048 tokens': lambda: [round(claim('IM22a', 'said'), -1), np.exp(study.floor_of(pages.records('infini_memory'), 'text pythia', 'uniform'))],
+    'and 350 times cannot occur with 2,048 tokens': lambda: [round(claim('IM22a', 'said'), -1), np.exp(study.floor_of(pages.records(STUDY), 'text pythia', 'uniform'))],
     'pass as alike if they are within .1, which': lambda: [claim('IM2b', 'least')],
     'which bends both slopes by .10': lambda: [np.mean([bent(arm) for arm in study.LOUD])],
     'which is more than 1 % at 64': lambda: [100 * CLAIMS['IM2a'].rule.on.margin / recalled('additive as coded', '1.0'), study.planned()['text pythia'].task.segment],
@@ -678,20 +679,20 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'what was said, .0019 nats, is less than what matters here, .005': lambda: [claim('IM9', 'said'), claim('IM9', 'least')],
     'more than shorter segments can explain, 2.5': lambda: [claim('IM22a', 'least')],
     'a mean reciprocal rank of .9 in the direction': lambda: [None],
-    'of every question, 67 for the packings': lambda: [study.at_end(pages.records('infini_memory'), 'readings', 'packing packed').mean()],
+    'of every question, 67 for the packings': lambda: [study.at_end(pages.records(STUDY), 'readings', 'packing packed').mean()],
     'refuted by it, at .0003 nats, and supported by the second run, at .0002': lambda: [before('IM9', 'refuted'), before('IM9', 'supported')],
 }
 
 
 @pytest.mark.parametrize('words', SAID)
-def test_the_text_says_what_was_measured(words): pages.check('infini_memory', words, SAID[words])
+def test_the_text_says_what_was_measured(words): pages.check(STUDY, words, SAID[words])
 
 
-def test_no_other_number_is_typed(): assert pages.untested('infini_memory', SAID) == []
+def test_no_other_measurement_is_typed(): assert pages.untested(STUDY, SAID) == []
 
 
 def test_what_the_page_says_without_a_number_is_so():
-    records, added, replaced = pages.records('infini_memory'), recalled('additive', '0.45'), recalled('delta', '0.45')
+    records, added, replaced = pages.records(STUDY), recalled('additive', '0.45'), recalled('delta', '0.45')
     assert f'{replaced / added:.1f} times, of very little' in CLAIMS['IM2b'].findings['supported'].says
     assert added < CLAIMS['IM2b'].rule.off.margin and replaced > 1.1 * added                                # too wide a bar; a relative one would refute
     split = {a: records[(records.arm == a) & (records.metric == 'nll') & (records.item == 'test')].pivot(index='step', columns='seed', values='value') for a in study.SPLITS[:2]}

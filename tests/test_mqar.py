@@ -1,7 +1,7 @@
 """The claims of the recall study on invented numbers, its presets, and the one thing its control must not be able to do."""
 import re
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 
 import invented
 import pages
@@ -370,15 +370,17 @@ def test_every_claim_says_what_it_comes_to_either_way():
 
 # -- the page ---------------------------------------------------------------------------------------------------------
 
-def claim(id, field): return pages.claims('mqar')[id][field]
-def before(id, verdict): return next(r['effect'] for r in read_json(pages.ROOT/'data/results/mqar/cpu/history.json') if (r['id'], r['verdict']) == (id, verdict))
+STUDY = 'mqar'
+claim, before = partial(pages.claim, STUDY), partial(pages.before, STUDY)
+
+
 def weights(): return plan('cpu')['memory as feed-forward'][0].model.std
 def width(): return plan('cpu')['attention rope 2'][0].model.mixers[0].d_model
 
 
 def in_a_tenth():
     "The best that trials of the memory with even weights reach after a tenth of the steps of a run."
-    rows, arm = pages.records('mqar'), 'memory as feed-forward, even'
+    rows, arm = pages.records(STUDY), 'memory as feed-forward, even'
     return rows.value[(rows.metric == 'accuracy') & rows.arm.str.startswith(f'{arm} trial') & (rows.step == plan('cpu')[arm][0].train.steps // 10)].max()
 
 
@@ -399,11 +401,12 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'reached .91 after a tenth of the steps': lambda: [in_a_tenth()],
     'those of .02 stay in the records': lambda: [weights()],
     'a rank correlation of .9 in every family': lambda: [claim('MQ7a', 'least')],
+    'Scale: width 32, one or two layers, up to 32 pairs.': lambda: [width(), max(c.pairs for name in CLAIMS['MQ5b'].arms for c in plan('cpu')[name][0].task.configs)],
 }
 
 
 @pytest.mark.parametrize('words', SAID)
-def test_the_text_says_what_was_measured(words): pages.check('mqar', words, SAID[words])
+def test_the_text_says_what_was_measured(words): pages.check(STUDY, words, SAID[words])
 
 
-def test_no_other_number_is_typed(): assert pages.untested('mqar', SAID) == []
+def test_no_other_measurement_is_typed(): assert pages.untested(STUDY, SAID) == []

@@ -1,7 +1,7 @@
 """The claims of the study of sequential memory on invented numbers, and what its arms must share and may differ in."""
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import invented
 import pages
@@ -259,20 +259,15 @@ def test_an_early_stop_differs_in_the_stop_alone():
         kept, stopped = (plan('cpu')[f'{load} load, {way}'][0] for way in ('many times', 'stopped early'))
         assert kept.task == stopped.task and kept.train == replace(stopped.train, solved=None) and stopped.train.solved is not None
 
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
+STUDY = 'sequential_memory'
+claim, percent, read, mean = (partial(f, STUDY) for f in (pages.claim, pages.percent, pages.read, pages.mean))
 ORDERED, SHUFFLED = ((f'{order}, read once', f'{order}, read five times') for order in study.ORDERS)
 NEVER, ELEMENTS = 'unread', ('element', 1)
 
 
-def claim(id, name='effect'): return pages.claims('sequential_memory')[id][name]
-
-
-@cache
-def read(metric): return pages.records('sequential_memory')[lambda r: r.metric == metric]
-
-
-def mean(metric, arm, **where): return study.mean_of(read(metric), metric, arm, **where).mean()
 def last(metric, arm): return at_end(read(metric), metric, arm)
 
 
@@ -310,7 +305,7 @@ def size(preset): return study.trained(plan(preset)['texts, alternation, forth']
 SAID = {   # words of the page -> what their numbers are; None: set, not measured
     'in 192 windows of 64': lambda: [(t := plan('cpu')[ORDERED[0]][0].task).windows, t.length],
     'a model of 22,000 weights': lambda: [round(study.trained(ResidualLMConfig(block=vanilla(d_model=32, n_layers=1, n_heads=1), max_len=32), 256), -3)],
-    'with 95 % intervals': lambda: [None],
+    'with 95 % intervals': lambda: [percent('SM20b')],
     'a factor of 2.7 in probability: .01 nats are': lambda: [math.e, None],
     # 1. what followed a passage
     'a block that is read again loses .16 to .27 nats': lambda: [f(-mean('change_inside', a) for a in ORDERED + SHUFFLED) for f in (min, max)],
@@ -318,7 +313,7 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     '(.013, with an interval that just leaves out zero;': lambda: [claim('SM20b')],
     'in order gains .037 nats and a shuffled one loses .026: a gap of .063 nats': lambda: [-mean('change', ORDERED[1]), mean('change', SHUFFLED[1]), -claim('SM20c')],
     '2 % of the 2.7 nats that a byte cost over the five readings': lambda: [-100 * claim('SM20c') / (cost := sum(mean('train_loss', a) for a in (ORDERED[1], SHUFFLED[1])) / 2), cost],
-    'the difference is .000, at most .011': lambda: [claim('SM20d'), -claim('SM20d', 'ci_low')],
+    'the difference is .000, at most .011': lambda: [claim('SM20d'), ('<', claim('SM20d', 'ci_high'), -claim('SM20d', 'ci_low'))],
     '.034 of it are there after a single reading': lambda: [-study.around(read('change'), 'once').mean()],
     'a reader gains .034 nats more than seven and eight away, in order or shuffled': lambda: [(fading(ORDERED[1]) + fading(SHUFFLED[1])) / 2],
     '(.23 nats; .28 in the rest; shuffled .27 and .25)': lambda: [inside(a, late) for a in (ORDERED[1], SHUFFLED[1]) for late in (True, False)],
@@ -339,7 +334,7 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'never read .10 of last tokens are right': lambda: [right('last_token', NEVER)],
     'From just read to 33 steps ago, words in full fall from .07 to almost none': lambda: [None, right('full')],
     '(68 points, here 25)': lambda: [100 * claim('SM17b', 'said'), 100 * claim('SM17b')],
-    '.10 there, .25 where they were read': lambda: [study.token_gap(pages.records('sequential_memory'), NEVER).mean(), claim('SM17b')],
+    '.10 there, .25 where they were read': lambda: [study.token_gap(pages.records(STUDY), NEVER).mean(), claim('SM17b')],
     'asks for 24 sentences just read, eight at each of three moments; 2 to 8 of their last words are one token, 54 over all seeds, of which 8 are right': lambda: [8 * read('single').step.nunique(), (n := number('single')).min(), n.max(), n.sum(), number('one_token').sum()],
     'moves a seed by .1 or more': lambda: [1 / number('single').max()],
     # 4. copying and contexts
@@ -368,7 +363,8 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'it forgets within .1 nats of the component': lambda: [None],
     '*SM17b* rests on 54 words of one token': lambda: [number('single').sum()],
     'models of bytes are 14 times as large': lambda: [size('gpu') / size('cpu')],
-    'Brackets are 95 % intervals': lambda: [None],
+    'Brackets are 95 % intervals': lambda: [percent('SM20b')],
+    ' Brackets: 95 % over seeds. Scale: two layers, width 64.': lambda: [tuple(map(percent, ('SM20b', 'SM20c', 'SM20d', 'SM23a'))), plan('cpu')[ORDERED[1]][0].model.block.d_model],
     'within .05 nats of the best single rate: now an interval over seeds must lie above .05, or below it': lambda: [claim('SM16b', 'least')] * 2,
     'come within 5 points of tokens': lambda: [100 * claim('SM17b', 'least')],
     'would read supported (.80 nats)': lambda: [gain(*ELEMENTS) - gain()],
@@ -377,7 +373,7 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
 
 
 @pytest.mark.parametrize('words', SAID)
-def test_the_text_says_what_was_measured(words): pages.check('sequential_memory', words, SAID[words])
+def test_the_text_says_what_was_measured(words): pages.check(STUDY, words, SAID[words])
 
 
-def test_no_other_number_is_typed(): assert pages.untested('sequential_memory', SAID) == []
+def test_no_other_measurement_is_typed(): assert pages.untested(STUDY, SAID) == []
