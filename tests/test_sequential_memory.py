@@ -336,7 +336,7 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     '(68 points, here 25)': lambda: [100 * claim('SM17b', 'said'), 100 * claim('SM17b')],
     '.10 there, .25 where they were read': lambda: [study.token_gap(pages.records(STUDY), NEVER).mean(), claim('SM17b')],
     'asks for 24 sentences just read, eight at each of three moments; 2 to 8 of their last words are one token, 54 over all seeds, of which 8 are right': lambda: [8 * read('single').step.nunique(), (n := number('single')).min(), n.max(), n.sum(), number('one_token').sum()],
-    'moves a seed by .1 or more': lambda: [1 / number('single').max()],
+    'moves a seed by .1 or more': lambda: [('>', *(1 / number('single')))],
     # 4. copying and contexts
     'copies .76 of random letters copies .05 after 33 windows of sentences and .02 after four hundred': lambda: [copied('no repeats', 0), copied('no repeats', 33), None, copied('no repeats', 396)],
     'with a fifth of the sentences said twice .09 and .02': lambda: [copied('a fifth repeated', 33), copied('a fifth repeated', 396)],
