@@ -159,6 +159,15 @@ def test_only_the_code_that_rows_carry_vouches_for_them(study, monkeypatch):
     assert study.load('cpu')[0].deviation.to_numpy() == pytest.approx(8e-5, rel=1e-2)   # small movements add up in sight
 
 
+def test_rows_of_today_need_nobody_to_vouch_for_them(study, monkeypatch):
+    "An arm may have rows of today's code beside those that a revision stands behind."
+    made = made_by(study.load('cpu')[0].iloc[0])
+    code(monkeypatch, new := 'new.' + made.partition('.')[2])
+    past(study, monkeypatch, made)
+    study.rewrite('cpu', lambda r: r | dict(renewed_by=new, deviation=0.) if r['seed'] == 0 else r)
+    assert set(study.load('cpu')[0].seed) > {0} and set(vouched(study, 'cpu', 'v1', ['slow', 'fast'])[0]) == {'slow', 'fast'}
+
+
 def test_the_code_of_a_revision_is_asked_as_it_was():
     "Of the last commit: today's numbers, by the hash of today."
     if subprocess.run(['git', 'rev-parse', '--verify', 'HEAD'], cwd=home(), capture_output=True).returncode: pytest.skip('no history here')

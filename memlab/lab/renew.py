@@ -266,11 +266,11 @@ def vouched(
     revision: str,
     arms: list[str],
     jobs: int = 1,
-) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:   # by arm: its rehearsal by the code that all its rows carry; how far they had moved before
-    "The arms whose rows the code of a revision made or renewed, as it rehearses them here."
-    runs = study.load(preset)[0]
+) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:   # by arm: its rehearsal by the code that all its stale rows carry; how far they had moved before
+    "The arms whose stale rows the code of a revision made or renewed, as it rehearses them here."
+    runs = study.load(preset)[0].pipe(lambda r: r[r.run_id.isin(study.stale(preset))])
     by = {arm: {made_by(row) for row in mine.to_dict('records')} for arm, mine in runs.groupby('arm')}
-    past = {a: told for a, told in past_rehearsals(study.name, preset, revision, arms, jobs).items() if set(told.code) == by[a]}
+    past = {a: told for a, told in past_rehearsals(study.name, preset, revision, arms, jobs).items() if set(told.code) == by.get(a)}
     return past, {a: float(d) for a, d in runs.groupby('arm').deviation.max().fillna(0.).items() if a in past}
 
 # %% ../../nbs/lab/renew.ipynb #cb0535f5
