@@ -386,6 +386,3 @@ def test_the_text_says_what_was_measured(words): pages.check(STUDY, words, SAID[
 
 
 def test_no_other_measurement_is_typed(): assert pages.untested(STUDY, SAID) == []
-
-
-def test_the_answer_fits_its_box(): assert len(pages.box_words(STUDY).split()) <= 120

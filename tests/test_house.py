@@ -232,6 +232,13 @@ def test_what_a_study_types_is_compared_with_what_it_measured(path):
     assert tests.exists() and "pages.untested(" in tests.read_text(encoding="utf-8"), "give it a table of what its page says, as tests/test_depth.py has"
 
 
+@each(STUDIES)
+def test_every_answer_fits_its_box(path):
+    boxes = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code" and "box(study" in c.source]
+    said = ["".join(c.outputs[0].data["text/markdown"]) for c in boxes]
+    assert said and all(len(words.split()) <= 120 and "{" not in words for words in said), [len(words.split()) for words in said]
+
+
 @each(LIBRARY)
 def test_notebook_reads_well(path):
     cells = nbformat.read(path, 4).cells

@@ -405,6 +405,3 @@ def test_what_the_page_calls_open_is_open():
     verdicts = {id: claim(id, 'verdict') for id in CLAIMS}
     assert {verdicts[c] for c in ('LC17a', 'LC18a', 'LN2m', 'LN2o')} == {'inconclusive'}
     assert [c for c in 'abcdef' if verdicts[f'LN4{c}'] == 'supported'] == ['a', 'd'] and [c for c in 'abcdef' if verdicts[f'LN4{c}'] == 'inconclusive'] == ['b', 'c']
-
-
-def test_the_box_is_short(): assert len(pages.box_words(STUDY).split()) <= 120
