@@ -410,3 +410,10 @@ def test_the_text_says_what_was_measured(words): pages.check(STUDY, words, SAID[
 
 
 def test_no_other_measurement_is_typed(): assert pages.untested(STUDY, SAID) == []
+
+
+def test_the_rates_that_let_recall_are_as_many_as_the_page_says():
+    ends = pages.records(STUDY).query("metric == 'accuracy' and item.isna()").sort_values('step').groupby(['arm', 'seed']).value.last()
+    middle = {m: [ends[f'{m} rate {rate:g}'].median() for rate in mqar.EIGHT_RATES] for m in ('attention', *mqar.RECURRENT)}
+    assert {m: sum(v >= mqar.SOLVED for v in found) for m, found in middle.items()} == dict(attention=5, delta=6, gla=2, mamba2=2)
+    assert all(found[-1] < mqar.SOLVED for found in middle.values()) and mqar.EIGHT_RATES[-1] == 1

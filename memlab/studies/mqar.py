@@ -671,8 +671,8 @@ for id, name in zip(('MQ9b', 'MQ9c', 'MQ9d'), RECURRENT.values()):
     memory = name[0].upper() + name[1:]
     study.finds(id, supported=(f'{memory} learns at fewer of eight rates than attention does, by {{effect}}.',
                                'Tune the rate of a recurrent memory before it is compared.' * (id == 'MQ9b')),
-                refuted=f'{memory} learns at no fewer of eight rates than attention does; attention leads by '
-                        f'{{effect}}.')
+                refuted=f'{memory} learns at no fewer of eight rates than attention does: {{effect}} in favour of '
+                        'attention.')
 
 # %% ../../nbs/studies/mqar.ipynb #f7c988d5
 study.finds('MQ11a', supported='Attention trained on up to 16 pairs recalls 64 about as well: {effect}.',
