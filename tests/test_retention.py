@@ -18,6 +18,7 @@ from memlab.eval.measure import Trial
 from memlab.eval.phase import amplitude, lock, phase_lock, shifted
 from memlab.eval.recovery import LossMatrix, excess_recovery, fit_after, loss_matrix, prequential, recovery, shift_curve
 from memlab.eval.retention import drift_corrected, fit_decay, guessing, interference, latent_rise, margin
+from memlab.eval import revisits
 from memlab.eval.revisits import DocumentLosses, FactScores, PairMargins, answer_scores, pair_scores, row_losses, series
 from memlab.lab.arm import Arm, execute, learner_of
 from memlab.nn.lm import ResidualLMConfig
@@ -217,7 +218,19 @@ def test_pads_do_not_count():
     ids = torch.randint(256, (4, 21), generator=r)
     labels = torch.stack([torch.where(torch.arange(20) < n, row[1:], IGNORE) for row, n in zip(ids, (20, 11, 1, 4))])
     alone = [F.cross_entropy(model(row[None, :n])[0][0], row[1:n + 1]).item() for row, n in zip(ids, (20, 11, 1, 4))]
-    assert row_losses(model, ids[:, :-1], labels).tolist() == pytest.approx(alone, abs=1e-12)
+    for rows in None, 1, 3, 4, 9: assert row_losses(model, ids[:, :-1], labels, rows).tolist() == pytest.approx(alone, abs=1e-12)
+
+
+def test_documents_are_asked_in_even_parts_that_stay_in_a_cache(monkeypatch):
+    seen, (model, ids) = [], (MODEL.build(0, 256), torch.zeros(25, 20, dtype=torch.int64))
+    features = model.features
+    monkeypatch.setattr(model, 'features', lambda x: seen.append(len(x)) or features(x))
+    monkeypatch.setattr(revisits, 'IN_CACHE', 16 * 20 * 256)
+    row_losses(model, ids, ids)
+    assert seen == [13, 12]
+    monkeypatch.setattr(revisits, 'IN_CACHE', 1)   # a row has more
+    row_losses(model, ids[:2], ids[:2])
+    assert seen[2:] == [1, 1]
 
 
 def test_a_run_measures_every_visit_and_goes_on_where_it_stopped(tmp_path: Path):
