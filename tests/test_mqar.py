@@ -17,6 +17,7 @@ from memlab.lab.arm import with_factors
 from memlab.lab.claims import judge, names_of, power_table
 from memlab.lab.records import RECORDS, read_table
 from memlab.lab.rules import MoreOften, Often
+from memlab.lab.values import steps_to
 from memlab.nn.mixer_lm import count_block_parameters
 from memlab.nn.softmax import AttentionConfig, UnifiedKVConfig
 from memlab.studies import mqar
@@ -378,6 +379,12 @@ def weights(): return plan('cpu')['memory as feed-forward'][0].model.std
 def width(): return plan('cpu')['attention rope 2'][0].model.mixers[0].d_model
 
 
+def tried(arm):
+    "What trials of an arm came to, by their rate as it is written."
+    rows = pages.records(STUDY).query("metric == 'accuracy' and item.isna()").sort_values('step').groupby('arm', observed=True).value.last()
+    return {name.split(' ')[-1].removeprefix('0'): v for name, v in rows.items() if name.startswith(f'{arm} trial ')}
+
+
 def in_a_tenth():
     "The best that trials of the memory with even weights reach after a tenth of the steps of a run."
     rows, arm = pages.records(STUDY), 'memory as feed-forward, even'
@@ -400,6 +407,8 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'with initial weights of .02, where the memory rested at .18 on every seed': lambda: [weights(), before('MQ14', 'refuted')],
     'reached .91 after a tenth of the steps': lambda: [in_a_tenth()],
     'those of .02 stay in the records': lambda: [weights()],
+    'with weights of .02 a rate of .003 rests at .18 as before': lambda: [weights(), .003, tried(mqar.SMALL)['.003']],
+    'one of .03 recalls': lambda: [max(float(rate) for rate, v in tried(mqar.SMALL).items() if v > .9)],
     'a rank correlation of .9 in every family': lambda: [claim('MQ7a', 'least')],
     'Scale: width 32, one or two layers, up to 32 pairs.': lambda: [width(), max(c.pairs for name in CLAIMS['MQ5b'].arms for c in plan('cpu')[name][0].task.configs)],
 }
@@ -410,6 +419,22 @@ def test_the_text_says_what_was_measured(words): pages.check(STUDY, words, SAID[
 
 
 def test_no_other_measurement_is_typed(): assert pages.untested(STUDY, SAID) == []
+
+
+def test_what_the_second_looks_say_of_rates_and_weights():
+    small, even = tried(mqar.SMALL), tried(mqar.EVEN)
+    assert small.keys() == even.keys() == {'.001', '.003', '.01', '.03'}
+    assert [r for r, v in small.items() if v > .9] == ['.01', '.03'] and min(even.values()) > .9
+
+
+def test_two_of_five_seeds_have_not_converged(): assert all('3 of 5 seeds have converged' in pages.claim(STUDY, id, 'note') for id in ('MQ7a', 'MQ7b'))
+
+
+def test_what_the_sections_say_of_time_and_of_a_cut_cache():
+    solves = lambda arm: steps_to(pages.records(STUDY), arm, mqar.SOLVED).median()
+    assert 1.7 < solves('unified conv') / solves('attention conv') < 2
+    cut = pages.records(STUDY).query("metric == 'accuracy' and arm == 'attention carried' and item == 'carried, last 8'").value
+    assert mqar.NANO.pairs == 8 and .5 < cut.mean() < .6   # four of eight, and a guess at the others
 
 
 def test_the_rates_that_let_recall_are_as_many_as_the_page_says():

@@ -14,8 +14,10 @@ from filelock import FileLock
 
 from memlab.core.files import read_json
 from memlab.lab.records import results_folder, runs_folder
+from memlab.lab.rules import Less
 from memlab.lab.runs import Run, compute
 from memlab.lab.study import Preset, Study, find_study
+from memlab.lab.values import at_end
 from memlab.lab.work import RunFailed
 from memlab.studies.mqar import Sizes
 

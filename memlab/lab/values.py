@@ -8,7 +8,7 @@ __all__ = ['Missing', 'require', 'in_common', 'rows_of', 'by_seed', 'last_step',
 
 # %% ../../nbs/lab/values.ipynb #ada3adaf
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -216,14 +216,14 @@ def rests(
     metric: str,
     arm: str,
     within: float,          # change that is none, in the metric's units
+    ended: Callable[[list[dict]], bool] = lambda rows: False,   # had a run reached what it may end at?
     **where,                # see `rows_of`
 ) -> pd.Series:             # indexed by seed
-    "Is the last fifth of the run flat? A run that ended itself is."
-    rows = rows_of(records, metric, arm, **where)
-    end = rows.step.max()
+    "Is the last fifth of the run flat, or has it ended because there was no more to learn?"
+    rows = rows_of(records, metric, arm, **where).sort_values('step')
     def flat(mine):
-        if mine.step.max() < end: return True
-        last = mine[mine.step >= .8 * end].sort_values('step').value.to_numpy()
+        if ended(mine.assign(metric=metric).to_dict('records')): return True
+        last = mine.value[mine.step >= .8 * mine.step.max()].to_numpy()
         if len(last) < 4: raise Missing(f'{arm} ({len(last)} values of {metric} in the last fifth of its steps, 4 are wanted)')
         return abs(last[len(last) // 2:].mean() - last[:len(last) // 2].mean()) <= within
     return rows.groupby('seed')[['step', 'value']].apply(flat)

@@ -314,7 +314,7 @@ def floors(records: pd.DataFrame, arm: str) -> dict[str, float]:
 
 def rested(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
     "Has every arm come to rest? By seed, and in words."
-    return (pd.concat([rests(records, 'accuracy', a, .02, item=None) for a in arms], axis=1).all(axis=1),
+    return (pd.concat([rests(records, 'accuracy', a, .02, Solved(), item=None) for a in arms], axis=1).all(axis=1),
             'have converged')
 
 def solving(records: pd.DataFrame, ours: str, theirs: str) -> tuple[pd.DataFrame, str]:
