@@ -21,7 +21,7 @@ from ..core.files import home
 from .claims import Claim, read_claims, side
 from .known import remembered
 from .records import size_of
-from .rules import fmt_effect
+from .rules import BOUND, fmt_effect
 
 # %% ../../nbs/lab/board.ipynb #f11ba0ed
 SIGNS = dict(supported='✓', refuted='✗', inconclusive='~', artefact='!')
@@ -43,13 +43,14 @@ def in_two_digits(
     row: Mapping,          # of claims.json
     turned: bool = False,  # the other way round: by how much less
 ) -> str:
-    "Effect, interval and unit as a sentence takes them: no plus, two digits of the largest and at least the first of the interval's width."
+    "Effect, interval and unit as a sentence takes them: no plus, two digits of the largest and at least the first of the interval's width; of a bound, its lower end."
     effect, *ends = (row[k] for k in ('effect', 'ci_low', 'ci_high'))
     if not math.isfinite(effect): return in_words(row)
     ends = sorted(ends, reverse=turned) if all(map(math.isfinite, ends)) else []
     place = lambda x: int(f'{abs(x):.1e}'.partition('e')[2])   # 2 where x begins with hundreds, -1 with tenths
     decimals = max(0, 1 - place(max([effect, *ends], key=abs)), -place(ends[0] - ends[1]) if ends else 0)
     size, *interval = (f'{-x if turned else x:z.{decimals}f}' for x in (effect, *ends))
+    if interval and BOUND in row.get('note', ''): return f"at least {interval[0]} {row['unit']}"
     return size + f" [{', '.join(interval)}]"*bool(interval) + f" {row['unit']}"
 
 def ruling(

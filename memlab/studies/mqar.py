@@ -617,7 +617,8 @@ study.finds('MQ4a',
             supported=('With a convolution, one projection for key and value recalls as well as two, with two '
                        'thirds of '
                        'the cache: a difference of {effect}.',
-                       'Behind a convolution, share the projection of key and value where the cache is what costs.'),
+                       'Share the projection of key and value where the cache is what costs, and expect more '
+                       'steps behind a convolution.'),
             refuted='Even with a convolution, one projection for key and value recalls less than two: {effect}.')
 study.finds('MQ4c',
             supported='With a convolution, one projection for key and value solves the task {effect} as two do.',
@@ -642,7 +643,8 @@ study.finds('MQ5d',
                                     'denominator.'),
             refuted='Raw keys with a norm hold hardly more of 16 pairs than elu+1 keys with a denominator: {effect}.')
 study.finds('MQ6a',
-            supported=('The delta rule updates what it holds: a changed key returns its new value, {effect}.',
+            supported=('The delta rule updates what it holds: where a run knows the keys that were left alone, '
+                        'a changed key returns its new value, {effect}.',
                        'Take a rule that replaces where facts change.'),
             refuted='One layer of the delta rule does not reliably return the new value of a changed key: {effect}.')
 for id, memory in dict(MQ6b='An additive memory', MQ6c='Attention without positions').items():
