@@ -141,7 +141,7 @@ def test_a_half_written_checkpoint_lies_beside_the_whole_one(stories, story):
     killed = [event for event, _ in died_at].index('write')
     half = {n: size for n, size in said[killed][1].items() if n.startswith('.')}
     assert len(half) == 1 and half == {n: size for n, size in said[-1][1].items() if n in half}  # still there at the end
-    assert 0 < 2*next(iter(half.values())) <= said[-1][1][CHECKPOINT]
+    assert 0 < next(iter(half.values())) < .6*said[-1][1][CHECKPOINT]   # about half: a later header has other numbers of digits, such as those of its seconds
 
 
 def tiny(folder):
