@@ -14,11 +14,11 @@ from memlab.data.orders import Cyclic, Palindromic, Shuffled, SlotLocked, visits
 from memlab.data.questions import Quiz
 from memlab.data.recall import IGNORE
 from memlab.data.visits import Revisits
+from memlab.eval import revisits
 from memlab.eval.measure import Trial
 from memlab.eval.phase import amplitude, lock, phase_lock, shifted
 from memlab.eval.recovery import LossMatrix, excess_recovery, fit_after, loss_matrix, prequential, recovery, shift_curve
 from memlab.eval.retention import drift_corrected, fit_decay, guessing, interference, latent_rise, margin
-from memlab.eval import revisits
 from memlab.eval.revisits import DocumentLosses, FactScores, PairMargins, answer_scores, pair_scores, row_losses, series
 from memlab.lab.arm import Arm, execute, learner_of
 from memlab.nn.lm import ResidualLMConfig

@@ -152,6 +152,19 @@ def test_a_failing_run_is_named_and_the_others_finish(home):
     assert evidence.verdict == 'inconclusive' and 'slow (no run)' in evidence.note and '2 of 4 runs computed' in evidence.note
 
 
+def test_a_claim_too_large_for_a_preset_says_which_one_computes_it(home):
+    study = toy.make()
+    study.presets['gpu'] = lambda: Preset(tuple((arm, (0, 1)) for arm in (*toy.ARMS, toy.Arm('steep', .9))))
+    @study.claim('T9', 'Steep ends low.', source='a toy', measured='loss', rule=Less(most=1.), arms=('slow', 'steep'), seeds=5)
+    def read(runs, records): return at_end(records, 'loss', 'steep')
+    study.run('cpu', progress=False)
+    found = study.verdicts('cpu').set_index('id')
+    assert found.loc['T9', 'verdict'] == 'inconclusive' and found.loc['T9', 'note'] == 'too large for preset cpu: preset gpu computes what it reads'
+    assert len(found) > 1 and not found.note.drop('T9').str.contains('too large').any()
+    study.run('gpu', progress=False)
+    assert not study.verdicts('gpu').note.str.contains('too large').any()
+
+
 def test_a_diverged_run_is_a_result(home):
     study = toy.make(toy.ARMS[0], toy.Arm('fast', .5, fault='diverge'))
     runs, records = study.run('cpu', progress=False)

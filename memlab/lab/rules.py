@@ -447,7 +447,7 @@ class Sooner:
     def _told(self, ours, theirs, end, cut):
         "Medians, and what was cut off."
         middle = lambda t: 'never' if np.isinf(np.median(t)) else f'{np.median(t):g}'
-        bound = f'{cut["theirs"]} of {len(ours)} never did: {BOUND}' * bool(cut['theirs'])
+        bound = f'{cut["theirs"]} of {len(ours)} never did' * bool(cut['theirs']) + f': {BOUND}' * bool(cut['theirs'] and not cut['ours'])   # of a ratio of two that are cut off, neither
         return '; '.join(filter(None, [f'median steps {middle(ours)} against {middle(theirs)}', bound]))
 
     def verdicts(self, many: np.ndarray) -> np.ndarray:

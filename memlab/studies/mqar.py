@@ -644,7 +644,7 @@ study.finds('MQ5d',
             refuted='Raw keys with a norm hold hardly more of 16 pairs than elu+1 keys with a denominator: {effect}.')
 study.finds('MQ6a',
             supported=('The delta rule updates what it holds: where a run knows the keys that were left alone, '
-                        'a changed key returns its new value, {effect}.',
+                       'a changed key returns its new value, {effect}.',
                        'Take a rule that replaces where facts change.'),
             refuted='One layer of the delta rule does not reliably return the new value of a changed key: {effect}.')
 for id, memory in dict(MQ6b='An additive memory', MQ6c='Attention without positions').items():
