@@ -183,11 +183,10 @@ def read_claims(
 # %% ../../nbs/lab/claims.ipynb #51cf7541
 def power_table(
     claims: Sequence[Claim],
-    studies: int = 400,     # made up for each truth
-) -> pd.DataFrame:          # one row a claim
+) -> pd.DataFrame:   # one row a claim
     "What each claim's rule can tell with the seeds that are planned."
     def row(c):
-        rates = error_rates(c.rule, c.sd, c.seeds, studies)
+        rates = error_rates(c.rule, c.sd, c.seeds)
         yes, no = ('none', 'said') if isinstance(deciding(c.rule), Equal) else ('said', 'none')
         return dict(claim=c.id, **bars(c.rule), seeds=c.seeds, sd=c.sd, decided_if_true=rates.supported[yes], decided_if_not=rates.refuted[no] + rates.artefact[no], wrong=wrong(rates, c.rule))
     return pd.DataFrame([row(c) for c in claims])

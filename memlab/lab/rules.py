@@ -209,13 +209,13 @@ class More:
         low, high = intervals(many, .95, self.bounds)
         return zones(low > self.least, high < self.least, many.shape[1])
 
-    def sample(self, r: np.random.Generator, effect: float, sd: float, seeds: int) -> np.ndarray:
+    def sample(self, r: np.random.Generator, effect: float, sd: float, shape: int | tuple[int, ...]) -> np.ndarray:
         "Made-up values of a known mean: normal, or within the bounds (beta)."
         a, b = self.bounds
-        if not math.isfinite(b - a): return r.normal(effect, sd, seeds)
+        if not math.isfinite(b - a): return r.normal(effect, sd, shape)
         m = min(max((effect - a) / (b - a), 1e-3), 1 - 1e-3)
         k = max(m * (1 - m) / (sd / (b - a)) ** 2 - 1, .05)
-        return a + (b - a) * r.beta(m * k, (1 - m) * k, seeds)
+        return a + (b - a) * r.beta(m * k, (1 - m) * k, shape)
 
 # %% ../../nbs/lab/rules.ipynb #d4b28e79
 @dataclass(frozen=True, kw_only=True)
@@ -354,9 +354,9 @@ class Often:
         "Of many studies, a row each; those that count the same are judged once."
         return judged_once(self, many)
 
-    def sample(self, r: np.random.Generator, effect: float, sd: float, seeds: int) -> np.ndarray:
+    def sample(self, r: np.random.Generator, effect: float, sd: float, shape: int | tuple[int, ...]) -> np.ndarray:
         "Made-up successes of a known rate."
-        return r.random(seeds) < effect
+        return r.random(shape) < effect
 
 # %% ../../nbs/lab/rules.ipynb #acc7f497
 def newcombe(
@@ -404,9 +404,9 @@ class MoreOften:
 
     verdicts = Often.verdicts
 
-    def sample(self, r: np.random.Generator, effect: float, sd: float, seeds: int) -> np.ndarray:
+    def sample(self, r: np.random.Generator, effect: float, sd: float, shape: int | tuple[int, ...]) -> np.ndarray:
         "Made-up successes of two arms."
-        return np.stack([r.random(seeds) < min(max(self.base + effect, 0), 1), r.random(seeds) < self.base], 1)
+        return np.stack([r.random(shape) < min(max(self.base + effect, 0), 1), r.random(shape) < self.base], -1)
 
 # %% ../../nbs/lab/rules.ipynb #a51b852e
 def log_rank(values: pd.DataFrame) -> str:
@@ -458,10 +458,10 @@ class Sooner:
         wide = np.exp(special.stdtrit(n - 1, .975) * (y - x).std(1, ddof=1) / math.sqrt(n))
         return zones((ratio / wide > self.least) & ~(ours > end).any(1), (ratio * wide < self.least) & ~(theirs > end).any(1), n)
 
-    def sample(self, r: np.random.Generator, effect: float, sd: float, seeds: int) -> np.ndarray:
+    def sample(self, r: np.random.Generator, effect: float, sd: float, shape: int | tuple[int, ...]) -> np.ndarray:
         "Made-up steps of two arms, `sd` of their logarithm."
-        ours, theirs = np.exp(r.normal(0, sd, seeds)), effect * np.exp(r.normal(0, sd, seeds))
-        return np.stack([1000 * ours, 1000 * theirs, np.full(seeds, 1e9)], 1)
+        ours, theirs = np.exp(r.normal(0, sd, shape)), effect * np.exp(r.normal(0, sd, shape))
+        return np.stack([1000 * ours, 1000 * theirs, np.full(shape, 1e9)], -1)
 
 # %% ../../nbs/lab/rules.ipynb #c4a608d6
 def _flat(config, prefix=''):
@@ -526,24 +526,21 @@ class Artefact:
         on, off = self.on.verdicts(many[0]), self.off.verdicts(many[1])
         return np.where((off == 'refuted') & (on == 'supported'), 'artefact', off)
 
-    def sample(self, r: np.random.Generator, effect: float, sd: float, seeds: int) -> tuple:
+    def sample(self, r: np.random.Generator, effect: float, sd: float, shape: int | tuple[int, ...]) -> tuple:
         "Made-up values: with the defect as it was said, without it as given."
         said = self.on.truths['none' if isinstance(self.on, Equal) else 'said']
-        return self.on.sample(r, said, sd, seeds), self.off.sample(r, effect, sd, seeds)
+        return self.on.sample(r, said, sd, shape), self.off.sample(r, effect, sd, shape)
 
 # %% ../../nbs/lab/rules.ipynb #a591228d
 def error_rates(
     rule: Any,             # what decides
     sd: float,             # spread between seeds
     seeds: int,            # planned
-    studies: int = 400,    # made up for each truth
+    studies: int = 20_000,  # made up for each truth
 ) -> pd.DataFrame:         # one row a truth, one column a verdict
     "How often a rule gives each verdict, by what is true."
     r = np.random.default_rng(0)
-    def made_up(effect):
-        many = [rule.sample(r, effect, sd, seeds) for _ in range(studies)]
-        return tuple(map(np.stack, zip(*many))) if isinstance(rule, Artefact) else np.stack(many)
-    got = {name: pd.Series(rule.verdicts(made_up(effect))).value_counts() for name, effect in rule.truths.items()}
+    got = {name: pd.Series(rule.verdicts(rule.sample(r, effect, sd, (studies, seeds)))).value_counts() for name, effect in rule.truths.items()}
     return (pd.DataFrame(got).T / studies).reindex(columns=list(VERDICTS)).fillna(0.)
 
 # %% ../../nbs/lab/rules.ipynb #50fcc88b

@@ -25,7 +25,7 @@ def share_decided(
 ) -> float:
     "How often a rule comes to a verdict."
     r = np.random.default_rng(0)
-    return float(np.mean(rule.verdicts(np.stack([rule.sample(r, effect, sd, seeds) for _ in range(studies)])) != 'inconclusive'))
+    return float(np.mean(rule.verdicts(rule.sample(r, effect, sd, (studies, seeds))) != 'inconclusive'))
 
 def seeds_needed(
     rule: Any,
@@ -68,7 +68,7 @@ def wrong_in_two(
     "The largest rate of a wrong verdict, over two looks."
     r, rates = np.random.default_rng(0), {}
     for name, effect in rule.truths.items():
-        many = np.stack([rule.sample(r, effect, sd, seeds) for _ in range(studies)])
+        many = rule.sample(r, effect, sd, (studies, seeds))
         one, two = rule.verdicts(many[:, :first]), rule.verdicts(many)
         rates[name] = pd.Series(np.where(one == 'inconclusive', two, one)).value_counts() / studies
     return wrong(pd.DataFrame(rates).T.reindex(columns=list(VERDICTS)).fillna(0.), rule)

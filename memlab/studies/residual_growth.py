@@ -378,14 +378,21 @@ for ids, loss, suffix in ((('RG7a', 'RG7b'), 'a loss at the last of 6 layers', '
         costs(id, f'With {words} and {loss}, sending the skip connection through the norm costs loss.',
               f'normed skip{x}{suffix}', f'vanilla{x}{suffix}', rule=More(least=.02, said=.8),
               source='8-reswithln, 8-xplusnotres (all-layer loss, 12 layers): +0.8 to +1.6 nat', seeds=5, sd=.02)
+        study.finds(id, supported=(f'With {words} and {loss}, a skip connection through the norm costs {{effect}}.',
+                                   'Keep the skip connection outside of the norm.'),
+                    refuted=f'With {words} and {loss}, a skip connection through the norm does not cost .02 nats: '
+                            '{effect}.')
 for id, sign in (('RG8a', 'r+A'), ('RG8b', 'r*A')):
     alike(id, f'{BLOCK}, the learned gain and bias of the norm make no difference to {sign}.',
           f'{sign} shared all affine', f'{sign} shared all',
           source='9-unlearnableLN: +0.10 at 2000, +0.06 at 3000 without', seeds=10, sd=.01)
+    study.finds(id, refuted=f'{BLOCK}, a learned gain and bias in the norms change the loss of {sign} by {{effect}}.')
 for id, (words, x) in zip(('RG9a', 'RG9b'), BOTH.values()):
     alike(id, f'With {words}, it makes no difference whether attention and MLP run in parallel (behind one norm) '
           'or one after the other.', f'parallel{x}', f'vanilla{x}', source='10-resmlp: 4.157 against 4.147',
           seeds=10, sd=.015)
+    study.finds(id, refuted=f'With {words}, running attention and MLP in parallel (behind one norm) instead of one '
+                            'after the other changes the loss by {effect}.')
 for id, share in (('RG10a', 'shared'), ('RG10b', 'unshared')):
     alike(id, f'With {BOTH[share][0]}, adding a loss at every layer makes no difference to the loss of the last, '
           'at equal steps.',
@@ -434,11 +441,17 @@ def product_is_faster(runs, records):
 
 alike('RG12b', 'With one shared block, the product of attention and MLP ends level with their sum.',
       'axm shared', 'vanilla shared', source='attnxmlp: -0.009 at 4000', seeds=5, sd=.016)
+study.finds('RG12a', refuted='With one shared block and a long warm-up, the product of attention and MLP is not .02 '
+                             'nats ahead of their sum after a third of the training: {effect}.')
+study.finds('RG12b', refuted='With one shared block, multiplying attention and MLP instead of adding them changes the '
+                             'loss in the end by {effect}.')
 for id, heads, arm, base in (('RG13a', 'two', 'novalue sum', 'vanilla'),
                              ('RG13b', 'eight', 'novalue many heads', 'vanilla many heads')):
     alike(id, f'With {heads} heads and independent layers it makes no difference whether attention has value and '
           'output matrices, at equal parameters.', arm, base,
           source='axm-novalue (12 heads): -0.48 at 500, +0.03 at 4000', seeds=5, sd=.02)
+    study.finds(id, refuted=f'With {heads} heads and independent layers, attention without value and output matrices '
+                            'changes the loss by {effect}, at equal parameters.')
 
 # %% ../../nbs/studies/residual_growth.ipynb #8a8b3f09
 for id, length, x, sd in (('RG17a', 128, '', .01), ('RG17b', 512, ' long', .015)):
@@ -454,6 +467,10 @@ study.finds('RG1a', supported=('Multiplied by attention, the stream of one share
                                'explodes: {effect}.',
                                'Keep adding to the stream, as GPT-2 does; how large it grows says little about what '
                                'a layer does.'))
+study.finds('RG2', supported=('Trained four times as long, one shared block with a loss at every layer still loses '
+                              '{effect} by multiplying.', 'Keep adding to the stream, as GPT-2 does.'),
+            refuted='Trained four times as long, one shared block with a loss at every layer no longer loses .02 nats '
+                    'by multiplying: {effect}.')
 study.finds('RG3b', refuted=('The added stream of one shared block with a loss at every layer stays small; late layers '
                              'hardly turn it: {effect}.',
                              "Judge layers by readouts, not by the stream's size."))
@@ -467,6 +484,12 @@ study.finds('RG4b', refuted='A multiplied stream grows no faster with a loss at 
                             'at every layer: {effect}.')
 study.finds('RG5c', refuted='With one shared block, an added stream does not grow three times as fast with a loss at '
                             'every layer as with one at the last: {effect}.')
+study.finds('RG5d', refuted='With one shared parallel block and a loss at the last layer, the stream does not first '
+                            'shrink and then grow: {effect}.')
+study.finds('RG6a', refuted='From a small start, a stream multiplied by both branches does not collapse in four seeds '
+                            'of five: {effect}.')
+study.finds('RG6b', refuted='Branches that start at one do not repair the double product: it loses {effect} to the '
+                            'additive block.')
 study.finds('RG10b', refuted=('With independent layers, a loss at every layer adds to the loss of the last '
                               '{effect}.',
                               'With independent layers, read a loss at every layer only where leaving early is '
