@@ -1,4 +1,4 @@
-"""python tests/compiled.py BACKEND [all]: layers and models as one graph beside themselves; prints the largest error ratio of each, or what kept it from being one graph. Layers: one of each module, or all. In a process of its own, because pytest has all shapes checked, by code that is not to be traced."""
+"""python tests/compiled.py BACKEND [all]: layers and models as one graph beside themselves; prints the largest error ratio of each, or what kept it from being one graph. Layers: one of each module, or all, each also with documents in its rows. In a process of its own, because pytest has all shapes checked, by code that is not to be traced."""
 import json
 import sys
 import warnings
@@ -20,20 +20,21 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def everything(run, layer, x, state):
+def everything(run, layer, x, state, starts):
     "Outputs, the state after them, and the gradients of input, weights and state."
     leaves = {n: u.detach().clone().requires_grad_() for n, u in state.tensors().items() if u.is_floating_point()}
     x = x.clone().requires_grad_()
-    y, end = run(x, replace(state, **leaves))
+    y, end = run(x, replace(state, **leaves), starts)
     value = sum((u * normal(*u.shape, seed=3)).sum() for u in (y, *end.tensors().values()) if u.is_floating_point())
     wanted = [x, *leaves.values(), *layer.parameters()]
     return [y, *end.tensors().values(), *(g for g in torch.autograd.grad(value, wanted, allow_unused=True) if g is not None)]
 
 
-def of_layer(name, compiled):
+def of_layer(name, compiled, packed):
     layer = init_parameters(mixer_config(name, d_model=16, **SMALL.get(name, {})).build(), 0, std=.3)
     with torch.no_grad(): _, state = layer(normal(2, 5, 16, seed=1))
-    return [everything(run, layer, normal(2, 9, 16), state) for run in (compiled(layer), layer)]
+    starts = torch.arange(18).view(2, 9) % 5 == 3 if packed else None
+    return [everything(run, layer, normal(2, 9, 16), state, starts) for run in (compiled(layer), layer)]
 
 
 @torch.no_grad()
@@ -56,6 +57,7 @@ def trial(pair, backend):
 if __name__ == '__main__':
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
-    pairs = {n: lambda compiled, n=n: of_layer(n, compiled) for n in (MIXERS if 'all' in sys.argv else OF_MODULES)}
+    kinds = [(n, packed) for n in MIXERS for packed in (False, True)] if 'all' in sys.argv else [(n, n == 'ttt') for n in OF_MODULES]
+    pairs = {n + ', documents' * packed: lambda compiled, n=n, packed=packed: of_layer(n, compiled, packed) for n, packed in kinds}
     pairs |= {f'model of {n}': lambda compiled, n=n: of_model(n, compiled, packed=n == 'mixers') for n in MODELS}
     print(json.dumps({name: trial(pair, sys.argv[1]) for name, pair in pairs.items()}))

@@ -37,6 +37,7 @@ def _control(name, choice):
     if isinstance(choice, str): return W.Textarea(value=choice, rows=3, continuous_update=False, **look)
     if isinstance(choice, tuple) and len(choice) == 3 and all(isinstance(v, Real) for v in choice):
         low, high, step = choice
+        if not (step > 0 and high >= low): raise ValueError(f'{name}={choice!r}: expected low, high and a step above 0')
         slider = W.IntSlider if all(isinstance(v, int) for v in choice) else W.FloatSlider
         return slider(value=low, min=low, max=high, step=step, continuous_update=False, **look)
     if not isinstance(choice, list) or not choice:
@@ -60,6 +61,7 @@ def _follow(knobs, controls):
     values = {}
     for name, knob in knobs.items():
         if callable(controls[name]) and (options := tuple(_offered(controls[name], values))) != tuple(knob.options):
+            if not options: raise ValueError(f'no {name} to choose here')
             before, knob.options = knob.value, options
             knob.value = _nearest(before, options)
         values[name] = knob.value
@@ -76,12 +78,14 @@ def explorer(
     for name, choice in controls.items(): knobs[name] = _control(name, _offered(choice, {n: k.value for n, k in knobs.items()}))
     message, kept, busy = W.HTML(), lru_cache(256)(draw), []
     image = W.Image(format='png', layout=dict(max_width='100%', width='auto', height='auto', align_self='flex-start', display='none'))
+    def chosen():
+        _follow(knobs, controls)
+        return kept(**{name: k.value for name, k in knobs.items()})
     def show(_=None):
         if busy: return                   # knobs that follow another one move with it
         busy.append(True)
-        try: _follow(knobs, controls)
-        finally: busy.clear()
-        picture, message.value = _try(kept, {name: k.value for name, k in knobs.items()})
+        picture, message.value = _try(chosen, {})
+        busy.clear()
         if picture: image.value, image.layout.display = picture, None
     for k in knobs.values(): k.observe(show, names='value')
     show()
@@ -117,8 +121,11 @@ def _moved(controls, start, moving, most):
     if len(places) > most: places = [places[round(i * (len(places) - 1) / (most - 1))] for i in range(most)]
     for place in places:
         setting = {}
-        for name, choice in controls.items(): setting[name] = place if name == moving else _nearest(start[name], _choices(_offered(choice, setting)))
-        yield setting
+        for name, choice in controls.items():
+            offered = [place] if name == moving else _choices(_offered(choice, setting))
+            if not offered: break
+            setting[name] = place if name == moving else _nearest(start[name], offered)
+        else: yield setting
 
 # %% ../../nbs/lab/explore.ipynb #a4b30335
 def frame_settings(

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .claims import Claim, names_of, read_values
-from .rules import VERDICTS, wrong
+from .rules import VERDICTS, Equal, Less, More, wrong
+from .study import joined
 
 # %% ../../nbs/lab/stages.ipynb #bf442dfa
 def share_decided(
@@ -51,6 +52,7 @@ def chance_decided(
     studies: int = 2000,
 ) -> float:
     "How often a rule will come to a verdict, given these seeds."
+    if not isinstance(rule, (More, Less, Equal)) or np.ndim(values) != 1 or len(values) < 2: raise ValueError(f'{type(rule).__name__}, values of shape {np.shape(values)}: expected a rule about a mean, and one number for each of two seeds or more')
     r, v = np.random.default_rng(0), np.asarray(values, float)
     sd = v.std(ddof=1) * np.sqrt((len(v) - 1) / r.chisquare(len(v) - 1, studies))
     mean = r.normal(v.mean(), sd / np.sqrt(len(v)))
@@ -97,4 +99,4 @@ def more_seeds(
 ) -> tuple[tuple, ...]:         # (arm, the seeds to come)
     "A second stage."
     if strangers := sorted(seeds.keys() - {arm.name for arm, _ in plan}): raise ValueError(f'more seeds for {", ".join(strangers)}: the first stage has no arm of that name')
-    return tuple((arm, more) for arm, mine in plan if (more := tuple(range(len(mine), seeds.get(arm.name, 0)))))
+    return tuple((arm, more) for arm, mine in joined(plan) if (more := tuple(sorted(set(range(seeds.get(arm.name, 0))) - set(mine)))))

@@ -18,18 +18,21 @@ def starts_of(
     t: int | None = None,           # tokens of a row; None: all are one row
 ) -> Bool[Tensor, 'b t']:
     "True at the first token of every document."
+    if cu_seqlens.is_floating_point(): raise ValueError(f'cu_seqlens is of {cu_seqlens.dtype}: pass whole numbers of tokens')
     ends = cu_seqlens.long()
     if len(ends) < 2 or ends[0] or (ends.diff() < 1).any(): raise ValueError(f'cu_seqlens is {ends.tolist()[:9]}: expected 0 and then larger and larger ends of documents')
     total = int(ends[-1])
-    if total % (t or total): raise ValueError(f'cu_seqlens ends at {total}, which is no number of rows of {t} tokens: pass the tokens of a row')
+    t = total if t is None else t
+    if t < 1 or total % t: raise ValueError(f'cu_seqlens ends at {total}, which is no number of rows of {t} tokens: pass the tokens of a row')
     starts = torch.zeros(total, dtype=torch.bool, device=ends.device)
     starts[ends[:-1]] = True
-    return starts.view(-1, t or total)
+    return starts.view(-1, t)
 
 def cu_seqlens_of(
     starts: Bool[Tensor, 'b t'],    # True at the first token of every document; a row always begins with one
 ) -> Int[Tensor, 'm']:
     "Ends of the documents when the rows are laid end to end."
+    if starts.dtype != torch.bool or starts.dim() != 2: raise ValueError(f'starts is {starts.dtype} of shape {tuple(starts.shape)}: expected truth values, rows by tokens')
     first = starts.clone()
     first[:, :1] = True
     return torch.cat([first.flatten().nonzero()[:, 0], first.new_tensor([first.numel()], dtype=torch.long)]).int()

@@ -139,7 +139,7 @@ def ttt_chunked(
     (b, t), first = q.shape[:2], q.new_zeros(len(q)).long() if phase is None else phase.long()
     row, slot = torch.arange(b, device=q.device)[:, None], slots(first, t, chunk, starts)
     count = -(-(t if phase is None else t + chunk - 1) // chunk)              # mini-batches touched, at most
-    if starts is not None and slot.numel(): count = int(slot.max()) // chunk + 1
+    if starts is not None: count = t if torch.compiler.is_compiling() else int(slot.max()) // chunk + 1 if slot.numel() else 0   # a graph cannot look
 
     def place(x):
         held = x.new_zeros(b, count * chunk, *x.shape[2:])
