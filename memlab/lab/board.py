@@ -20,7 +20,7 @@ import pandas as pd
 from ..core.files import home
 from .claims import Claim, read_claims, side
 from .known import remembered
-from .records import size_of
+from .records import file_name, size_of
 from .rules import BOUND, fmt_effect
 
 # %% ../../nbs/lab/board.ipynb #f11ba0ed
@@ -100,8 +100,10 @@ def _marks(folder, here):
     "What a reader must know about the results in a folder."
     from memlab.lab.study import find_study, study_names
     if folder.parent.name not in study_names(): return ['study is gone']
-    study, preset = find_study(folder.parent.name), read_claims(folder/'claims.json')[0]['preset']
+    study, rows = find_study(folder.parent.name), read_claims(folder/'claims.json')
+    preset = rows[0]['preset'] if rows else folder.name
     if size_of(preset) not in study.presets: return ['preset is gone']
+    if {r['id'] for r in rows} != {c.id for c in study.claims} or {file_name(r['preset']) for r in rows} - {folder.name}: return ['other claims']
     if not (folder/'runs.parquet').exists(): return ['no runs']
     runs = pd.read_parquet(folder/'runs.parquet', columns=['run_id', 'arm', 'seed', 'code', 'corpus', 'renewed_by'])
     return ['stale']*bool(study.stale(preset, runs)) + (_text_marks(study, preset, runs) if here else [])

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'RUNS', 'RECORDS', 'ADDRESS', 'run_id', 'size_of', 'is_kept', 'file_name', 'results_folder', 'figures_folder',
-           'runs_folder', 'record_table', 'table_digest', 'write_table', 'read_table', 'made_by', 'frame']
+           'runs_folder', 'record_table', 'table_digest', 'write_table', 'read_table', 'whose', 'made_by', 'frame']
 
 # %% ../../nbs/lab/records.ipynb #66c5036a
+import math
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from xxhash import xxh3_128
 
 from ..core.files import home, write_atomic
 from ..core.identity import canonical, changed, digest
+from ..core.numbers import check_numbers
 
 # %% ../../nbs/lab/records.ipynb #0b272e79
 def run_id(
@@ -81,7 +83,7 @@ def record_table(
     seed: int,         # its seed
 ) -> pa.Table:         # with schema `RECORDS`
     "The records of one run as a table."
-    for r in rows: _check_keys(r)
+    for r in rows: _check_record(r)
     fixed = dict(run_id=run_id, arm=arm, seed=seed)
     table = pa.Table.from_pylist([{**r, **fixed, 'value': float(r['value'])} for r in rows], schema=RECORDS)   # `of` is no column
     counts = table.group_by(list(ADDRESS)).aggregate([([], 'count_all')])
@@ -89,10 +91,18 @@ def record_table(
     if twice: raise ValueError(f'{arm} wrote two numbers for {twice[0]}: give them different metrics, layers, positions or items')
     return table
 
-def _check_keys(r):
-    "A record has a step, a metric and a value, and nothing unknown."
+_LARGEST = 3.4028235e38   # in single precision
+_FITS = dict(step=('a whole number from 0 to 2147483647', lambda x: 0 <= x < 2**31 and x % 1 == 0), layer=('a whole number of at most 32767', lambda x: abs(x) < 2**15 and x % 1 == 0),
+             value=(f'a number of at most {_LARGEST:g} (write its logarithm), or one that is not finite', lambda x: not _LARGEST < abs(x) < math.inf))
+
+def _check_record(r):
+    "A record has a step, a metric and a value, and nothing unknown, and a table can hold them as they are."
     unknown, lost = r.keys() - {*ADDRESS, 'value', 'of'}, {'step', 'metric', 'value'} - r.keys()
     if unknown or lost: raise ValueError(f'record {r} has unknown keys {sorted(unknown)}, lacks {sorted(lost)}: write {", ".join(ADDRESS)}, value')
+    if not isinstance(r['metric'], str): raise ValueError(f'record {r} has a metric that is no word: name what was measured')
+    numbers = dict(step=r['step'], value=float(r['value'])) | ({} if r.get('layer') is None else dict(layer=r['layer']))
+    try: check_numbers(numbers, **{k: _FITS[k] for k in numbers})
+    except ValueError as e: raise ValueError(f'{r["metric"]} at step {r["step"]}: {e}') from None
 
 # %% ../../nbs/lab/records.ipynb #c934be45
 def table_digest(table: pa.Table) -> str:
@@ -164,6 +174,13 @@ def _first_difference(got, want):
     if name is None: return 'in another order'
     here, wanted = (t.get(name, 'nothing') for t in types)
     return f'{name}: {here} here, {wanted} wanted'
+
+# %% ../../nbs/lab/records.ipynb #721ce6c8
+def whose(
+    table: pa.Table,  # with schema `RUNS` or `RECORDS`
+) -> set[tuple[str, str, int]]:
+    "Run, arm and seed of all rows."
+    return {tuple(r.values()) for r in table.select(['run_id', 'arm', 'seed']).group_by(['run_id', 'arm', 'seed']).aggregate([]).to_pylist()}
 
 # %% ../../nbs/lab/records.ipynb #06b80272
 def made_by(

@@ -50,7 +50,8 @@ def rehearse(
 TOLERANCE, ANSWERS = 1e-4, 2
 
 def _margin(of, value):
-    "How far a number may move."
+    "How far a number may move; an infinite one not at all."
+    if np.isinf(value): return 0.
     return ANSWERS/of*(1 + 1e-6) if of > 1 else TOLERANCE*max(1., abs(value))
 
 def _address(r): return tuple(None if pd.isna(r.get(k)) else r[k] for k in ADDRESS)
@@ -140,9 +141,11 @@ def _last(records):
     return {_address(r)[1:]: (float(r['value']), r.get('of', 0)) for r in sorted(kept, key=lambda r: r['step'])}
 
 def _ranges(was, now, of, values):
-    "How far a number moved, in ranges of the seeds, which for a share are two answers at least; not at all within the margin."
-    if abs(now - was) <= _margin(of, was): return 0.
-    reach = max(max(values) - min(values), ANSWERS/of if of else 0.)
+    "How far a number moved, in ranges of the seeds, which for a share are two answers at least; not at all within the margin. To or from what is no finite number it is infinitely far."
+    if was == now or pd.isna(was) and pd.isna(now) or abs(now - was) <= _margin(of, was): return 0.
+    if not np.isfinite(now - was): return float('inf')
+    known = [v for v in values if not pd.isna(v)]
+    reach = max(max(known) - min(known), ANSWERS/of if of else 0.)
     return abs(now - was)/reach if reach else float('inf')
 
 # %% ../../nbs/lab/renew.ipynb #a0dc9670

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from ..core.files import read_json, write_atomic, write_json, writing
 from ..core.identity import full
-from .records import RECORDS, RUNS, read_table, record_table, write_table
+from .records import RECORDS, RUNS, read_table, record_table, whose, write_table
 
 # %% ../../nbs/lab/runs.ipynb #ce5a5bc7
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def table_lock(folder: Path) -> FileLock:
 def _write(part, run, outcome, about):
     "Write records and summary into the working folder."
     if outcome.status == 'stopped': raise ValueError(f'{run.arm.name} stopped early at {outcome.tokens} tokens although nobody asked: only whole runs are kept')
+    if outcome.status == 'finished' and not outcome.records: raise ValueError(f'{run.arm.name} finished and measured nothing: give it a measure, or record its loss')
     write_table(record_table(outcome.records, run.run_id, run.arm.name, run.seed), part/'records.parquet')
     row = dict(run_id=run.run_id, arm=run.arm.name, seed=run.seed, status=outcome.status, diverged_at=outcome.diverged_at,
                tokens=outcome.tokens, params=outcome.params, corpus=run.corpus, env=environment(run.arm), **about)
@@ -179,6 +180,14 @@ def read_runs(
     run_ids: list[str], # finished runs
 ) -> tuple[pa.Table, pa.Table]:  # runs, records
     "The tables of finished runs."
-    rows = [read_json(folder/i/'done.json') for i in run_ids]
-    runs = pa.Table.from_pylist([{k: r.get(k) for k in RUNS.names} for r in rows], schema=RUNS)   # stamps are empty
-    return runs, pa.concat_tables([RECORDS.empty_table()] + [read_table(folder/i/'records.parquet', RECORDS) for i in run_ids])
+    read = [_read_run(folder/i) for i in run_ids]
+    runs = pa.Table.from_pylist([{k: r.get(k) for k in RUNS.names} for r, _ in read], schema=RUNS)   # stamps are empty
+    return runs, pa.concat_tables([RECORDS.empty_table(), *(records for _, records in read)])
+
+def _read_run(folder):
+    "Summary and records of the run that a folder is named after."
+    row, records = read_json(folder/'done.json'), read_table(folder/'records.parquet', RECORDS)
+    name, told = (folder.name, row['arm'], row['seed']), whose(records)
+    if row['run_id'] != folder.name or told - {name} or not told and row['status'] == 'finished':
+        raise ValueError(f'{folder} holds what belongs to other runs (done.json is of {row["run_id"]}, records.parquet of {", ".join(sorted(t[0] for t in told)) or "none"}): delete the folder and run the study again')
+    return row, records

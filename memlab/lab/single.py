@@ -19,8 +19,8 @@ from fastcore.docments import docments
 from jaxtyping import Int
 from torch import Tensor
 
-from ..core.files import load_tensors, write_atomic
-from ..core.identity import default_of
+from ..core.files import load_tensors, read_json, write_atomic
+from ..core.identity import default_of, departures
 from ..data.coupling import CoupledFacts, Repeating
 from ..data.documents import Chunks, Documents
 from ..data.episodes import Episodes
@@ -198,7 +198,10 @@ def hand_out(
     out: Path,
 ) -> None:
     "Write a run's model, records and description to another folder."
-    tensors, _ = load_tensors(done/CHECKPOINT)
+    tensors, header = load_tensors(done/CHECKPOINT)
+    said = read_json(done/'done.json')
+    if other := departures(header['settings'], dict(config=said['config']['train'], seed=said['seed'])):
+        raise ValueError(f'{done/CHECKPOINT} is of another run ({other[0]}): compute it again with --fresh')
     model = MixerLM(config)
     model.load_state_dict({n: tensors[f'model/model/{n}'] for n in model.state_dict()})
     model.save_pretrained(out)

@@ -63,13 +63,17 @@ def rows_of(
     return rows
 
 # %% ../../nbs/lab/values.ipynb #94c5bb05
+def _finite(rows, arm):
+    "The same rows; a seed with a value that is no number raises `Missing`."
+    bad = rows.seed[~np.isfinite(rows.value)].unique()
+    if len(bad): raise Missing(*(f'{arm} (seed {s} not finite)' for s in bad))
+    return rows
+
 def _one_a_seed(rows, arm):
     "Series of values by seed; says which column still varies when there is more than one a seed."
     if rows.seed.duplicated().any():
         loose = [f'{c} takes {n} values' for c in ('layer', 'position', 'item') if c in rows and (n := rows[c].nunique(dropna=False)) > 1]
         raise ValueError(f'{arm} has several values a seed: {", ".join(loose) or "rows repeat"}; pass that column as a keyword')
-    bad = rows[~np.isfinite(rows.value)]
-    if len(bad): raise Missing(*(f'{arm} (seed {s} not finite)' for s in bad.seed))
     return rows.set_index('seed').value.astype(float).sort_index()
 
 def by_seed(
@@ -84,7 +88,7 @@ def by_seed(
     step = rows.step.max() if step in (None, 'last') else step
     short = sorted(set(rows.seed) - set(rows.seed[rows.step == step]))
     if short: raise Missing(*(f'{arm} (seed {s} has no {metric} at step {step})' for s in short))
-    return _one_a_seed(rows[rows.step == step], arm)
+    return _one_a_seed(_finite(rows[rows.step == step], arm), arm)
 
 # %% ../../nbs/lab/values.ipynb #a0673091
 def last_step(
@@ -93,7 +97,7 @@ def last_step(
     metric: str = 'val_loss',
 ) -> int:
     "The last step at which an arm was measured."
-    return int(records[(records.arm == arm) & (records.metric == metric)].step.max())
+    return int(rows_of(records, metric, arm).step.max())
 
 def per_layer(
     records: pd.DataFrame,
@@ -106,7 +110,9 @@ def per_layer(
     rows = rows_of(records, metric, arm, **where)
     rows = rows[rows.step == step]
     if rows.empty: raise Missing(f'{arm} (no {metric} at step {step})')
-    return rows.pivot(index='seed', columns='layer', values='value').astype(float)
+    table = _finite(rows, arm).pivot(index='seed', columns='layer', values='value').astype(float)
+    if table.isna().any(axis=None): raise Missing(f'{arm} ({metric} of some layers at step {step})')
+    return table
 
 # %% ../../nbs/lab/values.ipynb #b0c93b1a
 def slopes(table: pd.DataFrame) -> pd.Series:
@@ -137,14 +143,18 @@ def paired(
     return a[both] - b[both]
 
 # %% ../../nbs/lab/values.ipynb #491b71d9
+def _last(rows):
+    "Of each run, the rows of its last step."
+    return rows[rows.step == rows.groupby('seed').step.transform('max')]
+
 def at_end(
     records: pd.DataFrame,
     metric: str,
     arm: str,
     item: str | None = None,
 ) -> pd.Series:   # value, indexed by seed
-    "The last value of each run, whenever that was."
-    return rows_of(records, metric, arm, item=item).sort_values('step').groupby('seed').value.last().astype(float)
+    "The last value of each run, whenever that was; where it is no number, `Missing`."
+    return _one_a_seed(_finite(_last(rows_of(records, metric, arm, item=item)), arm), arm)
 
 def steps_to(
     records: pd.DataFrame,
@@ -165,7 +175,8 @@ def each(
     which: str = 'last',      # or 'min', the smallest
 ) -> pd.DataFrame:
     "The last value of each run; one row a seed, one column an arm."
-    return pd.DataFrame({a: rows_of(records, metric, a, item=item).sort_values('step').groupby('seed').value.agg(which) for a in arms})
+    if which == 'last': return pd.DataFrame({a: at_end(records, metric, a, item) for a in arms})
+    return pd.DataFrame({a: _finite(rows_of(records, metric, a, item=item), a).groupby('seed').value.agg(which) for a in arms})
 
 # %% ../../nbs/lab/values.ipynb #b4e21d33
 def last_values(
@@ -176,7 +187,8 @@ def last_values(
 ) -> pd.DataFrame:   # these columns, seed and value; one row a run
     "The last value of every run of some arms, beside what each arm is called; arms without any are left out."
     had = set(records.arm[(records.metric == metric) & (records.item.isna() if item is None else records.item == item)])
-    rows = [{**words, 'seed': seed, 'value': value} for arm, words in named.items() if arm in had for seed, value in at_end(records, metric, arm, item).items()]
+    ends = lambda arm: _one_a_seed(_last(rows_of(records, metric, arm, item=item)), arm)   # what is no number is drawn as nothing
+    rows = [{**words, 'seed': seed, 'value': value} for arm, words in named.items() if arm in had for seed, value in ends(arm).items()]
     return pd.DataFrame(rows, columns=[*next(iter(named.values()), {}), 'seed', 'value'])
 
 # %% ../../nbs/lab/values.ipynb #e12ff9a0
@@ -198,15 +210,15 @@ def floor_of(
     item: str,   # which guess
 ) -> float:
     "What guessing scores."
-    return float(rows_of(records, 'floor', arm, item=item).value.mean())
+    return float(_finite(rows_of(records, 'floor', arm, item=item), arm).value.mean())
 
 # %% ../../nbs/lab/values.ipynb #ce77e02e
 def learned(
-    passed: pd.Series,   # True where it did, indexed by seed
+    passed: pd.Series,   # True where it did, indexed by seed; a seed of which nothing is known did not
     what: str,           # in words, such as 'beat the unigram floor'
 ) -> tuple[pd.Index, str]:   # seeds, and what to note where some are left out
     "The seeds on which the task was learned."
-    seeds = passed.index[passed.astype(bool)]
+    seeds = passed.index[passed.eq(True)]
     if not len(seeds): raise Missing(f'any seed (no model does the task: 0 of {len(passed)} {what})')
     return seeds, f'{len(seeds)} of {len(passed)} seeds {what}' * (len(seeds) < len(passed))
 
