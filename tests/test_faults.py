@@ -1,9 +1,11 @@
 """Small inputs that go or went wrong: each test says what must be so; the marked ones still fail."""
+import importlib
 import inspect
 import io
 import json
 import math
 import pickle
+import pkgutil
 import sys
 
 import nbformat
@@ -18,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import memlab
 from memlab.cli import main
 from memlab.data import corpus as corpora
 from memlab.data.corpus import Corpus, Document, corpus_fingerprint, load_corpus, split
@@ -26,7 +29,10 @@ from memlab.data.tokens import TokenStore, byte_tokenizer, load_tokenizer
 from memlab.eval.perplexity import Perplexity
 from memlab.lab import runner
 from memlab.nn import delta, linear
+from memlab.nn.cells import GRU
 from memlab.nn.delta import DeltaNetConfig
+from memlab.nn.feedback import FeedbackConfig
+from memlab.nn.finite import Finite
 from memlab.nn.generate import generate
 from memlab.nn.init import init_parameters
 from memlab.nn.linear import LinearAttentionConfig
@@ -36,6 +42,7 @@ from memlab.nn.variants import vanilla
 from memlab.train.learner import Learner
 from memlab.train.loop import CHECKPOINT, FitConfig, fit_model, resume_run
 from memlab.train.losses import linear_cross_entropy, lm_loss
+from memlab.train.newton import newton
 from memlab.train.optim import AdamWConfig
 from memlab.train.schedule import Constant
 
@@ -197,6 +204,51 @@ def test_a_penalty_on_the_gradient_counts():
     try: got = slope(lm_loss(model, ids[:, :-1], ids[:, 1:]).mean)
     except (RuntimeError, ValueError): return  # autograd's own way to refuse
     assert (got - want).norm() <= 1e-6*want.norm()
+
+
+def normal(*shape):
+    "Numbers in double precision that want a gradient."
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+
+
+def fed_back():
+    "What comes out of a stack with feedback, and its memory."
+    stack = FeedbackConfig(max_len=8, n_layers=2, d_model=4, n_heads=1, sees='mixed', std=.5).build(0, 5).double().layers[0]
+    return lambda x: sum(u.sin().sum() for y, state in [stack(x)] for u in (y, state.k, state.v)), normal(2, 3, 4)
+
+
+def at_once():
+    "States by Newton's method."
+    cell = init_parameters(GRU(3, 3), 0).double()
+    return lambda u: newton(cell, u, torch.zeros(2, 4, 3).double(), torch.zeros(3).double(), steps=4)[0].sin().sum(), cell.drive(normal(2, 4, 3)).detach().requires_grad_()
+
+
+BY_HAND = dict(LinearCrossEntropy=lambda: (lambda h: linear_cross_entropy(h, normal(5, 3).detach(), torch.tensor([0, 3, 4, 1]), 2)[0], normal(4, 3)),
+               Finite=lambda: (lambda x: Finite.apply(x).sin().sum(), normal(2, 3)), Write=fed_back, Read=fed_back, Gate=fed_back, Through=at_once)
+
+
+def classes(of):
+    "All that derive from a class."
+    return {c for one in of.__subclasses__() for c in {one} | classes(one)}
+
+
+def test_no_gradient_by_hand_goes_untested():
+    for module in pkgutil.walk_packages(memlab.__path__, 'memlab.'):
+        if '.studies' not in module.name: importlib.import_module(module.name)
+    assert {c.__name__ for c in classes(torch.autograd.Function) if c.__module__.startswith('memlab.')} == BY_HAND.keys()
+
+
+@pytest.mark.parametrize('name', BY_HAND)
+def test_a_gradient_by_hand_has_a_right_second_one_or_says_that_it_has_none(name):
+    call, x = BY_HAND[name]()
+    found, todo = set(), [call(x).grad_fn]
+    while todo:
+        if (node := todo.pop()) in found: continue
+        found.add(node); todo += [n for n, _ in node.next_functions if n]
+    assert f'{name}Backward' in {n.name() for n in found}
+    assert torch.autograd.gradcheck(call, x)
+    try: assert torch.autograd.gradgradcheck(call, x)
+    except RuntimeError as error: assert 'has no second derivative, create_graph=True asks for one' in str(error)
 
 
 # -- layers and models ------------------------------------------------------------------------------------------------

@@ -94,7 +94,6 @@ class Read(torch.autograd.Function):
         return o
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         (o, w, q, k, v), past, part = ctx.saved_tensors, ctx.past, ctx.part
         dq, dk, dv, s = read_past_back(g, o, w, q, k, v, past.k[:, part], past.v[:, part])
@@ -114,6 +113,7 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gy, gk, gv):
+        if torch.is_grad_enabled(): raise RuntimeError('layer feedback has no second derivative, create_graph=True asks for one: leave it out, or take differences of first ones')
         ctx.past.dk, ctx.past.dv = gk.clone(), gv.clone()
         return gy.new_zeros(()), gy, None
 

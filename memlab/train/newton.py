@@ -154,7 +154,9 @@ class Through(torch.autograd.Function):
         return states.view_as(states)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]: return adjoint(*ctx.saved_tensors, g), None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled(): raise RuntimeError("Newton's method has no second derivative, create_graph=True asks for one: use memlab.nn.recurrence.sequential there")
+        return adjoint(*ctx.saved_tensors, g), None
 
 def newton(
     cell: Cell,
