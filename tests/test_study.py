@@ -7,13 +7,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import toy
 from filelock import FileLock
 
-from memlab.core.files import read_json
-from memlab.lab.records import results_folder, runs_folder
+import memlab.lab.study as study_module
+from memlab.core.files import read_json, write_json
+from memlab.lab.records import RECORDS, RUNS, read_table, results_folder, runs_folder, write_table
 from memlab.lab.rules import Less
 from memlab.lab.runs import Run, compute
 from memlab.lab.study import Preset, Study, find_study
@@ -181,6 +185,79 @@ def test_a_damaged_file_is_named(home):
     file = study.folder('cpu')/study.runs('cpu')[0].run_id/'records.parquet'
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=f'{file} cannot be read'): study.collect('cpu')
+
+
+def without(file, schema, run):
+    "Take a run out of a table, which stays whole otherwise."
+    table = read_table(file, schema)
+    write_table(table.filter(pc.not_equal(table['run_id'], run)), file)
+
+
+def test_runs_without_their_records_are_named(home):
+    study = toy.make()
+    study.run('cpu', progress=False)
+    lost, where = study.runs('cpu')[0], study.results('cpu')
+    without(where/'records.parquet', RECORDS, lost.run_id)
+    for call in (study.load, study.verdicts, study.open):
+        with pytest.raises(ValueError, match=f'tables of different runs .1 differ, such as {lost.run_id} of {lost.arm.name}, seed {lost.seed}.: restore runs.parquet and records.parquet together'): call('cpu')
+    shutil.rmtree(study.folder('cpu'))
+    with pytest.raises(ValueError, match='tables of different runs'): study.run('cpu', progress=False)
+    for f in where.iterdir(): f.unlink()
+    assert len(study.run('cpu', progress=False)[0]) == 4
+
+
+def test_records_of_no_run_count_for_nothing(home):
+    study = toy.make()
+    before = study.run('cpu', progress=False) and tables(study)
+    lost = study.runs('cpu')[0]
+    without(study.results('cpu')/'runs.parquet', RUNS, lost.run_id)
+    runs, records = study.load('cpu')
+    assert len(runs) == 3 and lost.run_id not in set(records.run_id) and '3 of 4 runs computed' in study.verdicts('cpu').note[0]
+    study.run('cpu', progress=False)
+    assert tables(study) == before
+
+
+def test_rows_of_another_name_and_rows_twice_are_named(home):
+    study = toy.make()
+    study.run('cpu', progress=False)
+    file = study.results('cpu')/'runs.parquet'
+    rows = read_table(file, RUNS)
+    write_table(rows.set_column(2, RUNS.field('seed'), pc.add(rows['seed'], 1).cast('int32')), file)
+    with pytest.raises(ValueError, match='tables of different runs .4 differ'): study.load('cpu')
+    write_table(pa.concat_tables([rows, rows.slice(0, 1)]), file)
+    with pytest.raises(ValueError, match='has 5 rows of 4 runs: restore it'): study.load('cpu')
+
+
+@pytest.mark.parametrize('nth', range(4))
+@pytest.mark.parametrize('arms', [toy.ARMS[:1], (*toy.ARMS, toy.Arm('steep', .9)), (toy.ARMS[0], toy.Arm('steep', .9))])
+def test_a_kill_between_two_tables_loses_nothing(home, monkeypatch, arms, nth):
+    "Arms go, come, or both; the process ends before it writes one more file."
+    toy.make().run('cpu', progress=False)
+    study, written = toy.make(*arms), []
+    def until_killed(write):
+        def one(*call):
+            if len(written) == nth: raise KeyboardInterrupt
+            written.append(write(*call))
+        return one
+    with monkeypatch.context() as m, suppress(KeyboardInterrupt):
+        for name in ('write_table', 'write_json'): m.setattr(study_module, name, until_killed(getattr(study_module, name)))
+        study.run('cpu', progress=False)
+    assert len(written) == min(nth, 3 + (len(arms) < 3))
+    left = toy.make().load('cpu')                                # whatever is there belongs together
+    assert set(left[0].run_id) == set(left[1].run_id)
+    assert len(study.run('cpu', progress=False)[0]) == 2 * len(arms) and set(executed(home).values()) == {1}
+    assert read_json(study.results('cpu')/'arms.json').keys() == {a.name for a in arms}
+
+
+def test_rows_whose_configuration_is_lost_are_named(home):
+    study = toy.make()
+    study.run('cpu', progress=False)
+    shutil.rmtree(study.folder('cpu'))
+    file = study.results('cpu')/'arms.json'
+    write_json(file, {'fast': read_json(file)['fast']})
+    with pytest.raises(ValueError, match='toy: arms.json does not say what slow meant when it ran: restore the file'): study.collect('cpu')
+    study.run('cpu', fresh=True, progress=False)
+    assert read_json(file).keys() == {'slow', 'fast'}
 
 
 def test_changed_code_makes_results_stale(home, monkeypatch):
