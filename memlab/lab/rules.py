@@ -88,7 +88,7 @@ def sign_flip(
     if len(v) > 20: raise ValueError(f'{len(v)} values have {2 ** len(v)} signs: ask of 20 at most')
     sums = np.zeros(1)
     for x in v: sums = np.concatenate([sums + x, sums - x])
-    return float(np.mean(abs(sums) >= abs(v.sum()) - 1e-12))
+    return float(np.mean(abs(sums) >= abs(v.sum()) - 1e-12 * max(1., abs(v).sum())))
 
 # %% ../../nbs/lab/rules.ipynb #1ebcfe99
 def interval(

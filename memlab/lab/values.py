@@ -69,12 +69,16 @@ def _finite(rows, arm):
     if len(bad): raise Missing(*(f'{arm} (seed {s} not finite)' for s in bad))
     return rows
 
-def _one_a_seed(rows, arm):
-    "Series of values by seed; says which column still varies when there is more than one a seed."
-    if rows.seed.duplicated().any():
+def _single(rows, arm, *by):
+    "The same rows; says which column still varies when there are several of a seed, or of a seed and step."
+    if rows.duplicated(['seed', *by]).any():
         loose = [f'{c} takes {n} values' for c in ('layer', 'position', 'item') if c in rows and (n := rows[c].nunique(dropna=False)) > 1]
-        raise ValueError(f'{arm} has several values a seed: {", ".join(loose) or "rows repeat"}; pass that column as a keyword')
-    return rows.set_index('seed').value.astype(float).sort_index()
+        raise ValueError(f'{arm} has several values a seed{" and step" * bool(by)}: {", ".join(loose) or "rows repeat"}; pass that column as a keyword')
+    return rows
+
+def _one_a_seed(rows, arm):
+    "Series of values by seed."
+    return _single(rows, arm).set_index('seed').value.astype(float).sort_index()
 
 def by_seed(
     records: pd.DataFrame,  # arm, seed, step, metric, layer, position, item, value
@@ -123,8 +127,8 @@ def slopes(table: pd.DataFrame) -> pd.Series:
 def straightness(table: pd.DataFrame) -> pd.Series:
     "R² of a straight line over columns, one a row; 0 for a constant."
     x, centred = np.asarray(table.columns, float), table.sub(table.mean(axis=1), axis=0)
-    line, total = np.outer(slopes(table), x - x.mean()), (centred ** 2).sum(axis=1)
-    return (1 - ((centred - line) ** 2).sum(axis=1) / total.where(total > 0)).fillna(0.)
+    line, total = np.outer(slopes(table), x - x.mean()), (centred ** 2).sum(axis=1, skipna=False)
+    return (1 - ((centred - line) ** 2).sum(axis=1, skipna=False) / total).where(total != 0, 0.)
 
 # %% ../../nbs/lab/values.ipynb #a984be8a
 def paired(
@@ -163,7 +167,7 @@ def steps_to(
     metric: str = 'accuracy',
 ) -> pd.Series:   # steps, indexed by seed
     "The first evaluation at or above a bar; infinite where none was."
-    rows = rows_of(records, metric, arm, item=None)
+    rows = _single(rows_of(records, metric, arm, item=None), arm, 'step')
     first = rows[rows.value >= bar].groupby('seed').step.min()
     return first.reindex(sorted(rows.seed.unique())).astype(float).fillna(math.inf)
 
@@ -232,7 +236,7 @@ def rests(
     **where,                # see `rows_of`
 ) -> pd.Series:             # indexed by seed
     "Is the last fifth of the run flat, or has it ended because there was no more to learn?"
-    rows = rows_of(records, metric, arm, **where).sort_values('step')
+    rows = _single(rows_of(records, metric, arm, **where), arm, 'step').sort_values('step')
     def flat(mine):
         if ended(mine.assign(metric=metric).to_dict('records')): return True
         last = mine.value[mine.step >= .8 * mine.step.max()].to_numpy()
@@ -248,7 +252,7 @@ def stretch(
     metric: str = 'accuracy',
 ) -> pd.Series:                # steps, indexed by seed
     "Steps of the longest stretch of evaluations inside a band."
-    rows = rows_of(records, metric, arm, item=None).sort_values('step')
+    rows = _single(rows_of(records, metric, arm, item=None), arm, 'step').sort_values('step')
     def longest(mine):
         inside = mine.value.between(low, high)
         runs = mine.step[inside].groupby((~inside).cumsum()[inside])
