@@ -124,6 +124,17 @@ def test_rehearsals_change_only_with_the_runs(study, monkeypatch):
     assert {str(c) for rows in read_rehearsals(study, 'cpu').values() for c in rows.code} == {'new.judge'}
 
 
+def test_another_arm_of_a_name_has_a_rehearsal_of_its_own(study, monkeypatch):
+    before = read_rehearsals(study, 'cpu')
+    other = toy.make(toy.ARMS[0], replace(toy.ARMS[1], rate=.6))
+    other.run('cpu', progress=False)
+    now = read_rehearsals(other, 'cpu')
+    assert now['slow'].equals(before['slow']) and not now['fast'].value.equals(before['fast'].value)
+    code(monkeypatch, 'new')
+    list(renew(other, 'cpu'))
+    assert other.stale('cpu') == []
+
+
 def past(study, monkeypatch, hash_, moved=0.):
     "A revision of one hash whose rehearsals are those that are committed now, moved by some."
     told = {a: rows.assign(code=hash_, value=rows.value + moved) for a, rows in read_rehearsals(study, 'cpu').items()}

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HALF', 'TOLERANCE', 'ANSWERS', 'REHEARSALS', 'SPREAD', 'SEEDS', 'PAST', 'rehearse', 'compare', 'rehearsal_table',
-           'rehearsals_file', 'read_rehearsals', 'keep_rehearsals', 'moved', 'Finding', 'look', 'recompute', 'Task',
-           'stale_arms', 'to_renew', 'past_rehearsals', 'vouched', 'planted_findings', 'stamp', 'renew', 'told']
+           'rehearsals_file', 'read_rehearsals', 'drop_rehearsals', 'keep_rehearsals', 'moved', 'Finding', 'look',
+           'recompute', 'Task', 'stale_arms', 'to_renew', 'past_rehearsals', 'vouched', 'planted_findings', 'stamp',
+           'renew', 'told']
 
 # %% ../../nbs/lab/renew.ipynb #090ed5aa
 import io
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from joblib import Parallel, delayed, parallel_config
 
@@ -105,6 +107,17 @@ def read_rehearsals(
         raise ValueError(f'{study.name} has no rehearsals at preset {preset}: they are made when its runs are computed, `memlab run {study.name} --preset {preset}`')
     table = frame(read_table(file, REHEARSALS))
     return {name: rows for name, rows in table.groupby('arm', sort=False)}
+
+# %% ../../nbs/lab/renew.ipynb #d993764c
+def drop_rehearsals(
+    study,             # a `Study`
+    preset: str,       # its name
+    names: set[str],   # of arms
+) -> None:
+    "Take away what other arms of these names gave."
+    if not names or not (file := rehearsals_file(study, preset)).exists(): return
+    table = read_table(file, REHEARSALS)
+    write_table(table.filter(pc.invert(pc.is_in(table['arm'], value_set=pa.array(sorted(names), pa.string())))), file)
 
 # %% ../../nbs/lab/renew.ipynb #9eb89bb7
 def _parallel(jobs, calls):

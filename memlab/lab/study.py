@@ -30,7 +30,7 @@ from .claims import Claim, Finding, claim_rows, read_claims, seen, write_claims
 from .code import code_hash, config_classes
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, is_kept, made_by, read_table, results_folder, run_id, runs_folder, size_of, whose, write_table
-from .renew import keep_rehearsals
+from .renew import drop_rehearsals, keep_rehearsals
 from .rules import VERDICTS
 from .runs import Run, is_finished, read_runs, summaries, table_lock
 from .values import learned
@@ -223,7 +223,9 @@ class Study:
     def _write(self, preset, runs, records, kept):
         "A row in `runs` promises that its records are there: what goes leaves `runs` first, what comes enters it last."
         where, arms = self.results(preset), [arm for arm, _ in self.preset(preset).plan]
-        configs = agreed_configs(self.name, stored_configs(where), arms, kept)
+        stored = stored_configs(where)
+        configs = agreed_configs(self.name, stored, arms, kept)
+        drop_rehearsals(self, preset, {n for n, c in configs.items() if departures(stored.get(n, c), c)})
         old = read_rows(where)
         stay = old.filter(pc.is_in(old['run_id'], value_set=runs['run_id'].combine_chunks()))
         if len(stay) < len(old): write_table(stay, where/'runs.parquet')
