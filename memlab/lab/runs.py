@@ -175,6 +175,7 @@ def summaries(folder: Path) -> list[dict]:
         except FileNotFoundError: continue
     return found
 
+# %% ../../nbs/lab/runs.ipynb #67078286
 def read_runs(
     folder: Path,       # the preset's folder of runs
     run_ids: list[str], # finished runs
