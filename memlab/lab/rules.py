@@ -286,7 +286,7 @@ class Less:
 
     def judge(self, values: pd.Series) -> Evidence:
         "Decide."
-        e = self.mirror.judge(-numbers(values))
+        e = self.mirror.judge(-numbers(values, self.bounds))
         return replace(e, effect=-e.effect, ci_low=-e.ci_high, ci_high=-e.ci_low, size='larger' if e.verdict == 'refuted' and self.most > self.null else e.size)
 
     def verdicts(self, many: np.ndarray) -> np.ndarray:
@@ -324,7 +324,7 @@ class Equal:
         m, low, high = interval(v, .90, self.bounds)
         if len(v) < 2: return settle(Evidence(m, low, high, len(v), 'inconclusive'))
         off = abs(m - self.target)
-        p = beyond(abs(self.margin - off) / error_of(v), v) if low < high else float(off == self.margin)
+        p = beyond(abs(self.margin - off) / error_of(v), v) if low < high else 0.   # seeds that agree are inside, or are not
         outside = low > self.target + self.margin or high < self.target - self.margin
         inside = self.target - self.margin <= low and high <= self.target + self.margin
         verdict, size = ('refuted', 'larger') if outside else ('supported', 'as said') if inside else ('inconclusive', '')
