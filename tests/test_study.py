@@ -229,7 +229,7 @@ def test_rows_of_another_name_and_rows_twice_are_named(home):
 
 
 @pytest.mark.parametrize('nth', range(4))
-@pytest.mark.parametrize('arms', [toy.ARMS[:1], (*toy.ARMS, toy.Arm('steep', .9)), (toy.ARMS[0], toy.Arm('steep', .9))])
+@pytest.mark.parametrize('arms', [toy.ARMS[:1], (*toy.ARMS, toy.Arm('steep', .9)), (toy.ARMS[0], toy.Arm('steep', .9)), (toy.Arm('steep', .9),)])
 def test_a_kill_between_two_tables_loses_nothing(home, monkeypatch, arms, nth):
     "Arms go, come, or both; the process ends before it writes one more file."
     toy.make().run('cpu', progress=False)
