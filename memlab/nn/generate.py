@@ -29,7 +29,7 @@ def pick(
 ) -> Int[Tensor, 'b 1']:
     "A token a row; logits that are not finite are refused."
     most = logits.amax(-1, keepdim=True)
-    if not (well := most.isfinite()).all(): raise ValueError(f'row {int((~well).nonzero()[0, 0])}: no logit can be the largest, one is {most[~well][0].item()}: the model has diverged, go back to weights from before')
+    if not (well := most.isfinite()).all(): raise ValueError(f'the largest logit of row {int((~well).nonzero()[0, 0])} is {most[~well][0].item()}: the model has diverged, go back to weights from before')
     if not temperature: return logits.argmax(-1, keepdim=True)
     if top is not None: logits = logits.masked_fill(logits < logits.topk(top).values[:, -1:], -math.inf)
     above = logits.float() - most.float()   # so that no temperature makes it overflow
