@@ -87,7 +87,7 @@ def _left_out(offsets, text):
 class _Letters:
     "What a tokenizer leaves out without a word."
     def __init__(self, loaded, model):
-        self.loaded,self.silent,self.known = loaded,model['type']=='BPE' and not model['unk_token'],set()  # known: written wherever they stand
+        self.loaded,self.silent,self.known = loaded,model.get('type')=='BPE' and not model.get('unk_token'),set()  # known: written wherever they stand
 
     def normal(self, text): return self.loaded.normalizer.normalize_str(text) if self.loaded.normalizer else text
     def pieces(self, text): return self.loaded.pre_tokenizer.pre_tokenize_str(text) if self.loaded.pre_tokenizer else [(text, (0, len(text)))]
