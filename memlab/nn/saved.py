@@ -55,6 +55,7 @@ def refusal(
     "Why a folder cannot be read by this memlab."
     return f'{folder}: {str(why).partition(chr(10))[0]} (saved by memlab {about.get("memlab")}, this is {__version__}): install the memlab that saved it'
 
+# %% ../../nbs/nn/saved.ipynb #82f02e81
 def read_about(
     folder: Path,
     wanted: str,   # the tag of the class that reads it
@@ -82,6 +83,7 @@ def read_weights(
     if header.get('config') != digest: raise ValueError(f'{file} belongs to another {CONFIG}: save the model again')
     return tensors
 
+# %% ../../nbs/nn/saved.ipynb #baec6778
 def check_weights(
     tensors: dict[str, Tensor],
     like: dict[str, Tensor],   # name -> tensor of the shape wanted
