@@ -1,14 +1,17 @@
 """Memory as a value: its effect, reset and reading without learning for every layer there is, and files from one process to another."""
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.checks import error_ratio
 from memlab.nn.infini import AsCoded, InfiniConfig, payload
+from memlab.nn.init import init_parameters
 from memlab.nn.lm import residual_lm
 from memlab.core.files import tensor_digest
 from memlab.nn.memory import check_memory, fingerprint, freeze, keep_banks, load_memory, memory_bytes, merge_memories, reset, save_memory, trim, unfreeze, unpack
@@ -320,3 +323,32 @@ def test_what_a_model_could_not_go_on_from_is_refused():
     for model, memory, says in ((learned, far, '106 positions were asked for, the table holds 64'), (banks, low, r'state.M is torch.bfloat16 on cpu, this layer needs'), (shared, apart, 'one shared memory needs them at the same place')):
         check_memory(model, seen(model))
         with pytest.raises(ValueError, match=says): check_memory(model, memory)
+
+
+def compiled(model, part):
+    "The same, with `torch.compile` around the model, its stages, or their mixers; nothing is computed, so nothing is compiled."
+    if part == 'model': return torch.compile(model)
+    for name, module in [*model.layers.named_children(), *([('positions', model.positions)] if model.positions else [])]:
+        if part == 'stages': setattr(model if name == 'positions' else model.layers, name, torch.compile(module))
+        elif getattr(module, 'mixer', None): module.mixer = torch.compile(module.mixer)
+    return model
+
+
+@pytest.mark.parametrize('part', ['model', 'stages', 'mixers'])
+@torch.no_grad()
+def test_a_compiled_model_is_the_same_model(part, tmp_path, monkeypatch):
+    "Its memories, its name for them, what it refuses and how it starts."
+    monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)   # torch gives it a type that says nothing of the model
+    for name in ('delta', 'titans', 'infini', 'hierarchical', 'no_attention', 'learned'):
+        plain, other = MODELS[name](), compiled(MODELS[name](), part)
+        assert fingerprint(other) == fingerprint(plain)
+        memory = plain(tokens(2, 6))[1]
+        for one, two in ((plain, other), (other, plain)):
+            save_memory(tmp_path/'memory', one, memory)
+            assert same(load_memory(tmp_path/'memory', two), memory)
+        if name == 'learned':
+            with pytest.raises(ValueError, match='positions were asked for, the table holds 64'): check_memory(other, tuple(replace(s, seen=s.seen + 100) if len(s.tensors()) == 1 else s for s in memory))
+        if name == 'infini':
+            parts = [keep_banks(plain, plain(part)[1]) for part in tokens(2, 16).split(8, 1)]
+            assert same(merge_memories(other, parts), merge_memories(plain, parts))
+        for a, b in zip(init_parameters(plain, 5).parameters(), init_parameters(other, 5).parameters(), strict=True): assert torch.equal(a, b) or a.ndim < 2

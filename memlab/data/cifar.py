@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..core.draw import generator_of
 from ..core.files import file_stamp
+from .corpus import parquet_file
 from .digits import load_images
 
 # %% ../../nbs/data/cifar.ipynb #11b733e8
@@ -93,13 +94,10 @@ def lacking(where: str, found: list[str]) -> None:
 
 def from_file(path: Path, most: int | None = None) -> Pictures:
     "The pictures of a parquet file with the hub's columns."
-    import pyarrow.parquet as pq
-    try: file = pq.ParquetFile(path)
-    except Exception as e: raise ValueError(f'{path} is not a readable parquet file: {e}') from None
-    with file:
+    with parquet_file(path) as file:
         lacking(str(path), file.schema_arrow.names)
         rows = next(file.iter_batches(most or max(1, file.metadata.num_rows), columns=list(COLUMNS)), None)
-    held = [] if rows is None else rows.to_pylist()
+        held = [] if rows is None else rows.to_pylist()
     bytes_of = lambda x: x.get('bytes') if isinstance(x, dict) else x
     return pictures_of(str(path), [picture(str(path), i, bytes_of(r['img'])) for i, r in enumerate(held)], [r['label'] for r in held])
 

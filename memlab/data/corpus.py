@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'EMBEDDED', 'RULES', 'READERS', 'OFFLINE', 'UNITS', 'TEXTS', 'KNOWN', 'Document', 'utf8', 'Corpus',
-           'read_text', 'json_lines', 'load_corpus', 'file_stamps', 'while_files_stay', 'corpus_fingerprint', 'split']
+           'read_text', 'json_lines', 'parquet_file', 'load_corpus', 'file_stamps', 'while_files_stay',
+           'corpus_fingerprint', 'split']
 
 # %% ../../nbs/data/corpus.ipynb #75410805
 import ast,hashlib,json,math,os,platform,re,sys,sysconfig,tokenize,warnings
 from collections.abc import Callable,Iterator,Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property,lru_cache,wraps
 from pathlib import Path
@@ -187,11 +189,18 @@ def _jsonl_rows(path):
         yield row['text']
 
 # %% ../../nbs/data/corpus.ipynb #5f6448f3
+@contextmanager
+def parquet_file(
+    path:Path,
+) -> Iterator: # a `pyarrow.parquet.ParquetFile`, to be read inside
+    "A parquet file; what of it cannot be read is told by its name."
+    import pyarrow as pa, pyarrow.parquet as pq
+    try:
+        with pq.ParquetFile(path) as file: yield file
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as e: raise ValueError(f'{path} is not a readable parquet file: {" ".join(str(e).split())}') from None
+
 def _parquet_rows(path):
-    import pyarrow.parquet as pq
-    try: file = pq.ParquetFile(path)
-    except Exception as e: raise ValueError(f'{path} is not a readable parquet file: {e}') from None
-    with file:
+    with parquet_file(path) as file:
         fields = file.schema_arrow.names
         if 'text' not in fields: raise _no_text(path, fields)
         return file.read(columns=['text'])['text'].to_pylist()
@@ -209,8 +218,15 @@ def _hidden(part): return part.startswith('.') or part=='__MACOSX'
 def _inside(path):
     "The files that a path stands for: itself, or those of a folder that are meant to be read."
     if path.is_file(): return [path]
-    wanted = lambda p: p.suffix.lower() in READERS and not any(map(_hidden, p.relative_to(path).parts))
-    return sorted(p for p in path.rglob('*') if wanted(p) and p.is_file())
+    return sorted(_below(path, ()))
+
+def _below(folder, above):
+    "The files to read in a folder and the folders in it; one that it lies in itself, by a link, is passed over."
+    above = (*above, folder.resolve())
+    for p in folder.iterdir():
+        if _hidden(p.name): continue
+        if p.is_dir(): yield from () if p.resolve() in above else _below(p, above)
+        elif p.suffix.lower() in READERS: yield p
 
 def _files(name, path):
     "The corpus in a file or folder."

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core.draw import generator_of
 from ..core.files import tensor_digest
 from ..core.numbers import check_numbers, integer
-from .corpus import while_files_stay
+from .corpus import parquet_file, while_files_stay
 from .samples import order_of
 
 # %% ../../nbs/data/digits.ipynb #9a43051a
@@ -69,10 +69,7 @@ COLUMNS = ('image', 'label')
 
 def from_parquet(path: Path) -> Images:
     "The images of a parquet file with the hub's columns."
-    import pyarrow.parquet as pq
-    try: file = pq.ParquetFile(path)
-    except Exception as e: raise ValueError(f'{path} is not a readable parquet file: {e}') from None
-    with file:
+    with parquet_file(path) as file:
         if lost := [c for c in COLUMNS if c not in file.schema_arrow.names]: raise ValueError(f"{path} has no column {lost[0]!r}; columns found: {', '.join(file.schema_arrow.names)}")
         rows = file.read(columns=COLUMNS).to_pydict()
     held = [x.get('bytes') if isinstance(x, dict) else x for x in rows['image']]

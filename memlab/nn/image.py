@@ -19,7 +19,7 @@ from ..core.draw import generator_of
 from ..core.numbers import BELOW_ONE, check_numbers, integer
 from .blocks import BlockConfig
 from .config import check_idle, check_words
-from .generate import pick
+from .generate import check_draws, pick
 from .grid import CLASS_SLOT, GridAttention
 from .heads import HEADS, Guidance, make_head, weighted
 from .init import init_parameters
@@ -301,7 +301,7 @@ def sample_codes(
 ) -> Int64[Tensor, 'b N']:
     "Codes of whole sketches."
     c, b = prior.config, len(labels)
-    check_labels(c.classes, labels)
+    check_labels(c.classes, labels), check_draws(temperature, top, c.codes)
     if guidance != 1 and not c.class_drop: raise ValueError(f'guidance={guidance} asks without a class, which this prior never learned (class_drop=0): train with class_drop above 0, or leave guidance=1')
     ways, r = Guidance(s_y=guidance).ways(), generator_of(seed, 'codes')
     y = torch.cat([labels if way[1] else torch.full_like(labels, c.classes) for way in ways])

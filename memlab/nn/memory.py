@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..core.files import laid_out, read_tensors, tensor_digest, write_atomic
 from .attention import KVState, LearnedPositions
 from .infini import InfiniConfig, InfiniState, SegmentMemory, check_held, places, reset_rows, settle
+from .init import plain, uncompiled
 from .lm import Memory, TransformerLM
 from .softmax import HeldState
 from .state import State, check_state
@@ -145,13 +146,13 @@ def check_memory(
 ) -> None:
     "Raise a ValueError that says why the model could not go on from this memory."
     check_types(model, memory)
-    for i, (layer, state) in enumerate(zip(model.stages, memory)):
+    for i, (layer, state) in enumerate(zip(map(uncompiled, model.stages), memory)):
         like = layer.init_state(0)
         check_state(state, like, state.batch, f'state {i}: ')
         for name, got in state.tensors().items():
             if got.device != like.seen.device: raise ValueError(f'state {i}: {name} is on {got.device}, the model on {like.seen.device}: call state.to({str(like.seen.device)!r})')
             if got.numel() and not torch.stack(got.aminmax()).isfinite().all(): raise ValueError(f'state {i}: {name} is not finite: go back to a memory from before')
-        mixer = getattr(layer, 'mixer', layer)
+        mixer = uncompiled(getattr(layer, 'mixer', layer))
         if (state.seen < 0).any(): raise ValueError(f'state {i}: seen is {state.seen.tolist()}, expected counts of tokens')
         if isinstance(state, InfiniState): check_held(mixer, state), check_pointers(f'state {i}', state, mixer.config), places(mixer.config, state)
         if isinstance(layer, LearnedPositions) and state.batch: layer.check_last(int(state.seen.max()))
@@ -165,12 +166,12 @@ def traits(layer: nn.Module) -> dict[str, dict]:
     def options(m):
         if is_dataclass(getattr(m, 'config', None)): return asdict(m.config)
         return {n: u for n, u in vars(m).items() if isinstance(u, int | float | str) and not n.startswith('_')}
-    return {name or 'layer': dict(type=type(m).__name__) | {n: u for n, u in options(m).items() if n not in HOW} for name, m in layer.named_modules() if hasattr(m, 'init_state')}
+    return {plain(name) or 'layer': dict(type=type(m).__name__) | {n: u for n, u in options(m).items() if n not in HOW} for name, m in uncompiled(layer).named_modules() if hasattr(m, 'init_state')}
 
 # %% ../../nbs/nn/memory.ipynb #d9bbee42
 def fingerprint(model: TransformerLM) -> dict:
     "What a model's memory means: its layers, the shapes of its parameters, a sample of their values."
-    named = list(model.named_parameters())
+    named = [(plain(name), p) for name, p in model.named_parameters()]
     shapes = hashlib.sha256(''.join(f'{name}{tuple(p.shape)}' for name, p in named).encode())
     values = hashlib.sha256(torch.cat([p.detach().flatten()[::-(-p.numel() // 1024)].float() for _, p in named]).cpu().numpy())
     layers = json.loads(json.dumps([traits(s) for s in model.stages], default=str))  # as a file gives it back
@@ -271,7 +272,7 @@ def load_memory(
 # %% ../../nbs/nn/memory.ipynb #660a896d
 def adding_layer(model: TransformerLM) -> int:
     "Place of the memory whose writes depend on the tokens alone; a ValueError if there is none."
-    mixers = [getattr(s, 'mixer', s) for s in model.stages]
+    mixers = [uncompiled(getattr(s, 'mixer', s)) for s in model.stages]
     first, layer = next(((i, m) for i, m in enumerate(mixers) if m is not None), (0, None))
     if not isinstance(layer, SegmentMemory) or not layer.config.banks: raise ValueError(f'the first mixer of this model is {type(layer).__name__}: memories add where a compressive memory with banks comes first')
     if later := [i for i, m in enumerate(mixers) if isinstance(m, SegmentMemory) and i != first]: raise ValueError(f'the memory in layer {later[0]} writes what layer {first} has read, which depends on what came before: it cannot be added')

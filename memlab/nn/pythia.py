@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .attention import CausalAttention, PositionState, check_heads, count_tokens, rotate
 from .blocks import MLP
 from .config import check_idle, check_least
-from .init import init_parameters
+from .init import init_parameters, shapes_only
 from .lm import TransformerLM
 from .packing import read_on
 from .state import State
@@ -265,7 +265,8 @@ def from_pretrained(
     revision: str | None = None,         # of the hub: branch, tag or commit, such as 'step3000'
     dtype: torch.dtype = torch.float32,  # of the weights, whatever the file has
 ) -> TransformerLM:
-    "A Pythia, or any GPT-NeoX of the same kind, with its trained weights."
+    "A Pythia, or any GPT-NeoX of the same kind, with its trained weights, in memory of its own."
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point: raise ValueError(f'dtype={dtype}: expected a floating-point type such as torch.bfloat16')
     folder = Path(name) if Path(name).is_dir() else hub_folder(str(name), revision)
     if not (folder/'config.json').is_file(): raise ValueError(f'{folder.name} has no config.json: expected a folder with config.json and model.safetensors')
     config, files, index = neox_config(read_object(folder/'config.json')), safetensors_files(folder), folder/'model.safetensors.index.json'
@@ -273,9 +274,9 @@ def from_pretrained(
     if odd := [f'{n} is {u.get_dtype()}' for n, u in headers.items() if u.get_dtype() not in ('F64', 'F32', 'F16', 'BF16')]: raise ValueError(f'{odd[0]}, expected floating-point numbers: these are no weights')
     shapes = {n: tuple(u.get_shape()) for n, u in headers.items() if not (config.tied and n == 'embed_out.weight')}
     check_sizes(config, shapes)
-    with torch.device('meta'): model = config.build()
+    with shapes_only(): model = config.build()
     names = {n: neox_name(n) for n, _ in model.named_parameters()}
     match_tensors({names[n]: tuple(p.shape) for n, p in model.named_parameters()}, shapes)
-    tensors = merge_files(read_safetensors(files, lambda f, n: f.get_tensor(n)), None)
-    model.load_state_dict({n: tensors[theirs].to(dtype) for n, theirs in names.items()}, assign=True)
+    tensors = merge_files(read_safetensors(files, lambda f, n: f.get_tensor(n).to(dtype, copy=True)), None)   # what safe_open gives is a window on the file
+    model.load_state_dict({n: tensors[theirs] for n, theirs in names.items()}, assign=True)
     return model
