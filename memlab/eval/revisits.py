@@ -53,6 +53,7 @@ class AtVisits(Measure):
 
     def __post_init__(self):
         if self.at != 'end': raise ValueError(f'at={self.at!r}: this measure is taken after every visit; leave `at` out')
+        super().__post_init__()
 
     def due(self, trial: Trial, step: int) -> bool:
         "Has a visit ended, and nothing of the next one been done?"
