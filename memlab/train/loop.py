@@ -318,7 +318,7 @@ def check_agreement(
     rows = digest({str(i): x for i, x in enumerate(() if batch is None else tensors_of(batch))})
     first, *others = from_all(dict(settings=settings, step=result.step, weights=of('model/'), optimizer=of('optimizer/'), batch=rows))
     for rank, other in enumerate(others, 1):
-        if differ := departures(first, other): raise ValueError(f'the processes differ (from 0 to {rank}: {"; ".join(differ)}): give all the same settings, seed and folder')
+        if differ := departures(first, other) or departures(other, first): raise ValueError(f'the processes differ (from 0 to {rank}: {"; ".join(differ)}): give all the same settings, seed and folder')
 
 # %% ../../nbs/train/loop.ipynb #fea1e1fa
 def fit(
