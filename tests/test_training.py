@@ -10,17 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from memlab.core.files import load_tensors, save_tensors
+from memlab.core.record import record
 from memlab.data.recall import IGNORE
-from memlab.eval.held_out import held_out_loss
+from memlab.eval.held_out import HeldOut, held_out_loss
+from memlab.eval.measure import Measure
+from memlab.eval.passages import Passages
+from memlab.eval.perplexity import Perplexity
+from memlab.eval.turns import ReadInTurn
 from memlab.nn.blocks import BlockConfig
 from memlab.nn.lm import residual_lm
 from memlab.nn.segment import SegmentStack
 from memlab.train.learner import Learner, RowMemories, random_states, take_random_states
-from memlab.train.loop import FitConfig, fit, fit_model, parts, train_step
-from memlab.train.losses import lm_loss, recall_loss, token_loss
-from memlab.train.objectives import LayerLoss, RecallLoss, TokenLoss
-from memlab.train.optim import AdamWConfig, SGDConfig
-from memlab.train.schedule import Constant, Cosine, EpochDecay, Solved
+from memlab.train.loop import CHECKPOINT, FitConfig, fit, fit_model, parts, train_step
+from memlab.train.losses import lm_loss, linear_cross_entropy, recall_loss, token_loss
+from memlab.train.objectives import ClassLoss, LayerLoss, RecallLoss, TokenLoss
+from memlab.train.optim import AdamWConfig, GroupedAdamWConfig, SGDConfig
+from memlab.train.recurrent import LaggedLoss, NewtonLoss, SequentialLoss, TruncatedLoss
+from memlab.train.schedule import Constant, Cosine, EpochDecay, Patience, Solved
+from memlab.train.settled import SettledLoss
 
 V, ROWS, LENGTH = 13, 8, 9
 
@@ -145,6 +153,40 @@ def test_labels_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r'positions in 1 rows for tokens of shape \(2, 6\)'): loss['recall_loss'](model, ids, at[:1], at[:1])
 
 
+@pytest.mark.parametrize('chunk', [None, 2], ids=str)
+def test_labels_are_whole_numbers_however_rows_are_read_out(chunk):
+    "Of any width; truths, fractions, and what is no token are refused, at once or chunk by chunk; a chunk of no rows too."
+    loss = inspect.unwrap(linear_cross_entropy)
+    h, w = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0)).double()
+    want = -(h @ w.T).log_softmax(1)[[0, 1, 3], [3, 0, 1]].sum()
+    for dtype in (torch.int64, torch.int32, torch.int8): torch.testing.assert_close(loss(h, w, torch.tensor([3, 0, IGNORE, 1], dtype=dtype), chunk)[0], want)
+    for wrong in ([True] * 4, [1.] * 4):
+        with pytest.raises(ValueError, match='labels are torch.(bool|float32): pass whole numbers'): loss(h, w, torch.tensor(wrong), chunk)
+    for wrong in (-1, 4):
+        with pytest.raises(ValueError, match=f'a label is {wrong}, there are tokens 0 to 3'): loss(h, w, torch.tensor([0, 1, wrong, 2]), chunk)
+    for wrong in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f'chunk={wrong}: expected a whole number of at least 1'): loss(h, w, torch.tensor([0, 1, 1, 2]), wrong)
+
+
+def test_what_is_no_class_and_no_position_is_refused():
+    model, x = nn.Linear(4, 3), torch.randn(2, 4)
+    learner, loss = Learner(model, SGDConfig().build(model)), inspect.unwrap(ClassLoss.__call__)
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f'a label is {wrong}, there are classes 0 to 2'): loss(ClassLoss(), learner, x, torch.tensor([wrong, 0]))
+    torch.testing.assert_close(loss(ClassLoss(), learner, x, torch.tensor([IGNORE, 0])).mean, -model(x).log_softmax(1)[1, 0])
+    model, ids = drawn(), text()[0]
+    for wrong in (-1, LENGTH):
+        with pytest.raises(ValueError, match=f'a position that asks is {wrong}, there are tokens 0 to {LENGTH - 1}'): inspect.unwrap(recall_loss)(model, ids, torch.full((ROWS, 2), wrong), torch.zeros(ROWS, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize('count', [-1, math.nan, math.inf, True])
+def test_a_count_is_no_less_than_nothing(count):
+    "A number is refused; a tensor, for which no step waits, ends the run as a blow-up."
+    run = lambda count: fit_model(nn.Linear(2, 1), lambda step: torch.ones(4, 2), lambda model, x: ((total := model(x).sum()), total.detach(), count), FitConfig(steps=3))
+    with pytest.raises(ValueError, match='count=.*expected a finite number of at least 0'): run(count)
+    if count == -1: assert run(torch.tensor(count)).status == 'diverged'
+
+
 def test_tensors_of_a_batch_have_the_same_rows():
     with pytest.raises(ValueError, match='tensors of 2 and 6 rows'): parts((torch.zeros(2, 6), torch.zeros(6, 2)), 2, torch.device('cpu'))
     with pytest.raises(ValueError, match='a batch of 0 rows'): parts(torch.zeros(0, 6), 1, torch.device('cpu'))
@@ -195,6 +237,26 @@ def test_weights_that_overflow_in_the_last_step_are_a_blow_up():
     assert (result.status, result.diverged_at) == ('diverged', 1)
     result, model = run([0., 0., 1e15], optimizer=SGDConfig(lr=1e30), clip=None)
     assert not model.w.isfinite().all() and (result.status, result.diverged_at, result.step) == ('diverged', 3, 2)
+
+
+class Buffered(nn.Linear):
+    "A mask that is infinite from the start, and a count that becomes it at a step."
+    def __init__(self, at):
+        super().__init__(2, 1)
+        self.register_buffer('mask', torch.tensor([0., -math.inf]))
+        self.register_buffer('count', torch.zeros(()))
+        self._at = at
+
+    def forward(self, x):
+        self.count.add_(math.inf if self.count + 1 >= self._at else 1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize('at, end', [(3, ('diverged', 2)), (9, ('finished', 3))])
+def test_buffers_that_overflow_are_a_blow_up(at, end):
+    "Those that were finite at the start; a mask may be infinite."
+    result = fit_model(Buffered(at), lambda step: torch.ones(4, 2), lambda model, x: ((total := model(x).sum()), total.detach(), len(x)), FitConfig(steps=3))
+    assert (result.status, result.step) == end
 
 
 @pytest.mark.parametrize('clip', [0, 0., -1., math.inf, math.nan, True, '1'], ids=repr)
@@ -293,6 +355,74 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(ValueError, match="optimizer 'optimizer' .Restless. has changed its k: it cannot be saved"): learner.pack()
 
 
+def restored(folder, tensors=lambda t: t, header=lambda h: h, steps=4, model=nn.Linear, **how):
+    "A run of the checkpoint in a folder, after its tensors and header were changed."
+    held, said = load_tensors(folder/CHECKPOINT)
+    save_tensors(folder/CHECKPOINT, tensors(held), header(said))
+    return learnt(folder, steps, model, **how)
+
+
+def learnt(folder, steps=4, model=nn.Linear, **how):
+    torch.manual_seed(0)
+    def loss(model, x): return (total := model(x).square().sum()), total.detach(), len(x)
+    return fit_model(model(3, 2), lambda step: torch.ones(2, 3), loss, FitConfig(steps=steps, log_every=1), folder=folder, **how)
+
+
+SAID = {'step 9': (dict(step=10**9), 'was saved after 1000000000 steps, this run has 4'), 'step -1': (dict(step=-1), 'step=-1: expected'), 'status': (dict(status='odd'), "status='odd'"),
+        'window': (dict(window=None), 'window'), 'records': (dict(records={}), 'records'), 'seconds': (dict(seconds=-1.), 'seconds=-1.0: expected'), 'more': (dict(more=1), 'more')}
+
+
+@pytest.mark.parametrize('said, words', SAID.values(), ids=SAID)
+def test_a_checkpoint_says_what_a_run_can_have_said(said, words, tmp_path):
+    learnt(tmp_path, stop=2)
+    with pytest.raises(ValueError, match=words): restored(tmp_path, header=lambda h: h | dict(result=h['result'] | said))
+
+
+WEIGHT = 'optimizer/optimizer/exp_avg/model/weight'
+HELD = {'no moment': (lambda t: {n: u for n, u in t.items() if n != WEIGHT}, True, 'tensors are missing'), 'none of a weight': (lambda t: {n: u for n, u in t.items() if not n.startswith('optimizer/') or 'weight' not in n}, True, 'tensors are missing'),
+        'no moment, unsaid': (lambda t: {n: u for n, u in t.items() if n != WEIGHT}, False, 'lacks exp_avg of model/weight'), 'shape': (lambda t: t | {WEIGHT: t[WEIGHT][:1, :1]}, True, 'has exp_avg of model/weight in torch.float32 of shape .1, 1.'),
+        'type': (lambda t: t | {WEIGHT: t[WEIGHT].double()}, True, 'has exp_avg of model/weight in torch.float64'), 'others': (lambda t: dict(a=torch.zeros(1)), False, 'another model')}
+
+
+@pytest.mark.parametrize('change, named, words', HELD.values(), ids=HELD)
+def test_a_checkpoint_holds_what_it_was_given(change, named, words, tmp_path):
+    "Also one of before their names were noted."
+    learnt(tmp_path, stop=2)
+    with pytest.raises(ValueError, match=words): restored(tmp_path, change, lambda h: h if named else {n: u for n, u in h.items() if n != 'names'})
+
+
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path):
+    save_tensors(tmp_path/CHECKPOINT, dict(a=torch.zeros(1)), dict(x=1))
+    with pytest.raises(ValueError, match='holds what no run has saved .*choose another folder'): learnt(tmp_path)
+
+
+class Leaky(nn.Linear):
+    "A layer with a setting."
+    def __init__(self, inputs, outputs, slope=.1):
+        super().__init__(inputs, outputs)
+        self.slope = slope
+
+    def forward(self, x): return nn.functional.leaky_relu(super().forward(x), self.slope)
+
+
+def test_another_model_of_the_same_shapes_is_refused(tmp_path):
+    "By the type or a setting of a module; unless it is asked for, or the checkpoint is one of before this was noted."
+    learnt(tmp_path, model=Leaky, stop=2)
+    with pytest.raises(ValueError, match=r"other settings \(models.model/.slope is gone\)"): learnt(tmp_path)
+    with pytest.raises(ValueError, match=r'other settings \(models.model/.slope was 0.1, is 0.3\)'): learnt(tmp_path, model=lambda *n: Leaky(*n, slope=.3))
+    without = lambda h: h | dict(settings={n: u for n, u in h['settings'].items() if n != 'models'})
+    assert learnt(tmp_path, model=Leaky, stop=3).step == 3 and restored(tmp_path, header=without).status == 'finished'
+
+
+def test_a_finished_run_goes_on_where_more_steps_are_asked_for(tmp_path):
+    "To what a longer run comes to; one that ended itself has still ended, and one that is longer already is refused."
+    whole, _ = learnt(None, 8), learnt(tmp_path, 4)
+    longer = learnt(tmp_path, 8, anyway=True)
+    assert (longer.status, longer.step) == ('finished', 8) and longer.records == whole.records
+    with pytest.raises(ValueError, match='was saved after 8 steps, this run has 4: give it more'): learnt(tmp_path, 4, anyway=True)
+    with pytest.raises(ValueError, match='other settings'): learnt(tmp_path, 9)
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 def made(config, **fields):
@@ -307,7 +437,12 @@ NUMBERS = [(FitConfig, 'steps', (0, -1, 1.5, 1., True, '3', math.nan)), (FitConf
            (AdamWConfig, 'lr', (0, -1, math.nan, math.inf, True, '1e-3')), (AdamWConfig, 'weight_decay', (-1, math.nan, math.inf)), (AdamWConfig, 'eps', (-1e-8, math.nan, math.inf)),
            (AdamWConfig, 'betas', ((.9, 1.), (-.1, .9), (.9,), (.9, math.nan), .9)), (SGDConfig, 'momentum', (-.1, 1., math.nan)), (SGDConfig, 'lr', (0, math.nan)),
            (Constant, 'warmup', (-5, 1.5, True, math.nan)), (Cosine, 'floor', (-1, 1.5, math.nan, True)), (Cosine, 'warmup', (-1,)),
-           (EpochDecay, 'epoch', (0, 1.5, True)), (EpochDecay, 'factor', (0, -1, 1.1, math.nan)), (Solved, 'times', (0, -1, 1.5, True)), (Solved, 'bar', (math.nan, 'high'))]
+           (EpochDecay, 'epoch', (0, 1.5, True)), (EpochDecay, 'factor', (0, -1, 1.1, math.nan)), (Solved, 'times', (0, -1, 1.5, True)), (Solved, 'bar', (math.nan, math.inf, 'high')),
+           *((c, name, (math.nan, math.inf, -1.)) for c in (SequentialLoss, TruncatedLoss, LaggedLoss, NewtonLoss, SettledLoss) for name in ('slope', 'dispersion')),
+           (SequentialLoss, 'window', (0, -1, math.nan)), (LaggedLoss, 'sweeps', (0, -1, 1.5)), (LaggedLoss, 'through', (0, 2, 1.5)), (NewtonLoss, 'steps', (-1, 1.5)), (SequentialLoss, 'remember', ('odd',)),
+           (GroupedAdamWConfig, 'shares', ((math.nan,) * 5,)), (GroupedAdamWConfig, 'draw', (-1, 1.5, math.nan)),
+           (Measure, 'seed', (-1, 1.5, math.nan)), (HeldOut, 'tokens', (0, -1, 1.5, math.nan)), (ReadInTurn, 'rows', (0, -1, True)),
+           *((Passages, name, (0, -1, 1.5)) for name in ('segment', 'banks', 'rows')), *((Perplexity, name, (0, 1.5, math.nan)) for name in ('length', 'labels_by', 'rows'))]
 
 
 @pytest.mark.parametrize('config, name, wrong', NUMBERS, ids=lambda x: getattr(x, '__name__', str(x)))
@@ -315,13 +450,21 @@ def test_numbers_out_of_their_range_are_refused(config, name, wrong):
     least = {FitConfig: dict(steps=1), EpochDecay: dict(epoch=1)}.get(config, {})
     made(config, **least)
     for value in wrong:
-        with pytest.raises(ValueError, match=f'{name}=.*expected'): made(config, **least | {name: value})
+        with pytest.raises(ValueError, match=f'{dict(remember="dtype").get(name, name)}=.*expected'): made(config, **least | {name: value})
 
 
 @pytest.mark.parametrize('more', [dict(save_every=0), dict(save_every=-1), dict(save_every=1.5), dict(stop=-1), dict(stop=1.5), dict(stop=True)], ids=str)
 def test_options_of_fit_out_of_their_range_are_refused(more, tmp_path):
     model = Steep()
     with pytest.raises(ValueError, match=f'{next(iter(more))}=.*expected'): inspect.unwrap(fit)(Learner(model, SGDConfig().build(model)), None, None, FitConfig(steps=4), folder=tmp_path, **more)
+
+
+def test_what_is_no_number_has_reached_no_bar():
+    "Wherever it stands; nor is it the best so far."
+    said = lambda *values: [record(i, 'accuracy', v) for i, v in enumerate(values)]
+    assert Solved()(said(.9, 1., 1.)) and not any(Solved()(said(*v)) for v in ((1., math.nan), (math.nan, 1.), (1., .9)))
+    patience = Patience(metric='accuracy', times=2)
+    assert patience(said(3., 3., 3.)) and patience(said(math.nan, 3., 3., 3.)) and not any(patience(said(*v)) for v in ((math.nan, 3., 2., 1.), (3., math.nan, 1.), (math.nan, math.nan, 2., 1.)))
 
 
 def test_settings_that_stand_are_settings():

@@ -72,8 +72,8 @@ class CopyProbe(Measure):
     rows: int = 64
 
     def __post_init__(self):
+        check_numbers(vars(self), n=integer(2))
         super().__post_init__()
-        check_numbers(vars(self), n=integer(2), rows=integer(1))
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
         if 2 * self.n > trial.task.length: raise ValueError(f'n={self.n}: a string and its copy have {2 * self.n} tokens, the context holds {trial.task.length}; take a shorter one')

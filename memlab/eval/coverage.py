@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import check_numbers
 from ..core.record import Record, record
 from ..data.recall import IGNORE
 from .measure import Measure, Trial
@@ -110,7 +110,6 @@ class Coverage(Measure):
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(vars(self), rows=integer(1))
         for share in self.shares: check_numbers(dict(shares=share), shares=('numbers above 0 and up to 1', lambda x: 0 < x <= 1))
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:

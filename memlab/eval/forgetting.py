@@ -56,6 +56,7 @@ class TaskScores(Measure):
 
     def __post_init__(self):
         if self.at != 'end': raise ValueError(f'at={self.at!r}: this measure is taken after every turn; leave `at` out')
+        super().__post_init__()
 
     def due(self, trial: Trial, step: int) -> bool:
         "Has a turn ended, or none begun?"

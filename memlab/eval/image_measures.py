@@ -33,8 +33,8 @@ class ImageMeasure(Measure):
     item: str | None = None                  # names this way of asking
 
     def __post_init__(self):
-        super().__post_init__()
         check_numbers(vars(self), rows=integer(2))
+        super().__post_init__()
 
     def model(self, trial: Trial) -> ImageModel: return under(trial.model, **dict(self.under)) if self.under else trial.model
     def some(self, trial: Trial) -> Encoded: return trial.task.part('test')[:self.rows]
@@ -88,8 +88,8 @@ class ImageSamples(ImageMeasure):
     draws: int = 4                 # for one class and memory, two or more
 
     def __post_init__(self):
-        super().__post_init__()
         check_numbers(vars(self), draws=integer(2))
+        super().__post_init__()
         check_memory(self.memory)
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:

@@ -7,12 +7,13 @@ __all__ = ['MOMENTS', 'Trial', 'Measure']
 
 # %% ../../nbs/eval/measure.ipynb #888ce45e
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..core.numbers import check_numbers, integer
 from ..core.record import Record, record
 from ..train.learner import Learner
 from ..train.loop import FitConfig
@@ -47,6 +48,8 @@ class Measure:
 
     def __post_init__(self):
         if isinstance(self.at, str) and self.at not in MOMENTS: raise ValueError(f'at={self.at!r}: expected one of {MOMENTS}, or steps')
+        counts = {f.name: integer(int(f.name != 'seed' and f.default != 0)) for f in fields(self) if f.type is int or f.type == int | None}
+        check_numbers(vars(self), **{n: wanted for n, wanted in counts.items() if getattr(self, n) is not None})
 
     def due(self, trial: Trial, step: int) -> bool:
         "Is it taken after this many steps, while the run goes on?"

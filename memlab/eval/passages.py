@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
+from ..core.numbers import check_numbers, integer
 from ..data.recall import IGNORE
 from ..data.tokens import TokenStore
 from .recall import still
@@ -30,6 +31,8 @@ class Passages:
     segment: int = 32   # tokens
     banks: int = 4
     rows: int = 8       # of a batch
+
+    def __post_init__(self): check_numbers(vars(self), segment=integer(1), banks=integer(1), rows=integer(1))
 
     def draw(self, store: TokenStore, segments: int, rows: int, r: torch.Generator) -> tuple[Int64[Tensor, 'b s'], Int64[Tensor, 'b 1']]:
         "Passages of so many segments, and where in each a stretch begins."

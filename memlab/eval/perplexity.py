@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..core.numbers import check_numbers, integer
 from ..data.documents import places, stretch
 from ..data.recall import IGNORE
 from ..data.tokens import Batch, TokenStore, shift
@@ -151,9 +152,9 @@ def check_protocol(p: Perplexity):
     for name, known in (('protocol', PROTOCOLS), ('memory', MEMORY)):
         if getattr(p, name) not in known: raise ValueError(f'{name}={getattr(p, name)!r}: expected one of {known}')
     if p.protocol != 'document' and p.memory != 'reset': raise ValueError(f"memory={p.memory!r}: {p.protocol!r} reads every window afresh; use protocol='document'")
-    if p.protocol == 'sliding' and not 1 <= (p.stride or 0) <= p.length: raise ValueError(f'stride={p.stride}: wanted 1 to length={p.length}, or tokens would be scored twice or never')
+    check_numbers(vars(p), length=integer(1), labels_by=integer(1), rows=integer(1))
+    if p.protocol == 'sliding' and (not 1 <= (p.stride or 0) <= p.length or p.stride % 1): raise ValueError(f'stride={p.stride}: wanted 1 to length={p.length}, or tokens would be scored twice or never')
     if p.protocol != 'sliding' and p.stride is not None: raise ValueError(f"stride={p.stride} has no meaning for {p.protocol!r}: use protocol='sliding'")
-    if min(p.length, p.labels_by, p.rows) < 1: raise ValueError(f'length={p.length}, labels_by={p.labels_by}, rows={p.rows}: each must be at least 1')
     if not p.edges or p.edges[0] != 0 or sorted({*p.edges}) != [*p.edges]: raise ValueError(f'edges={p.edges}: wanted numbers that rise from 0')
 
 # %% ../../nbs/eval/perplexity.ipynb #0ee93fa8
@@ -302,7 +303,7 @@ def guard_loss(
     "Raise where a loss is too good for text, warn where it is hardly better than chance."
     if nll < LEAK * unigram: raise ValueError(f'perplexity {math.exp(nll):.3g} is below {math.exp(LEAK * unigram):.3g}, too good for text of which counting tokens reaches {math.exp(unigram):.4g}. Look for labels that are the input, '
                                               'a mask that shows the future, training text that is scored (shared_ngrams), or text that repeats itself; guard=False lets it pass')
-    if nll > max(math.log(LOST * vocab_size), unigram): warnings.warn(f'the loss is {nll:.2f} nats, a uniform guess over {vocab_size} tokens costs {math.log(vocab_size):.2f}: weights that were not trained, or trained for other labels (compare labels_by=2)')
+    if not nll <= max(math.log(LOST * vocab_size), unigram): warnings.warn(f'the loss is {nll:.2f} nats, a uniform guess over {vocab_size} tokens costs {math.log(vocab_size):.2f}: weights that were not trained, or trained for other labels (compare labels_by=2)')
 
 # %% ../../nbs/eval/perplexity.ipynb #2ea76762
 def weights_checksum(model: Callable) -> str | None:  # 12 hexadecimal digits; None for what is not a module

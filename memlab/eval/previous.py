@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..core.numbers import check_numbers, integer
 from ..core.record import Record, record
 from .measure import Measure, Trial
 from .revisits import row_losses
@@ -22,10 +21,6 @@ from ..train.previous import OneStep
 class RecallOfPrevious(Measure):
     "The loss of earlier texts where they are asked for, of texts never read in their place, and the difference, by lag."
     others: int = 8   # texts never read
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), others=integer(1))
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:
         task = replace(trial.task, reads=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 
 from ..data.facts import DIRECTIONS, Fact, check_direction, encode_split
@@ -141,23 +141,27 @@ class Ranking:
 
     @property
     def places(self) -> tuple[Int64[Tensor, 'n'], Int64[Tensor, 'n']]:
-        "How many candidates are better than the right one, and how many as good, itself included; what is no number is worst."
-        logp = self.logp.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-        own = logp.gather(1, self.right[:, None])
-        return (logp > own).sum(1), (logp == own).sum(1)
+        "How many candidates are better than the right one, and how many as good, itself included."
+        own = self.logp.gather(1, self.right[:, None])
+        return (self.logp > own).sum(1), (self.logp == own).sum(1)
+
+    @property
+    def unknown(self) -> Bool[Tensor, 'n']:
+        "Where a likelihood is no number there is no order."
+        return self.logp.isnan().any(1)
 
     @property
     def reciprocal(self) -> Float64[Tensor, 'n']:
         "The reciprocal rank of each right answer, its mean over the orders of equals."
         (better, equal), m = self.places, self.logp.shape[1]
         harmonic = torch.cat([torch.zeros(1), 1 / torch.arange(1, m + 1, dtype=torch.float64)]).cumsum(0)
-        return (harmonic[better + equal] - harmonic[better]) / equal
+        return ((harmonic[better + equal] - harmonic[better]) / equal).masked_fill(self.unknown, torch.nan)
 
     @property
     def hits(self) -> Float64[Tensor, 'n']:
         "The chance of each right answer to be first."
         better, equal = self.places
-        return (better == 0) / equal.double()
+        return ((better == 0) / equal.double()).masked_fill(self.unknown, torch.nan)
 
 # %% ../../nbs/eval/reversal.ipynb #ae6346c1
 def chance_mrr(m: int) -> float:

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from ..core.numbers import check_numbers, integer
 from ..core.record import Record, record
 from ..data.questions import Question
 from ..data.recall import IGNORE
@@ -53,6 +52,7 @@ class AtVisits(Measure):
 
     def __post_init__(self):
         if self.at != 'end': raise ValueError(f'at={self.at!r}: this measure is taken after every visit; leave `at` out')
+        super().__post_init__()
 
     def due(self, trial: Trial, step: int) -> bool:
         "Has a visit ended, and nothing of the next one been done?"
@@ -105,7 +105,6 @@ class FactScores(AtVisits):
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(vars(self), every=integer(1))
         if not self.metrics or set(self.metrics) - {'fact_score', 'margin'}: raise ValueError(f"metrics={self.metrics!r}: expected 'fact_score', 'margin', or both")
 
     def due(self, trial: Trial, step: int) -> bool: return super().due(trial, step) and step // trial.task.steps % self.every == 0
@@ -157,10 +156,6 @@ class LoopLosses(AtVisits):
     "Mean loss of the texts of every loop at the end of each turn; of the loop that is read, more often."
     every: int | None = None   # visits, for the loop that is read; None: at the end of its turn alone
     digits: int = 4            # decimals that are kept
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.every is not None: check_numbers(vars(self), every=integer(1))
 
     def due(self, trial: Trial, step: int) -> bool:
         return super().due(trial, step) and (trial.task.turns(trial.seed, step) or self.every is not None and step // trial.task.steps % self.every == 0)

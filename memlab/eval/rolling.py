@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from ..core.numbers import check_numbers, integer
 from ..core.record import Record, record
 from ..data.rolling import Block, blocks, check_apart
 from .measure import Measure, Trial
@@ -91,7 +90,6 @@ class BlockGains(Measure):
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(vars(self), size=integer(1), reach=integer(1), apart=integer(0), passes=integer(1))
         if self.blocks < LEAST: raise ValueError(f'blocks={self.blocks}: wanted {LEAST} at least, the places of a few decide too much')
 
     def records(self, trial: Trial, step: int) -> Iterable[Record]:

@@ -121,7 +121,9 @@ class Jointly(Objective):
     rule: PCGrad | CAGrad | AGEM | None = None       # None: the mean of gradients
     tasks: int = 2
 
-    def __post_init__(self): check_numbers(vars(self), tasks=integer(2))
+    def __post_init__(self):
+        check_numbers(vars(self), tasks=integer(2))
+        if any(getattr(type(self.loss), n) is not getattr(Objective, n) for n in ('step', 'carry')): raise ValueError(f'{type(self.loss).__name__} takes steps or carries memories of its own: give {type(self).__name__} a plain loss')
 
     def step(self, config: FitConfig) -> Step:
         def take(learner, batch, i):

@@ -15,9 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.numbers import DECAY, check_numbers
+from ..data.recall import IGNORE
 from ..nn.config import check_words
 from ..nn.lm import PrefixedLM, TransformerLM
 from .learner import Learner
+from .loop import FitConfig, Step, train_step
 from .losses import Summed, token_loss
 from .objectives import Objective
 
@@ -53,7 +55,11 @@ class IdempotenceLoss(Objective):
         "Where the loss that is reported is read."
         return 'single'
 
-    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t']) -> Summed:
+    def __call__(self, learner: Learner, ids: Int[Tensor, 'b t'], labels: Int[Tensor, 'b t'], whole: Int[Tensor, 'B t'] | None = None) -> Summed:   # labels of the batch that these rows are a part of; None: they are the batch
         rs, _ = learner.model.streams(ids)
         one = token_loss(learner.model, learner.model.norm(rs[-1]), labels)
-        return one._replace(total=one.total + one.count * self.weight * drift(learner.model, rs, self.measure))
+        count = one.count if whole is None else (whole != IGNORE).sum().to(ids.device) * (len(ids) / len(whole))
+        return one._replace(total=one.total + count * self.weight * drift(learner.model, rs, self.measure))
+
+    def step(self, config: FitConfig) -> Step:
+        return lambda learner, batch, i: train_step(learner.model, learner.optimizer, batch, lambda _, *rows: self(learner, *rows, whole=batch[1]), config)

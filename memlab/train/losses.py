@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW', 'ExitTerm', 'left_words', 'last_words', 'EXIT_LOSSES', 'plain_cross_entropy', 'chunk_gradient',
-           'LinearCrossEntropy', 'check_labels', 'rows_at_once', 'linear_cross_entropy', 'Summed', 'divisor',
-           'check_paired', 'readouts', 'lm_loss', 'token_loss', 'recall_loss', 'Judged', 'exit_loss']
+           'LinearCrossEntropy', 'check_labels', 'whole_numbers', 'rows_at_once', 'linear_cross_entropy', 'Summed',
+           'divisor', 'check_paired', 'readouts', 'lm_loss', 'token_loss', 'recall_loss', 'Judged', 'exit_loss']
 
 # %% ../../nbs/train/losses.ipynb #db99bc29
 from collections.abc import Callable
@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor
 
+from ..core.numbers import check_numbers, integer
 from ..data.recall import IGNORE
 from ..nn.blocks import LOSS
 from ..nn.dense import affine, factor, product_dtype
@@ -77,10 +78,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         return dh * grad, dw * grad, None, None
 
 # %% ../../nbs/train/losses.ipynb #5cd20bbd
-def check_labels(labels: Int[Tensor, 'n'], vocab_size: int) -> None:
-    "Refuse labels that are no tokens."
-    wrong = labels[((labels < 0) & (labels != IGNORE)) | (labels >= vocab_size)]
-    if len(wrong): raise ValueError(f'a label is {int(wrong[0])}, there are tokens 0 to {vocab_size - 1}: write {IGNORE} where nothing is wanted')
+def check_labels(labels: Int[Tensor, 'n'], size: int, things: str = 'tokens') -> None:
+    "Refuse labels that are none of so many things."
+    wrong = labels[((labels < 0) & (labels != IGNORE)) | (labels >= size)]
+    if len(wrong): raise ValueError(f'a label is {int(wrong[0])}, there are {things} 0 to {size - 1}: write {IGNORE} where nothing is wanted')
+
+def whole_numbers(labels: Shaped[Tensor, '*n']) -> Int64[Tensor, '*n']:
+    "Labels of any width, as they are looked up; ValueError for truths and fractions."
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex(): raise ValueError(f'labels are {labels.dtype}: pass whole numbers, {IGNORE} where nothing is wanted')
+    return labels.long()
 
 # %% ../../nbs/train/losses.ipynb #2dfbf0b5
 FEW = 2 ** 15   # logits that are left to PyTorch, where its one pass is sooner done than a chunk is set up
@@ -97,6 +103,8 @@ def linear_cross_entropy(
 ) -> tuple[Float[Tensor, ''], Float[Tensor, 'n']]:
     "Sum of the cross-entropies (nats), and each row's own (no gradient)."
     if len(h) != len(labels): raise ValueError(f'{len(h)} rows but {len(labels)} labels: pass one label a row, {IGNORE} where there is none')
+    if chunk is not None: check_numbers(dict(chunk=chunk), chunk=integer(1))
+    labels = whole_numbers(labels)
     try: return plain_cross_entropy(h, w, labels) if chunk is None and len(h) * len(w) <= FEW else LinearCrossEntropy.apply(h, w, labels, chunk or rows_at_once(w))
     except (RuntimeError, IndexError):
         check_labels(labels, len(w))
@@ -172,7 +180,11 @@ def recall_loss(
     if len(at) != len(ids): raise ValueError(f'positions in {len(at)} rows for tokens of shape {tuple(ids.shape)}: pass as many rows of both')
     check_paired('answers', answers.shape, 'positions', at.shape)
     h = model.features(ids)[0]
-    return token_loss(model, h.gather(1, at[..., None].expand(-1, -1, h.shape[-1])), answers)
+    try: asked = h.gather(1, whole_numbers(at)[..., None].expand(-1, -1, h.shape[-1]))
+    except RuntimeError:
+        if len(wrong := at[(at < 0) | (at >= h.shape[1])]): raise ValueError(f'a position that asks is {int(wrong[0])}, there are tokens 0 to {h.shape[1] - 1}: pass positions of the row') from None
+        raise
+    return token_loss(model, asked, answers)
 
 # %% ../../nbs/train/losses.ipynb #5834ec72
 class Judged:
@@ -247,8 +259,11 @@ def exit_loss(
     check_paired('labels', labels.shape, 'tokens', ids.shape)
     if noise.shape != (want := (len(model.layers), *ids.shape)):
         raise ValueError(f'noise has shape {tuple(noise.shape)}, expected {want}: one number for each layer and token')
-    rs, count = model.streams(ids)[0], (labels != IGNORE).sum()
+    rs, labels, count = model.streams(ids)[0], whole_numbers(labels), (labels != IGNORE).sum()
     z = torch.stack([model.norm(r) @ model.readout.T for r in rs[1:]])
-    e = Judged(z, evaluators(model, rs, timing), labels, noise)
+    try: e = Judged(z, evaluators(model, rs, timing), labels, noise)
+    except RuntimeError:
+        check_labels(labels, z.shape[-1])
+        raise
     _, words, sure = EXIT_LOSSES[name]
     return Summed((words(e) + weight * sure(e)) * count, e.mean(e.x[-1]).detach() * count, count)

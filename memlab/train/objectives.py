@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..data.recall import IGNORE
 from ..nn.memory import freeze
 from .learner import Carry, Learner, RowMemories
 from .loop import FitConfig, Step, train_step
-from .losses import Summed, lm_loss, recall_loss, token_loss
+from .losses import Summed, check_labels, lm_loss, recall_loss, token_loss, whole_numbers
 
 # %% ../../nbs/train/objectives.ipynb #9e9d9cb3
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,12 @@ class LayerLoss(Objective):
 class ClassLoss(Objective):
     "Mean cross-entropy of the class of each row."
     def __call__(self, learner: Learner, x: Float[Tensor, 'b p'], labels: Int[Tensor, 'b']) -> Summed:
-        total = F.cross_entropy(learner.model(x), labels, reduction='sum')
-        return Summed(total, total.detach(), len(labels))
+        z, labels = learner.model(x), whole_numbers(labels)
+        try: total = F.cross_entropy(z, labels, ignore_index=IGNORE, reduction='sum')
+        except IndexError:
+            check_labels(labels, z.shape[-1], 'classes')
+            raise
+        return Summed(total, total.detach(), (labels != IGNORE).sum())
 
 # %% ../../nbs/train/objectives.ipynb #0bc98a87
 @dataclass(frozen=True, kw_only=True)

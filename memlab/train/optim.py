@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from ..core.draw import generator_of
-from ..core.numbers import BELOW_ONE, DECAY, POSITIVE, check_numbers
+from ..core.numbers import BELOW_ONE, DECAY, POSITIVE, check_numbers, integer
 
 # %% ../../nbs/train/optim.ipynb #a80560c6
 def decay_groups(
@@ -81,7 +81,7 @@ BY = ('tensor', 'element')
 
 def check_shares(shares: Sequence[float]) -> None:
     "Refuse shares that do not make a whole."
-    if not shares or min(shares) <= 0: raise ValueError(f'shares={tuple(shares)}: expected numbers above 0')
+    if not shares or not all(s > 0 for s in shares): raise ValueError(f'shares={tuple(shares)}: expected numbers above 0')
     rest = 1 - math.fsum(shares)
     if abs(rest) > 1e-9: raise ValueError(f'shares={tuple(shares)}: {abs(rest):.1%} of the parameters would be {"in no group and stand still" if rest > 0 else "taken twice"}; give shares that sum to 1')
 
@@ -162,6 +162,7 @@ class GroupedAdamWConfig(AdamWConfig):
         if len(self.shares) != len(self.rates): raise ValueError(f'{len(self.shares)} shares and {len(self.rates)} rates: give one of each for every group')
         for rate in self.rates: check_numbers(dict(rates=rate), rates=POSITIVE)
         check_shares(self.shares)
+        check_numbers(vars(self), draw=integer(0))
         if self.by not in BY: raise ValueError(f'by={self.by!r}: expected one of {BY}')
         if self.match not in MATCHES: raise ValueError(f'match={self.match!r}: expected one of {", ".join(MATCHES)}')
 

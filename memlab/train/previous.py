@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.numbers import DECAY, check_numbers
 from ..core.record import Record, record
 from .learner import Learner
-from .loop import FitConfig, Step
+from .loop import FitConfig, Step, in_one_piece
 from .losses import Summed, token_loss
 from .objectives import Objective
 
@@ -64,5 +64,5 @@ class TwoPassLoss(Objective):
     def carry(self, model: nn.Module, task: Any, seed: int) -> OneStep: return OneStep(model)
 
     def step(self, config: FitConfig) -> Step:
-        if config.accumulate > 1: raise ValueError(f'accumulate={config.accumulate}: one-step retention compares whole batches, train with accumulate=1')
+        in_one_piece(config, 'one-step retention compares whole batches')
         return super().step(config)

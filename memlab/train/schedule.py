@@ -74,11 +74,11 @@ class Solved:
     bar: float = .995
     times: int = 2
 
-    def __post_init__(self): check_numbers(vars(self), times=integer(1), bar=('a number', lambda x: x == x))
+    def __post_init__(self): check_numbers(vars(self), times=integer(1), bar=('a finite number', math.isfinite))
 
     def __call__(self, records: list[Record]) -> bool:
         last = [r['value'] for r in records if r['metric'] == self.metric][-self.times:]
-        return len(last) == self.times and min(last) >= self.bar
+        return len(last) == self.times and all(v >= self.bar for v in last)
 
 # %% ../../nbs/train/schedule.ipynb #5ed7987a
 @dataclass(frozen=True, kw_only=True)
@@ -90,4 +90,5 @@ class Patience(Solved):
 
     def __call__(self, records: list[Record]) -> bool:
         values = [r['value'] for r in records if r['metric'] == self.metric]
-        return len(values) > self.times and min(values[-self.times:]) > min(values[:-self.times]) - self.bar
+        best = min((v for v in values[:-self.times] if v == v), default=math.inf) - self.bar
+        return len(values) > self.times and not any(v <= best for v in values[-self.times:])

@@ -25,7 +25,7 @@ from ..nn.dense import affine
 from ..nn.selective import EMITS, SelectiveLM
 from .learner import Learner
 from .loop import PRECISIONS, Batch, FitConfig, Step, add_up, parts, train_step, world
-from .losses import Summed, check_labels, check_paired, divisor, rows_at_once
+from .losses import Summed, check_labels, check_paired, divisor, rows_at_once, whole_numbers
 from .objectives import Objective
 
 # %% ../../nbs/train/selective.ipynb #3c47526c
@@ -46,6 +46,7 @@ def token_losses(
 ) -> Float[Tensor, 'n']:
     "The cross-entropy (nats) of every row, 0 where nothing is wanted."
     loss = lambda h, w, y: F.cross_entropy(logits_of(h, w), y, ignore_index=IGNORE, reduction='none')
+    labels = whole_numbers(labels)
     some = zip(*(u.split(chunk or rows_at_once(w)) for u in (h, labels)))
     try: return torch.cat([checkpoint(loss, x, w, y, use_reentrant=False, preserve_rng_state=False) for x, y in some])
     except IndexError:
