@@ -85,6 +85,7 @@ class Chunks(Text):
     rows: int = 8       # chunks of a batch
 
     def __post_init__(self):
+        super().__post_init__()
         if self.by not in ('documents', 'chunks'): raise ValueError(f"by={self.by!r}: expected 'documents' or 'chunks'")
 
     @property

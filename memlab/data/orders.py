@@ -14,11 +14,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 
 # %% ../../nbs/data/orders.ipynb #f1fec6f7
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class Order(Config):
     "Base: subclasses say in which order a pass visits documents 0 to n-1."
     def once(self,
              n: int,      # documents

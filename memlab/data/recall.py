@@ -18,13 +18,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
+from ..core.numbers import Config
 
 # %% ../../nbs/data/recall.ipynb #61454edd
 IGNORE = -100  # the label of a token that asks nothing
 
 # %% ../../nbs/data/recall.ipynb #39ebca57
 @dataclass(frozen=True, kw_only=True)
-class RecallConfig:
+class RecallConfig(Config):
     "A recall task (MQAR, Arora et al. 2023) and its relatives."
     vocab_size: int       # tokens; an equal part of them for each token of a key, and one for values
     length: int           # tokens of a row
@@ -35,7 +36,9 @@ class RecallConfig:
     key_tokens: int = 1   # 1, or 2 for keys on a grid, where neither token alone tells the value
     filler: bool = False  # random tokens where the row has nothing to say, in place of token 0
 
-    def __post_init__(self): check_task(self)
+    def __post_init__(self):
+        super().__post_init__()
+        check_task(self)
 
     @property
     def width(self) -> int:
@@ -218,7 +221,7 @@ def positional_ceiling(config: RecallConfig) -> float:
 
 # %% ../../nbs/data/recall.ipynb #c2ec7be9
 @dataclass(frozen=True, kw_only=True)
-class RecallSource:
+class RecallSource(Config):
     "The batch of each step."
     configs: tuple[RecallConfig, ...]        # a batch is of one of these; one that stands twice comes twice as often
     rows: int                                # rows of a batch
@@ -228,6 +231,7 @@ class RecallSource:
     shuffle: bool = True                     # False: tasks and rows in the order given, the same in every epoch
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.configs: raise ValueError('configs is empty: pass at least one task')
         if self.rows < 1: raise ValueError(f'rows={self.rows}: must be at least 1')
         if self.examples is not None and (len(self.examples) != len(self.configs) or min(self.examples) < 1):

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..core.draw import generator_of
+from ..core.numbers import Config
 from .recall import RecallBatch, RecallConfig, RecallSource, recall_batch
 
 # %% ../../nbs/data/recall_task.ipynb #1543ae12
 @dataclass(frozen=True, kw_only=True)
-class RecallTask:
+class RecallTask(Config):
     "What a model is asked to recall."
     configs: tuple[RecallConfig, ...]   # a batch is of one of these
     rows: int = 64                      # of a batch

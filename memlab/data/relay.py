@@ -15,11 +15,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
+from ..core.numbers import Config
 from .recall import RecallConfig, distinct, recall_batch
 
 # %% ../../nbs/data/relay.ipynb #4cc0070c
 @dataclass(frozen=True, kw_only=True)
-class Relay:
+class Relay(Config):
     "Pairs that are told in one segment and asked in the next."
     pairs: int = 4          # of a segment of four times as many tokens
     segments: int = 6       # of a row
@@ -42,7 +43,7 @@ def relay_batch(task: Relay, rows: int, *, seed: int, split: str = 'train', step
 
 # %% ../../nbs/data/relay.ipynb #0f4761b8
 @dataclass(frozen=True, kw_only=True)
-class Topics:
+class Topics(Config):
     "Pairs of several topics, one a segment, then questions about one of them."
     pairs: int = 8          # of a topic, in a segment of twice as many tokens
     topics: int = 4         # that a row may be about
@@ -66,7 +67,7 @@ def topic_batch(task: Topics, rows: int, *, seed: int, split: str = 'train', ste
 
 # %% ../../nbs/data/relay.ipynb #ea79b4c5
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(Config):
     "Rows that tell and ask; a subclass says how they are drawn."
     config: Relay | RecallConfig | Topics
     rows: int = 32   # of a batch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.draw import generator_of
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 
 # %% ../../nbs/data/turns.ipynb #ab872cd2
 def turn_of(
@@ -28,11 +28,12 @@ def turn_of(
 
 # %% ../../nbs/data/turns.ipynb #503eea57
 @dataclass(frozen=True, kw_only=True)
-class Several:
+class Several(Config):
     "Base: tasks of one model."
     tasks: tuple[Any, ...]
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.tasks) < 2: raise ValueError(f'{len(self.tasks)} task: here there are two or more, use the task itself')
 
     @property

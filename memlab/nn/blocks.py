@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..core.numbers import Config
 from .attention import HEAD_SCALE, KERNELS, OWN, PLACED, SINK, WEIGHTS, CausalAttention, KVState, LearnedPositions, PositionState, check_heads, count_tokens, join_heads, split_heads
 from .config import check_least, check_words
 from .dense import linear
@@ -109,7 +110,7 @@ KEYS = ('apart', 'opposite')
 
 # %% ../../nbs/nn/blocks.ipynb #1c82eb7e
 @dataclass(frozen=True, kw_only=True)
-class BlockConfig:
+class BlockConfig(Config):
     "One residual block and how it is stacked."
     mid: str = 'add'            # how attention writes, a key of `MID`
     skip: str = 'r'             # what attention writes onto: 'r', or 'x' (the skip passes through the norm)
@@ -156,7 +157,9 @@ class BlockConfig:
     prefix_positions: bool = False  # do they have positions of the table, before the tokens'?
     kernel: str = 'explicit'    # attention kernel: 'explicit' or 'fused'
 
-    def __post_init__(self): check_block(self)
+    def __post_init__(self):
+        super().__post_init__()
+        check_block(self)
 
     @property
     def steps(self) -> int:

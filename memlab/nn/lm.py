@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.numbers import Config
 from .attention import CausalAttention, LearnedPositions, ProgramPositions
 from .blocks import POSITIONS, BlockConfig, Tap, make_norm, stack
 from .init import drawn, init_parameters, normal
@@ -189,7 +190,7 @@ def residual_lm(
 
 # %% ../../nbs/nn/lm.ipynb #6ad31993
 @dataclass(frozen=True, kw_only=True)
-class ResidualLMConfig:
+class ResidualLMConfig(Config):
     "A language model of residual blocks, as a part of a run's configuration."
     block: BlockConfig
     max_len: int          # longest sequence, for learned positions

@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.numbers import Config
 from .attention import rotate
 from .config import check_idle, check_least, check_words
 from .dense import affine, check_precision, check_width, linear
@@ -102,7 +103,7 @@ class ShortConv(nn.Module):
 
 # %% ../../nbs/nn/mixer.ipynb #dc8f3177
 @dataclass(frozen=True, kw_only=True)
-class MixerConfig:
+class MixerConfig(Config):
     "What every mixer can be told."
     d_model: int               # width of the stream
     n_heads: int = 2           # heads
@@ -123,7 +124,9 @@ class MixerConfig:
     form: str = 'parallel'     # how it is computed, a key of the family's `FORMS`
     chunk: int = 64            # tokens a chunk, for chunked forms
 
-    def __post_init__(self): self.check()
+    def __post_init__(self):
+        super().__post_init__()
+        self.check()
 
     @property
     def key(self) -> int:

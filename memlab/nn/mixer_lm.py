@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..core.numbers import Config
 from .attention import LearnedPositions
 from .baseconv import BaseConvConfig
 from .config import check_idle, check_words
@@ -73,7 +74,7 @@ class MixerBlock(nn.Module):
 
 # %% ../../nbs/nn/mixer_lm.ipynb #c1ddcdac
 @dataclass(frozen=True, kw_only=True)
-class MixerLMConfig:
+class MixerLMConfig(Config):
     "A language model of mixers."
     vocab_size: int              # tokens
     mixers: tuple                # config of each layer's mixer, in order
@@ -86,6 +87,7 @@ class MixerLMConfig:
     scale_out: bool = False      # output matrices start smaller by sqrt(2 × layers)
 
     def __post_init__(self):
+        super().__post_init__()
         check_words(self, dict(act=ACTS, positions=('none', 'learned')))
         if not self.expand: check_idle(self, dict(act=['expand']))
         if self.positions == 'none': check_idle(self, dict(max_len=['positions']))
