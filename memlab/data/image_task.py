@@ -76,7 +76,6 @@ class ImageTask(Config):
     def __post_init__(self):
         super().__post_init__()
         if self.latents not in ('patches', 'vae'): raise ValueError(f"latents={self.latents!r}: expected 'patches' or 'vae'")
-        if not isinstance(self.column, bool): raise ValueError(f'column={self.column!r}: expected True or False (a text counts as true, whatever it says)')
         if self.column and self.latents == 'patches': raise ValueError("column=True changes nothing with latents='patches', whose codes have no neighbours: set latents='vae'")
         check_numbers(vars(self), patch=integer(1), upsample=integer(1), codes=integer(1), rows=integer(1))
         for name in ('width', 'code', 'most'):

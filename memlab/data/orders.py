@@ -74,6 +74,10 @@ class Given(Order):
     "Orders that are written out, in turn."
     passes: tuple[tuple[int, ...], ...]
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.passes: raise ValueError('passes is empty: write out at least one order')
+
     def once(self, n: int, seed: int, e: int) -> Int64[Tensor, 'n']: return torch.tensor(self.passes[e % len(self.passes)])
 
 # %% ../../nbs/data/orders.ipynb #63afd898

@@ -25,6 +25,10 @@ class RecallTask(Config):
     examples: int | None = None         # rows of a fixed training set; None: fresh rows at every step
     shuffled: bool = False              # control: the answers of a row are dealt out anew, so that nothing can be recalled
 
+    def __post_init__(self):
+        super().__post_init__()
+        RecallSource(configs=self.configs, rows=self.rows, seed=0, examples=None if self.examples is None else (self.examples,) * len(self.configs))   # refuses what it cannot draw
+
     @property
     def tokens(self) -> float:
         "Read in a step, on average."

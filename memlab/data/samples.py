@@ -233,6 +233,10 @@ class TextSamples(Text, Samples):
     "Windows of a text, cut once."
     length: int   # tokens of a sample
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(vars(self), length=integer(1))
+
     @property
     def text(self) -> str:
         "Fingerprint of the tokens that samples are cut from."

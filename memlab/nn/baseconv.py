@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..core.numbers import Config
+from .config import check_least
 from .finite import contain, mark
 from .mixer import MixerState, ShortConv, check_input
 from .packing import check_starts, count_seen, documents
@@ -26,8 +27,7 @@ class BaseConvConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ('d_model', 'taps'):
-            if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected at least 1')
+        check_least(self, dict(d_model=1, taps=1))
 
     def build(self) -> 'BaseConv': return BaseConv(self)
 

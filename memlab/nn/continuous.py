@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..core.numbers import Config
+from ..core.numbers import POSITIVE, SHARE, Config, check_numbers
 from .attention import check_heads
 from .blocks import Tap
 from .cells import GRU, ContextCell, Feedback
@@ -175,7 +175,8 @@ class ContinuousConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         check_words(self, dict(cell=CELLS, second=('none', 'extra', 'combined', 'tied'), tokens=('every', 'first'), norms=(1, 2)))
-        check_least(self, dict(vocab_size=1, d_model=1, inside=0, after=0, n_heads=1, intermediate=1))
+        check_least(self, dict(vocab_size=1, d_model=1, d_embed=1, inside=0, after=0, n_heads=1, intermediate=1))
+        check_numbers(vars(self), std=POSITIVE, rotary_pct=SHARE)
         check_heads(self.d_model, self.n_heads)
         if not self.inside: check_idle(self, dict(second=['inside']))
         if not self.inside + self.after: check_idle(self, dict(n_heads=['inside', 'after'], intermediate=['inside', 'after'], rotary_pct=['inside', 'after'], norms=['inside', 'after']))

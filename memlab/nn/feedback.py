@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..core.numbers import POSITIVE, Config, check_numbers, integer
-from .attention import LearnedPositions
+from .attention import LearnedPositions, check_heads
 from .blocks import ResidualBlock, make_norm, stack
 from .config import check_words
 from .dense import check_precision, check_width
@@ -246,7 +246,8 @@ class FeedbackConfig(Config):
         if self.mask == 'first' and self.sees != 'layers':
             raise ValueError(f"mask='first' is the fault of a cache of all layers, here sees={self.sees!r}: "
                              "choose sees='layers' or mask='full'")
-        check_numbers(vars(self), max_len=integer(1), n_layers=integer(1), std=POSITIVE)
+        check_numbers(vars(self), max_len=integer(1), n_layers=integer(1), d_model=integer(1), n_heads=integer(1), mlp_ratio=POSITIVE, std=POSITIVE)
+        check_heads(self.d_model, self.n_heads)
 
     def build(self, seed: int, vocab_size: int) -> TransformerLM:
         "The model, with its initial weights drawn; those that read otherwise start alike."

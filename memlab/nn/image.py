@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.draw import generator_of
 from ..core.numbers import BELOW_ONE, Config, check_numbers, integer
+from .attention import KERNELS
 from .blocks import BlockConfig
 from .config import check_idle, check_words
 from .generate import pick
@@ -75,8 +76,7 @@ def check_truth(config, *names: str) -> None:
 # %% ../../nbs/nn/image.ipynb #90c8901e
 def check_image(c: ImageConfig) -> None:
     "Refuse what makes no model, and what changes nothing."
-    check_words(c, dict(injection=INJECTIONS, head=HEADS, class_slot=CLASS_SLOT))
-    check_truth(c, 'full', 'context', 'frozen')
+    check_words(c, dict(injection=INJECTIONS, head=HEADS, class_slot=CLASS_SLOT, kernel=KERNELS))
     check_numbers(vars(c), **dict.fromkeys(('grid', 'width', 'sketch_width', 'classes', 'components', 'steps', 'n_layers', 'd_model', 'n_heads'), integer(1)))
     check_numbers(vars(c), **dict.fromkeys(('dropout', 'class_drop', 'memory_drop'), BELOW_ONE))
     if c.injection == 'none' and not c.context: raise ValueError("injection='none' with context=False: nothing is left to generate from, choose another injection or set context=True")
