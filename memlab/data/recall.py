@@ -74,6 +74,7 @@ def check_task(c: RecallConfig):
     side = math.isqrt(n)
     if c.key_tokens == 2 and side ** 2 != n: raise ValueError(f'pairs={n}: keys of two tokens lie on a square grid, choose {side ** 2} or {(side + 1) ** 2}')
     if c.slots < n: raise ValueError(f'length={c.length} is too short: {c.context} tokens of context and {n} queries need {c.context + n * c.width}; ask for longer rows or fewer pairs')
+    if (c.power - 1) * math.log(c.slots) > 600: raise ValueError(f'power={c.power}: the weights of {c.slots} slots are too large for numbers, choose at most {600 / math.log(c.slots):.0f}')
     keys = n if c.key_tokens == 1 else side
     if keys >= c.part or n + u > c.part: raise ValueError(f'vocab_size={v} is too small: {keys} keys and {n + u} values need {max(keys + 1, n + u) * c.width}; ask for more tokens or fewer pairs')
 

@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from ..core.files import read_json, write_atomic, write_json, writing
 from ..core.identity import full
-from .records import RECORDS, RUNS, read_table, record_table, write_table
+from ..core.numbers import check_numbers
+from .records import RECORDS, RUNS, SEEDS, read_table, record_table, write_table
 
 # %% ../../nbs/lab/runs.ipynb #ce5a5bc7
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Run:
     seed: int    # seed of weights and batches
     run_id: str  # its name, see `memlab.lab.records.run_id`
     corpus: str = ''  # fingerprint of the text it reads
+
+    def __post_init__(self): check_numbers(vars(self), seed=SEEDS)
 
 # %% ../../nbs/lab/runs.ipynb #abe6997e
 @dataclass

@@ -198,6 +198,7 @@ def hand_out(
     out: Path,
 ) -> None:
     "Write a run's model, records and description to another folder."
+    if not (done/CHECKPOINT).exists(): raise ValueError(f'{done/CHECKPOINT} is gone, and the model with it: compute the run again with --fresh')
     tensors, _ = load_tensors(done/CHECKPOINT)
     model = MixerLM(config)
     model.load_state_dict({n: tensors[f'model/model/{n}'] for n in model.state_dict()})
