@@ -63,9 +63,7 @@ class Documents(Text):
     pieces: int = 8     # segments of a piece
     segment: int = 64   # tokens of one
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), rows=integer(1), pieces=integer(1), segment=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), rows=integer(1), pieces=integer(1), segment=integer(1))
 
     @property
     def length(self) -> int: return self.pieces * self.segment

@@ -63,9 +63,7 @@ class FactLessons(Lessons):
     facts: int = 240         # that are told
     told: int = 24           # lines of a step
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), facts=integer(1)), self.check_told(self.facts)
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), facts=integer(1)), self.check_told(self.facts)
 
     @property
     def tokens(self) -> int: return self.length * (self.text_rows + (self.told if self.packing != 'packed' else -(-24 * self.told // self.length)))   # a sentence has about 24
@@ -121,9 +119,7 @@ class CodeLessons(Text):
     corpus: str = 'stdlib-docs'  # of the tokenizer
     tokenizer: str = 'bpe:2048'   # see `memlab.data.tokens.load_tokenizer`
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), segment=integer(1), codes=integer(1), pool=integer(1), rows=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), segment=integer(1), codes=integer(1), pool=integer(1), rows=integer(1))
 
     @property
     def tokens(self) -> int: return 2 * self.rows * 2 * self.segment

@@ -99,9 +99,7 @@ class TextAndPrevious(Text):
     cut: int = 64      # tokens of each
     least: int = 512   # tokens that its document has
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), texts=integer(2), cut=integer(1), least=integer(0))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), texts=integer(2), cut=integer(1), least=integer(0))
 
     @property
     def tokens(self) -> int:

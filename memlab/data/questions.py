@@ -102,9 +102,7 @@ class Quiz(Config):
     distractors: int = 8   # answers that each right one is compared with
     whole: bool = False    # the question counts in training too
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), facts=integer(1), controls=integer(0), distractors=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), facts=integer(1), controls=integer(0), distractors=integer(1))
 
     def questions(self, seed: int, tokenizer: Tokenizer) -> tuple[list[Question], list[Question]]:
         "Those to train, and the controls."

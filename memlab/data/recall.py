@@ -37,9 +37,7 @@ class RecallConfig(Config):
     key_tokens: int = 1   # 1, or 2 for keys on a grid, where neither token alone tells the value
     filler: bool = False  # random tokens where the row has nothing to say, in place of token 0
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_task(self)
+    def __post_init__(self): super().__post_init__(), check_task(self)
 
     @property
     def width(self) -> int:

@@ -91,9 +91,7 @@ class Asked(Config):
     config: Relay | RecallConfig | Topics
     rows: int = 32   # of a batch
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), rows=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), rows=integer(1))
 
     @property
     def vocab_size(self) -> int: return self.config.vocab_size

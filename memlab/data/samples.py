@@ -153,9 +153,7 @@ class Copy(Generated):
     items: int = 16    # to be said again
     delay: int = 0     # blanks before the marker
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), symbols=integer(2), items=integer(1), delay=integer(0))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), symbols=integer(2), items=integer(1), delay=integer(0))
 
     @property
     def blank(self) -> int: return self.symbols
@@ -233,9 +231,7 @@ class TextSamples(Text, Samples):
     "Windows of a text, cut once."
     length: int   # tokens of a sample
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), length=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), length=integer(1))
 
     @property
     def text(self) -> str:

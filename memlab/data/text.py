@@ -56,9 +56,7 @@ class Windows(Text):
     length: int   # tokens that a model reads in a row
     rows: int     # of a batch
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), length=integer(1), rows=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), length=integer(1), rows=integer(1))
 
     @property
     def tokens(self) -> int:

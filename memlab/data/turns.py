@@ -54,9 +54,7 @@ class InTurn(Several):
     "Batches of several tasks, some steps of each in turn."
     each: int = 1   # steps of a turn
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), each=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), each=integer(1))
 
     @property
     def tokens(self) -> float:
@@ -92,9 +90,7 @@ class Replayed(InTurn):
     "Tasks in turn, with some rows of what other tasks have shown before in the place of rows of a batch."
     share: float = .01   # of rows, at most half
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), share=('a number from 0 to .5', lambda x: 0 <= x <= .5))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), share=('a number from 0 to .5', lambda x: 0 <= x <= .5))
 
     def old_rows(self, step: int, rows: int) -> int:
         "How many rows of a batch are old."

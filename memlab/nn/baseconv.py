@@ -25,9 +25,7 @@ class BaseConvConfig(Config):
     d_model: int   # width of the stream
     taps: int = 3  # tokens the filter sees, the current one included
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_least(self, dict(d_model=1, taps=1))
+    def __post_init__(self): super().__post_init__(), check_least(self, dict(d_model=1, taps=1))
 
     def build(self) -> 'BaseConv': return BaseConv(self)
 

@@ -157,9 +157,7 @@ class BlockConfig(Config):
     prefix_positions: bool = False  # do they have positions of the table, before the tokens'?
     kernel: str = 'explicit'    # attention kernel: 'explicit' or 'fused'
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_block(self)
+    def __post_init__(self): super().__post_init__(), check_block(self)
 
     @property
     def steps(self) -> int:

@@ -42,9 +42,7 @@ class DeepMLPConfig(Config):
     hidden: int = 128   # width
     between: int = 1    # square layers
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), inputs=integer(1), hidden=integer(1), between=integer(0))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), inputs=integer(1), hidden=integer(1), between=integer(0))
 
     def build(self, seed: int, classes: int = 10) -> DeepMLP:
         "The model, with its initial weights drawn."
@@ -93,9 +91,7 @@ class LowRankConfig(Config):
     rank: int = 4
     at: tuple[str, ...] = ('mlp.up',)  # linear layers, as in `low_rank`
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), rank=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), rank=integer(1))
 
     def build(self, seed: int, vocab_size: int) -> nn.Module:
         "The model, with its initial weights drawn."

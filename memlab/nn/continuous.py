@@ -153,6 +153,7 @@ def after_states(model: ContinuousLM) -> nn.ParameterList:
 MODES = dict(discrete=dict(cell='none'), continuous={}, continuous_extra=dict(second='extra'), continuous_combined=dict(second='combined'))
 CELLS = dict(none=None, feedback=Feedback, context=ContextCell, gru=GRU)
 
+# %% ../../nbs/nn/continuous.ipynb #ad63c220
 @dataclass(frozen=True, kw_only=True)
 class ContinuousConfig(Config):
     "A language model around a recurrence; the defaults are the source's."

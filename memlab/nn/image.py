@@ -53,9 +53,7 @@ class ImageConfig(Config):
     frozen: bool = False           # defect: the projection of the sketch is never trained
     kernel: str = 'explicit'       # attention kernel: 'explicit' or 'fused'
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_image(self)
+    def __post_init__(self): super().__post_init__(), check_image(self)
 
     @property
     def positions(self) -> int: return self.grid ** 2

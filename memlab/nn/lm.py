@@ -197,9 +197,7 @@ class ResidualLMConfig(Config):
     max_len: int          # longest sequence, for learned positions
     std: float = 0.02     # of the initial matrices
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), max_len=integer(1), std=POSITIVE)
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), max_len=integer(1), std=POSITIVE)
 
     def build(self,
               seed: int,

@@ -47,9 +47,7 @@ class MLPConfig(Config):
     inputs: int = 64    # pixels of an image
     hidden: int = 128   # width of the layer between
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), inputs=integer(1), hidden=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), inputs=integer(1), hidden=integer(1))
 
     def build(self, seed: int, classes: int = 10) -> MLP:
         "The model, with its initial weights drawn."

@@ -71,9 +71,7 @@ class SelectiveConfig(Config):
     hidden: int = 128   # width between the gate's two layers
     std: float = .02    # of the gate's initial matrices
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), hidden=integer(1), std=POSITIVE)
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), hidden=integer(1), std=POSITIVE)
 
     def build(self,
               seed: int,
