@@ -47,7 +47,7 @@ def _in_memory():
     "Exit code 2 where what was asked for does not fit into memory."
     try: yield
     except (MemoryError, RuntimeError, TypeError) as error:
-        if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in ('memory', 'overflow')): raise
+        if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in ('allocate memory', 'out of memory', 'overflow')): raise
         raise click.UsageError('there is not enough memory for this: take fewer or shorter rows, fewer tokens, or a smaller model') from error
 
 class _Main(click.Group):
