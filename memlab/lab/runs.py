@@ -24,8 +24,7 @@ from filelock import FileLock, Timeout
 
 from ..core.files import read_json, write_atomic, write_json, writing
 from ..core.identity import full
-from ..core.numbers import check_numbers
-from .records import RECORDS, RUNS, SEEDS, read_table, record_table, write_table
+from .records import RECORDS, RUNS, read_table, record_table, write_table
 
 # %% ../../nbs/lab/runs.ipynb #ce5a5bc7
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Run:
     run_id: str  # its name, see `memlab.lab.records.run_id`
     corpus: str = ''  # fingerprint of the text it reads
 
-    def __post_init__(self): check_numbers(vars(self), seed=SEEDS)
+    def __post_init__(self):
+        if type(self.seed) is not int or not 0 <= self.seed < 2 ** 31: raise ValueError(f'seed={self.seed!r}: expected a whole number from 0 to {2 ** 31 - 1}, which tables hold')
 
 # %% ../../nbs/lab/runs.ipynb #abe6997e
 @dataclass
