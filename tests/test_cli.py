@@ -68,6 +68,13 @@ def test_list_and_dry_run_say_what_a_preset_is_for(monkeypatch):
     assert memlab('run', 'toy', '--preset', 'cpu', '--dry-run')[1].splitlines()[1] == 'two rates'
 
 
+def test_list_goes_on_where_the_text_of_a_preset_cannot_be_kept(monkeypatch):
+    def fails(study, preset): raise OSError('nothing was written')
+    monkeypatch.setattr('memlab.lab.study.Study.tally', fails)
+    code, text = memlab('list')
+    assert code == 0 and text.count('not known here, where its text cannot be read or kept: nothing was written') == 3
+
+
 @pytest.mark.parametrize('words, want', [
     (['run'], "Missing argument 'STUDY'"),
     (['run', 'nowhere'], "no study 'nowhere': choose from toy"),
@@ -79,6 +86,7 @@ def test_list_and_dry_run_say_what_a_preset_is_for(monkeypatch):
     (['run', 'toy', '--draw', '--fresh'], 'leave --fresh, --stale and --no-notebook out'),
     (['run', 'toy', '--draw'], 'toy has no runs at preset quick to draw'),
     (['run', 'toy', '--speed'], 'No such option'),
+    (['renew', '--preset', 'huge'], "no preset 'huge': choose from cpu, wide"),
     (['walk'], 'No such command')])
 def test_bad_arguments_exit_2_and_say_what_was_wanted(words, want):
     code, text = memlab(*words)
@@ -215,6 +223,11 @@ def test_help_is_quick():
     done = python('import sys\nfrom memlab.cli import main\ntry: main(["run", "--help"])\nexcept SystemExit: pass\n'
                   'assert not {"torch", "pandas", "scipy", "pyarrow", "joblib"} & set(sys.modules), "help imports too much"')
     assert done.returncode == 0 and 'Compute the runs of STUDY' in done.stdout, done.stderr
+
+
+def test_the_module_is_the_program():
+    done = subprocess.run([sys.executable, '-m', 'memlab.cli', '--version'], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith('memlab, version ')
 
 
 @pytest.mark.parametrize('words, spared', [('list', {'torch', 'pandas', 'scipy', 'pyarrow', 'matplotlib'}), ('scoreboard', {'torch', 'matplotlib', 'IPython'})])

@@ -17,6 +17,7 @@ from memlab.nn.linear import BasedConfig, GLAConfig, LinearAttentionConfig, Mamb
 from memlab.nn.lm import TransformerLM
 from memlab.nn.memory import check_memory
 from memlab.nn.mixer import KERNELS, NORMS, precise
+from memlab.nn.models import MEMORIES
 from memlab.nn.mixer_lm import MIXERS, MixerLMConfig, mixer_config
 from memlab.nn.pythia import PythiaConfig
 from memlab.nn.segment import SegmentStack
@@ -348,3 +349,16 @@ def test_weights_of_strongly_negative_keys_are_small_and_not_zero(form):
     x = -normal(2, 19, 8).abs() * 10     # all queries and keys far below zero
     with torch.no_grad(): want, got = layer(x)[0], layer.float()(x.float())[0]
     assert error_ratio(got, want) < 1e-3
+
+
+@pytest.mark.parametrize('name', MIXERS | MEMORIES)
+def test_counts_below_zero_are_none_that_a_layer_gave(name):
+    layer = built((MIXERS | MEMORIES)[name](d_model=8))
+    x = normal(2, 5, 8)
+    state = layer(x)[1]
+    counts = [n for n, u in state.tensors().items() if u.dtype == torch.int64]
+    assert 'seen' in counts and (name not in MEMORIES or {'bank', 'counter', 'writes', 'filled'} <= set(counts))
+    for n in counts:
+        wrong = getattr(state, n).clone()
+        wrong.view(-1)[-1] = -5
+        with pytest.raises(ValueError, match=f'state.{n} is .*-5.*, expected counts'): layer(x, replace(state, **{n: wrong}))

@@ -7,10 +7,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from memlab.cli import main, train
+from memlab.cli import MOST, main, train
 from memlab.core.files import read_json, write_json
+from memlab.lab.records import RUNS
+from memlab.lab.runs import Run
 from memlab.lab.single import TASKS
 from memlab.nn.saved import MixerLM
+from memlab.train.loop import CHECKPOINT
 
 TINY = ['strings', 'facts=16', 'rows=4', '--dim', '16', '--n-layers', '1', '--steps', '6']
 
@@ -108,10 +111,60 @@ def test_settings_of_the_mixer_reach_the_model(home):
     (['strings', '--mixer', 'lstm'], "no mixer 'lstm': choose from attention"),
     (['strings', 'mixer.width=3'], "delta has no setting 'width'"),
     (['strings', '--device', 'tpu'], 'expected cpu, cuda, or cuda:N'),
-    (['strings', '--log-every', '0'], '0 is not in the range x>=1')])
+    (['strings', '--log-every', '0'], '0 is not in the range 1<=x<='),
+    (['strings', '--seed', str(2 ** 31)], 'is not in the range 0<=x<=2147483647'),
+    (['strings', '--out', '/proc/x'], 'nothing can be written to /proc/x'),
+    (['strings', 'rows=4', 'facts=16', 'rows=8'], 'rows is said twice: say it once'),
+    (['strings', 'mixer.n_heads=0'], 'n_heads=0: expected at least 1'),
+    (['strings', 'mixer.dk=0'], 'dk=0: expected at least 1'),
+    (['strings', 'mixer.temperature=nan'], 'temperature=nan: expected a finite number'),
+    (['strings', '--mixer', 'gla', 'mixer.rank=-1'], 'rank=-1: expected at least 1'),
+    (['recall', 'vocab_size=16', 'length=16', 'pairs=2', 'power=1e308'], 'the weights of 6 slots are too large for numbers, choose at most 335'),
+    (['recall', 'vocab_size=16', 'length=16', 'pairs=2', 'rows=0'], 'rows=0: expected a whole number of at least 1'),
+    (['recall', 'vocab_size=16', 'length=16', 'pairs=2', 'examples=0'], 'examples=(0,): expected 1 positive numbers'),
+    (['topics', 'config.topics=0'], 'topics=0: expected a whole number of at least 1'),
+    (['relay', 'vocab_size=-1'], 'vocab_size=-1'),
+    (['windows', 'length=0', 'rows=1'], 'length=0: expected a whole number of at least 1'),
+    (['samples', 'length=0', 'samples=64', 'rows=64'], 'length=0: expected a whole number of at least 1'),
+    (['facts', 'told=0'], 'told=0: expected a whole number of at least 1'),
+    (['facts', 'packing=zzz'], "packing='zzz': expected one of"),
+    (['questions', 'pattern=-1', 'held_pairs=-1'], 'pattern=-1: expected a whole number of at least 0')])
 def test_what_makes_no_sense_is_told_before_anything_is_computed(words, want, home):
     code, text = trained(*words)
     assert code == 2 and want in ' '.join(text.split()) and not (home/'build').exists()
+
+
+@pytest.mark.parametrize('size', [10 ** 15, 10 ** 18, 10 ** 20])
+def test_what_does_not_fit_into_memory_is_told_in_words(size, home):
+    code, text = trained('recall', f'vocab_size={size}', 'length=16', 'pairs=2', '--dim', '16', '--n-layers', '1', '--steps', '1')
+    assert code == 2 and 'there is not enough memory for this: take fewer or shorter rows' in ' '.join(text.split())
+
+
+def test_an_error_that_is_not_of_memory_is_not_taken_for_one(home, monkeypatch):
+    def fails(*args, **kw): raise RuntimeError('an illegal memory access')
+    monkeypatch.setattr('memlab.lab.runs.compute', fails)
+    with pytest.raises(RuntimeError, match='illegal memory access'): trained(*TINY)
+
+
+def test_the_largest_seed_of_the_command_line_is_the_largest_that_tables_hold(home):
+    assert trained(*TINY, '--seed', str(MOST))[0] == 0 and MOST == 2 ** (RUNS.field('seed').type.bit_width - 1) - 1
+    for seed in (MOST + 1, -1, 1.5, True):
+        with pytest.raises(ValueError, match='expected a whole number from 0 to 2147483647'): Run(None, seed, 'a1')
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):
+    for name in 'ab': (tmp_path/f'{name}.txt').write_text(f'{name}, and some words. ' * 40)
+    monkeypatch.setenv('MEMLAB_HOME', '/proc/nope')
+    code, text = trained('windows', 'length=16', 'rows=4', f'corpus={tmp_path}', '--steps', '1')
+    assert code == 2 and 'MEMLAB_HOME chooses another place' in ' '.join(text.split())
+
+
+def test_a_model_that_is_gone_says_how_to_make_it_again(home):
+    assert trained(*TINY)[0] == 0
+    next((home/'build'/'runs').rglob(CHECKPOINT)).unlink()
+    code, text = trained(*TINY, '--out', str(home/'out'))
+    assert code == 1 and 'the model with it: compute the run again with --fresh' in ' '.join(text.split())
+    assert trained(*TINY, '--out', str(home/'out'), '--fresh')[0] == 0 and (home/'out'/'model.safetensors').exists()
 
 
 @pytest.mark.parametrize('name', TASKS)

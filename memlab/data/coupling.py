@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
-from ..core.numbers import SHARE, check_numbers, integer
+from ..core.numbers import SHARE, Config, check_numbers, integer
 from .facts import Line
 from .questions import Question, Quiz
 from .recall import IGNORE
@@ -24,12 +24,13 @@ from .visits import table
 
 # %% ../../nbs/data/coupling.ipynb #fe69dc8f
 @dataclass(frozen=True, kw_only=True)
-class Fade:
+class Fade(Config):
     "The share of rows that are helped, over the steps."
     hold: int = 0            # steps with help in all rows
     fall: int | None = 200   # steps of the way to zero; 0: at once, None: never
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), hold=integer(0))
         if self.fall is not None: check_numbers(vars(self), fall=integer(0))
 
@@ -68,6 +69,7 @@ class CoupledFacts(Text):
     length: int = 128  # context: tokens of a row
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), rows=integer(1), copies=integer(0), length=integer(1))
         if self.quiz.facts % self.rows: raise ValueError(f'{self.quiz.facts} facts, rows={self.rows}: all are to be read equally often; choose a number of rows that divides {self.quiz.facts}')
 
@@ -112,6 +114,7 @@ class Repeating(Windows):
     periods: tuple[int, int] = (3, 14)  # shortest and longest string
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), share=SHARE)
         if not 1 <= self.periods[0] <= self.periods[1] <= self.length // 2: raise ValueError(f'periods={self.periods}: expected two lengths, the shorter first, of which a row of {self.length} tokens holds two')
 

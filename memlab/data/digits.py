@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.draw import generator_of
 from ..core.files import tensor_digest
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 from .corpus import parquet_file, while_files_stay
 from .samples import order_of
 
@@ -111,7 +111,7 @@ def sides(images: str) -> Sides:
     return Sides(found[~out], found[out])
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:
+class Digits(Config):
     "Images to be classified."
     images: str = 'digits'                    # as in `load_images`
     samples: int                              # of the training set; a multiple of `rows`
@@ -123,6 +123,7 @@ class Digits:
     normalised: bool = False                  # pixels of mean 0 and variance 1 over all images trained on
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), samples=integer(1), rows=integer(1))
         if self.samples % self.rows: raise ValueError(f'samples={self.samples}, rows={self.rows}: batches must be equal and hold every image once an epoch; choose a number of rows that divides {self.samples}')
         if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)): raise ValueError(f'classes={self.classes!r}: expected some classes, each once, or None for all')

@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
+from ..core.numbers import check_numbers, integer
 from .ordered import OrderedStream, stream_labels
 from .text import Text
 from .tokens import Batch, TokenStore, shift
@@ -62,6 +63,8 @@ class Documents(Text):
     pieces: int = 8     # segments of a piece
     segment: int = 64   # tokens of one
 
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), rows=integer(1), pieces=integer(1), segment=integer(1))
+
     @property
     def length(self) -> int: return self.pieces * self.segment
 
@@ -85,6 +88,8 @@ class Chunks(Text):
     rows: int = 8       # chunks of a batch
 
     def __post_init__(self):
+        super().__post_init__()
+        check_numbers(vars(self), length=integer(1), each=integer(1), chunks=integer(1), rows=integer(1))
         if self.by not in ('documents', 'chunks'): raise ValueError(f"by={self.by!r}: expected 'documents' or 'chunks'")
 
     @property

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 from .facts import Line
 from .questions import Quiz
 from .recall import IGNORE
@@ -26,22 +26,22 @@ def readings(facts: int, exposures: int, seed: int) -> list[int]:
     return [i for e in range(exposures) for i in torch.randperm(facts, generator=generator_of(seed, 'readings', e)).tolist()]
 
 @dataclass(frozen=True, kw_only=True)
-class Massed:
+class Massed(Config):
     "All facts in one batch, alone: a single exposure, or some."
     exposures: int = 1   # times that each fact is read
 
-    def __post_init__(self): check_numbers(vars(self), exposures=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), exposures=integer(1))
 
     def visits(self, facts: int, rows: int, seed: int) -> list[Visit]: return [Visit(tuple(range(facts)), loop=1)] * self.exposures
 
 # %% ../../nbs/data/episodes.ipynb #81338dbd
 @dataclass(frozen=True, kw_only=True)
-class Mixed:
+class Mixed(Config):
     "Some facts in every batch, the rest of it text."
     exposures: int = 1   # times that each fact is read
     share: float = .5   # of the rows of a batch that are facts
 
-    def __post_init__(self): check_numbers(vars(self), exposures=integer(1), share=('a number above 0 and up to 1', lambda x: 0 < x <= 1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), exposures=integer(1), share=('a number above 0 and up to 1', lambda x: 0 < x <= 1))
 
     def visits(self, facts: int, rows: int, seed: int) -> list[Visit]:
         some, all_ = round(self.share * rows), readings(facts, self.exposures, seed)
@@ -49,12 +49,12 @@ class Mixed:
         return [Visit(tuple(all_[i:i + some]), text=rows - some, loop=1) for i in range(0, len(all_), some)]
 
 @dataclass(frozen=True, kw_only=True)
-class Injected:
+class Injected(Config):
     "One fact alone, then batches of text, then the next fact."
     exposures: int = 1   # times that each fact is read
     every: int = 10     # batches of text after each fact
 
-    def __post_init__(self): check_numbers(vars(self), exposures=integer(1), every=integer(0))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), exposures=integer(1), every=integer(0))
 
     def visits(self, facts: int, rows: int, seed: int) -> list[Visit]:
         return [v for i in readings(facts, self.exposures, seed) for v in [Visit((i,), loop=1)] + [Visit((), text=rows, loop=2)] * self.every]
@@ -71,9 +71,7 @@ class Episodes(Visits):
     rows: int = 16      # of a batch of text, and of a mixed one
     blank: bool = False # a control: text after the facts does not count, so its steps have no gradient
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), before=integer(0), after=integer(0), rows=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), before=integer(0), after=integer(0), rows=integer(1))
 
     def lines(self, seed: int) -> list[Line]: return self.quiz.lines(seed, self.tokenizer_)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..core.files import tensor_digest
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 from .cifar import Parts, Pictures, load_pictures
 from .patches import PatchTokenizer, fit_tokenizer
 from .samples import order_of
@@ -60,7 +60,7 @@ def encoded(tokenizer: Tokenizer, pictures: Pictures) -> Encoded:
 
 # %% ../../nbs/data/image_task.ipynb #2d522027
 @dataclass(frozen=True, kw_only=True)
-class ImageTask:
+class ImageTask(Config):
     "Pictures to be generated from a class and a sketch."
     images: str = 'digits'       # as in `load_pictures`
     patch: int = 2               # pixels of a patch's side
@@ -74,8 +74,8 @@ class ImageTask:
     column: bool = False         # defect: codes that are trained on were computed on a column of positions
 
     def __post_init__(self):
+        super().__post_init__()
         if self.latents not in ('patches', 'vae'): raise ValueError(f"latents={self.latents!r}: expected 'patches' or 'vae'")
-        if not isinstance(self.column, bool): raise ValueError(f'column={self.column!r}: expected True or False (a text counts as true, whatever it says)')
         if self.column and self.latents == 'patches': raise ValueError("column=True changes nothing with latents='patches', whose codes have no neighbours: set latents='vae'")
         check_numbers(vars(self), patch=integer(1), upsample=integer(1), codes=integer(1), rows=integer(1))
         for name in ('width', 'code', 'most'):

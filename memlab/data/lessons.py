@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..core.draw import generator_of
-from .facts import Fact, Line, codes, encode_split, facts, labelled, pack, text_line
+from ..core.numbers import check_numbers, integer
+from .facts import MASKS, PACKINGS, Fact, Line, codes, encode_split, facts, labelled, pack, text_line
 from .recall import IGNORE
 from .text import Text, library
 from .tokens import Tokenizer, shift, windows
@@ -27,6 +28,15 @@ class Lessons(Text):
     packing: str = 'packed'  # one of `memlab.data.facts.PACKINGS`
     text_rows: int = 2       # rows of text beside the lines
     tokenizer: str = 'bpe:2048'   # see `memlab.data.tokens.load_tokenizer`
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(vars(self), told=integer(1), length=integer(1), text_rows=integer(0))
+        if self.packing not in PACKINGS: raise ValueError(f'packing={self.packing!r}: expected one of {PACKINGS}')
+
+    def check_told(self, lines: int) -> None:
+        "Refuse steps that tell more than there is."
+        if self.told > lines: raise ValueError(f'told={self.told}: there are {lines} lines in all, tell at most as many in a step')
 
     @property
     def tokenizer_(self) -> Tokenizer: return library(self.corpus, self.tokenizer)[2]
@@ -53,6 +63,8 @@ class FactLessons(Lessons):
     facts: int = 240         # that are told
     told: int = 24           # lines of a step
 
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), facts=integer(1)), self.check_told(self.facts)
+
     @property
     def tokens(self) -> int: return self.length * (self.text_rows + (self.told if self.packing != 'packed' else -(-24 * self.told // self.length)))   # a sentence has about 24
 
@@ -70,6 +82,12 @@ class QuestionLessons(Lessons):
     pattern: int = 200       # pairs stated and asked in both directions
     held_pairs: int = 50     # pairs stated and asked in one
     told: int = 15           # lines of a step
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(vars(self), pattern=integer(0), held_pairs=integer(0))
+        if self.mask not in MASKS: raise ValueError(f'mask={self.mask!r}: expected one of {MASKS}')
+        self.check_told(2 * self.pattern + self.held_pairs)
 
     @property
     def tokens(self) -> int: return self.length * (self.text_rows + -(-self.told // 2))
@@ -100,6 +118,8 @@ class CodeLessons(Text):
     rows: int = 16
     corpus: str = 'stdlib-docs'  # of the tokenizer
     tokenizer: str = 'bpe:2048'   # see `memlab.data.tokens.load_tokenizer`
+
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), segment=integer(1), codes=integer(1), pool=integer(1), rows=integer(1))
 
     @property
     def tokens(self) -> int: return 2 * self.rows * 2 * self.segment

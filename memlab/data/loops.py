@@ -40,7 +40,7 @@ class MemoryLoops(Visits):
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(vars(self), loops=integer(2), texts=integer(1), repeats=integer(1), after=integer(0), cut=integer(1))
+        check_numbers(vars(self), loops=integer(2), texts=integer(1), repeats=integer(1), after=integer(0), controls=integer(0), distractors=integer(1), cut=integer(1), least=integer(0))
         if self.filler not in FILLER: raise ValueError(f'filler={self.filler!r}: expected one of {FILLER}')
         if self.slot is not None and not 0 <= self.slot <= self.texts: raise ValueError(f'slot={self.slot}: a loop has {self.texts} texts, so there are slots 0 to {self.texts}')
         check_cut(self.cut, self.length)
@@ -95,7 +95,7 @@ class LoopsInTurn(Visits):
 
     def __post_init__(self):
         super().__post_init__()
-        check_numbers(vars(self), loops=integer(2), texts=integer(1), repeats=integer(1), cut=integer(1))
+        check_numbers(vars(self), loops=integer(2), texts=integer(1), repeats=integer(1), cut=integer(1), least=integer(0))
         check_cut(self.cut, self.length)
 
     def lines(self, seed: int) -> list[Line]: return document_lines(self, self.loops * self.texts, self.cut, self.least, seed)

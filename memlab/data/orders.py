@@ -14,11 +14,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 
 # %% ../../nbs/data/orders.ipynb #f1fec6f7
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class Order(Config):
     "Base: subclasses say in which order a pass visits documents 0 to n-1."
     def once(self,
              n: int,      # documents
@@ -73,6 +73,10 @@ class SlotLocked(Order):
 class Given(Order):
     "Orders that are written out, in turn."
     passes: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.passes: raise ValueError('passes is empty: write out at least one order')
 
     def once(self, n: int, seed: int, e: int) -> Int64[Tensor, 'n']: return torch.tensor(self.passes[e % len(self.passes)])
 

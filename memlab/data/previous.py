@@ -44,6 +44,7 @@ class PreviousTexts(Text):
     reads: bool = True                      # the current text counts too, once
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), texts=integer(2), cut=integer(1), least=integer(0))
         if not self.lags or min(self.lags) < 1 or len(set(self.lags)) < len(self.lags): raise ValueError(f'lags={self.lags}: expected whole numbers of at least 1, each once; the text of this step itself (0) is in the context')
         if (far := max(self.lags)) >= self.texts: raise ValueError(f'lag {far} reaches beyond the stream of {self.texts} texts; ask for lags up to {self.texts - 1}, or for more texts')
@@ -98,7 +99,7 @@ class TextAndPrevious(Text):
     cut: int = 64      # tokens of each
     least: int = 512   # tokens that its document has
 
-    def __post_init__(self): check_numbers(vars(self), texts=integer(2), cut=integer(1), least=integer(0))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), texts=integer(2), cut=integer(1), least=integer(0))
 
     @property
     def tokens(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core.draw import generator_of
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 from .facts import Line, draw, encode_split, names
 from .lessons import question_line
 from .tokens import Tokenizer, byte_tokenizer
@@ -95,14 +95,14 @@ def questions(
 
 # %% ../../nbs/data/questions.ipynb #1ac65da1
 @dataclass(frozen=True, kw_only=True)
-class Quiz:
+class Quiz(Config):
     "Facts to train and controls that are never trained."
     facts: int = 16         # questions with answers that are taught
     controls: int = 16      # and such that never are
     distractors: int = 8   # answers that each right one is compared with
     whole: bool = False    # the question counts in training too
 
-    def __post_init__(self): check_numbers(vars(self), facts=integer(1), controls=integer(0), distractors=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), facts=integer(1), controls=integer(0), distractors=integer(1))
 
     def questions(self, seed: int, tokenizer: Tokenizer) -> tuple[list[Question], list[Question]]:
         "Those to train, and the controls."

@@ -13,16 +13,21 @@ import torch
 from torch import Tensor
 
 from ..core.draw import generator_of
+from ..core.numbers import Config
 from .recall import RecallBatch, RecallConfig, RecallSource, recall_batch
 
 # %% ../../nbs/data/recall_task.ipynb #1543ae12
 @dataclass(frozen=True, kw_only=True)
-class RecallTask:
+class RecallTask(Config):
     "What a model is asked to recall."
     configs: tuple[RecallConfig, ...]   # a batch is of one of these
     rows: int = 64                      # of a batch
     examples: int | None = None         # rows of a fixed training set; None: fresh rows at every step
     shuffled: bool = False              # control: the answers of a row are dealt out anew, so that nothing can be recalled
+
+    def __post_init__(self):
+        super().__post_init__()
+        RecallSource(configs=self.configs, rows=self.rows, seed=0, examples=None if self.examples is None else (self.examples,) * len(self.configs))   # refuses what it cannot draw
 
     @property
     def tokens(self) -> float:

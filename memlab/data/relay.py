@@ -15,24 +15,35 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
+from ..core.numbers import Config, check_numbers, integer
 from .recall import RecallConfig, distinct, recall_batch
 
 # %% ../../nbs/data/relay.ipynb #4cc0070c
 @dataclass(frozen=True, kw_only=True)
-class Relay:
+class Relay(Config):
     "Pairs that are told in one segment and asked in the next."
     pairs: int = 4          # of a segment of four times as many tokens
     segments: int = 6       # of a row
     vocab_size: int = 128   # half of them keys
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(vars(self), pairs=integer(1), segments=integer(2))
+        self.recall   # refuses a vocabulary that is too small
+
     @property
     def length(self) -> int: return 4 * self.pairs * self.segments
+
+    @property
+    def recall(self) -> RecallConfig:
+        "All pairs of a row, as one task."
+        return RecallConfig(vocab_size=self.vocab_size, length=self.length, pairs=self.pairs * self.segments)
 
 # %% ../../nbs/data/relay.ipynb #091d5f85
 def relay_batch(task: Relay, rows: int, *, seed: int, split: str = 'train', step: int = 0) -> tuple[Int64[Tensor, 'b t'], Int64[Tensor, 'b n'], Int64[Tensor, 'b n']]:
     "Tokens, positions that ask, values wanted; the pairs of a row share no key and no value."
-    n, all_ = task.pairs, task.pairs * task.segments
-    drawn = recall_batch(RecallConfig(vocab_size=task.vocab_size, length=4 * all_, pairs=all_), rows, seed=seed, split=split, step=step)
+    n, all_ = task.pairs, task.recall.pairs
+    drawn = recall_batch(task.recall, rows, seed=seed, split=split, step=step)
     key, value = (rearrange(drawn.ids[:, i:2 * all_:2], 'b (s n) -> b s n', n=n) for i in (0, 1))
     order = rearrange(drawn.slot, 'b (s n) -> b s n', n=n).argsort(-1)                      # in which pairs are asked
     ids = torch.zeros(rows, task.segments, 4 * n, dtype=torch.int64)
@@ -42,23 +53,32 @@ def relay_batch(task: Relay, rows: int, *, seed: int, split: str = 'train', step
 
 # %% ../../nbs/data/relay.ipynb #0f4761b8
 @dataclass(frozen=True, kw_only=True)
-class Topics:
+class Topics(Config):
     "Pairs of several topics, one a segment, then questions about one of them."
     pairs: int = 8          # of a topic, in a segment of twice as many tokens
     topics: int = 4         # that a row may be about
     vocab_size: int = 256   # half of them keys
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(vars(self), pairs=integer(1), topics=integer(1))
+        if self.share < self.pairs: raise ValueError(f'vocab_size={self.vocab_size} is too small: {self.topics} topics of {self.pairs} keys and as many values need {2 * (self.topics * self.pairs + 1)}; ask for more tokens or fewer pairs')
+
     @property
     def length(self) -> int: return 2 * self.pairs * (self.topics + 1)
+
+    @property
+    def share(self) -> int:
+        "Keys of a topic; key 0 is filler."
+        return (self.vocab_size // 2 - 1) // self.topics
 
 # %% ../../nbs/data/relay.ipynb #fce3cba5
 def topic_batch(task: Topics, rows: int, *, seed: int, split: str = 'train', step: int = 0) -> tuple[Int64[Tensor, 'b t'], Int64[Tensor, 'b n'], Int64[Tensor, 'b n'], Int64[Tensor, 'b']]:
     "Tokens, positions that ask, values wanted, and the segment that told them."
     n, m, half = task.pairs, task.topics, task.vocab_size // 2
     g = lambda what: generator_of(seed, split, f'Topics(pairs={n}, topics={m}, vocab_size={task.vocab_size})', step, what)   # never the class: its name may change
-    share = (half - 1) // m                                                                 # keys of a topic; key 0 is filler
     topic = torch.rand(rows, m, generator=g('topics')).argsort(1)
-    key = torch.stack([distinct(rows, n, 1, share + 1, g(f'keys {i}')) for i in range(m)], 1) + share * topic[..., None]
+    key = torch.stack([distinct(rows, n, 1, task.share + 1, g(f'keys {i}')) for i in range(m)], 1) + task.share * topic[..., None]
     value, told = rearrange(distinct(rows, m * n, half, 2 * half, g('values')), 'b (m n) -> b m n', m=m), torch.randint(m, (rows,), generator=g('told'))
     of = lambda u: u[torch.arange(rows), told]
     ids = torch.cat([rearrange(torch.stack([key, value], -1), 'b m n k -> b (m n k)'), rearrange(torch.stack([of(key), torch.zeros_like(of(key))], -1), 'b n k -> b (n k)')], 1)
@@ -66,10 +86,12 @@ def topic_batch(task: Topics, rows: int, *, seed: int, split: str = 'train', ste
 
 # %% ../../nbs/data/relay.ipynb #ea79b4c5
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(Config):
     "Rows that tell and ask; a subclass says how they are drawn."
     config: Relay | RecallConfig | Topics
     rows: int = 32   # of a batch
+
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), rows=integer(1))
 
     @property
     def vocab_size(self) -> int: return self.config.vocab_size

@@ -62,6 +62,7 @@ class Rolling(Text):
     shuffled: bool = False      # in another order in every pass: the control
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), windows=integer(1), length=integer(1), rows=integer(1))
         if self.stride is not None: check_numbers(vars(self), stride=integer(1))
         if self.windows % self.rows: raise ValueError(f'windows={self.windows}, rows={self.rows}: a pass reads every window once; choose a number of rows that divides {self.windows}')

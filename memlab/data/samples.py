@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.draw import generator_of
 from ..core.files import tensor_digest
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 from .recall import IGNORE, RecallConfig, recall_batch
 from .text import Text
 from .tokens import held_out_windows, shift, windows
@@ -48,7 +48,7 @@ def kept(
 KEYS = ('sample', 'batch')
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class Samples(Config):
     "A fixed training set, visited once an epoch; a subclass has `length` and `vocab_size`, makes samples and holds others out."
     samples: int               # of the training set, numbered from 0
     rows: int                  # of a batch; must divide `samples`
@@ -56,6 +56,7 @@ class Samples:
     keyed_by: str = 'sample'   # what numbers the rows of a batch; 'batch' is the source's defect: their places in the epoch
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), samples=integer(1), rows=integer(1))
         if self.samples % self.rows: raise ValueError(f'samples={self.samples}, rows={self.rows}: batches must be equal and hold every sample once an epoch; choose a number of rows that divides {self.samples}')
         if self.keyed_by not in KEYS: raise ValueError(f'keyed_by={self.keyed_by!r}: expected one of {KEYS}')
@@ -152,9 +153,7 @@ class Copy(Generated):
     items: int = 16    # to be said again
     delay: int = 0     # blanks before the marker
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), symbols=integer(2), items=integer(1), delay=integer(0))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), symbols=integer(2), items=integer(1), delay=integer(0))
 
     @property
     def blank(self) -> int: return self.symbols
@@ -231,6 +230,8 @@ class Earlier(Generated):
 class TextSamples(Text, Samples):
     "Windows of a text, cut once."
     length: int   # tokens of a sample
+
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), length=integer(1))
 
     @property
     def text(self) -> str:

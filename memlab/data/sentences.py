@@ -148,6 +148,7 @@ class SentenceStream(Text):
     wordnet: str = ''       # folder of WordNet's lists; '': our words
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), sentences=integer(1), window=integer(1), stride=integer(1), length=integer(1), text_rows=integer(0), repeats=('a number from 0 to .5', lambda x: 0 <= x <= .5))
         if self.stride > self.window: raise ValueError(f'stride={self.stride}: windows of {self.window} sentences would leave some out, move on by at most as many')
         if self.repeats and self.stride > 1: raise ValueError(f'repeats={self.repeats} with stride={self.stride}: some sentences would be overwritten in every window, set stride=1')

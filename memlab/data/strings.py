@@ -15,12 +15,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..core.draw import generator_of
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 from .recall import IGNORE
 
 # %% ../../nbs/data/strings.ipynb #e3760607
 @dataclass(frozen=True, kw_only=True)
-class RandomStrings:
+class RandomStrings(Config):
     "Keys and random strings, some rows a step, all of them once in an epoch."
     facts: int = 256   # strings to learn by heart
     alphabet: int = 16   # symbols
@@ -28,6 +28,7 @@ class RandomStrings:
     rows: int = 16       # of a step
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), facts=integer(1), alphabet=integer(2), value=integer(1), rows=integer(1))
         if self.facts % self.rows: raise ValueError(f'facts={self.facts}, rows={self.rows}: all are to be read equally often; choose a number of rows that divides {self.facts}')
 

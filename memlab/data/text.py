@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.numbers import Config, check_numbers, integer
 from .corpus import load_corpus, split, while_files_stay
 from .tokens import Tokenizer, TokenStore, held_out_windows, load_tokenizer, shift, windows
 
@@ -28,7 +29,7 @@ def library(
 
 # %% ../../nbs/data/text.ipynb #e3ebc975
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class Text(Config):
     "What is read. Tasks on text derive from it."
     corpus: str = 'stdlib-docs'   # a name, a file or a folder, see `memlab.data.corpus.load_corpus`
     tokenizer: str = 'bytes'      # see `memlab.data.tokens.load_tokenizer`
@@ -54,6 +55,8 @@ class Windows(Text):
     "Shuffled windows of a text."
     length: int   # tokens that a model reads in a row
     rows: int     # of a batch
+
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), length=integer(1), rows=integer(1))
 
     @property
     def tokens(self) -> int:

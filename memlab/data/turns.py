@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.draw import generator_of
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 
 # %% ../../nbs/data/turns.ipynb #ab872cd2
 def turn_of(
@@ -28,11 +28,12 @@ def turn_of(
 
 # %% ../../nbs/data/turns.ipynb #503eea57
 @dataclass(frozen=True, kw_only=True)
-class Several:
+class Several(Config):
     "Base: tasks of one model."
     tasks: tuple[Any, ...]
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.tasks) < 2: raise ValueError(f'{len(self.tasks)} task: here there are two or more, use the task itself')
 
     @property
@@ -53,9 +54,7 @@ class InTurn(Several):
     "Batches of several tasks, some steps of each in turn."
     each: int = 1   # steps of a turn
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), each=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), each=integer(1))
 
     @property
     def tokens(self) -> float:
@@ -91,9 +90,7 @@ class Replayed(InTurn):
     "Tasks in turn, with some rows of what other tasks have shown before in the place of rows of a batch."
     share: float = .01   # of rows, at most half
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_numbers(vars(self), share=('a number from 0 to .5', lambda x: 0 <= x <= .5))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), share=('a number from 0 to .5', lambda x: 0 <= x <= .5))
 
     def old_rows(self, step: int, rows: int) -> int:
         "How many rows of a batch are old."

@@ -68,7 +68,7 @@ class Visits(Text):
     steps: int = 10    # optimizer steps of a visit
     length: int = 64   # context: tokens of a row
 
-    def __post_init__(self): check_numbers(vars(self), steps=integer(1), length=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), steps=integer(1), length=integer(1))
 
     def lines(self, seed: int) -> list[Line]:
         "The rows of the table."

@@ -35,6 +35,9 @@ class Run:
     run_id: str  # its name, see `memlab.lab.records.run_id`
     corpus: str = ''  # fingerprint of the text it reads
 
+    def __post_init__(self):
+        if type(self.seed) is not int or not 0 <= self.seed < 2 ** 31: raise ValueError(f'seed={self.seed!r}: expected a whole number from 0 to {2 ** 31 - 1}, which tables hold')
+
 # %% ../../nbs/lab/runs.ipynb #abe6997e
 @dataclass
 class Outcome:

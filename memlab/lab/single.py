@@ -198,6 +198,7 @@ def hand_out(
     out: Path,
 ) -> None:
     "Write a run's model, records and description to another folder."
+    if not (done/CHECKPOINT).exists(): raise ValueError(f'{done/CHECKPOINT} is gone, and the model with it: compute the run again with --fresh')
     tensors, header = load_tensors(done/CHECKPOINT)
     said = read_json(done/'done.json')
     if other := departures(header['settings'], dict(config=said['config']['train'], seed=said['seed'])):

@@ -252,7 +252,7 @@ SINK = ('learned', 'fixed', 'mean')
 # %% ../../nbs/nn/attention.ipynb #30bc2009
 def check_heads(d_model: int, n_heads: int, rope: bool = False, name: str = 'd_model'):
     "Refuse heads that do not divide the width, or that RoPE cannot turn."
-    if d_model < 1 or d_model % n_heads: raise ValueError(f'{name}={d_model} does not divide into n_heads={n_heads}: choose a multiple')
+    if d_model < 1 or n_heads < 1 or d_model % n_heads: raise ValueError(f'{name}={d_model} does not divide into n_heads={n_heads}: choose a multiple')
     d = d_model // n_heads
     if rope and d % 2: raise ValueError(f"positions='rope' turns pairs of channels, heads of {name}={d_model} / n_heads={n_heads} have {d}: choose an even width of a head, or positions='none'")
 

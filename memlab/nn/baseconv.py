@@ -12,20 +12,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..core.numbers import Config
+from .config import check_least
 from .finite import contain, mark
 from .mixer import MixerState, ShortConv, check_input
 from .packing import check_starts, count_seen, documents
 
 # %% ../../nbs/nn/baseconv.ipynb #e516fa33
 @dataclass(frozen=True, kw_only=True)
-class BaseConvConfig:
+class BaseConvConfig(Config):
     "A gated short convolution (Arora et al. 2023)."
     d_model: int   # width of the stream
     taps: int = 3  # tokens the filter sees, the current one included
 
-    def __post_init__(self):
-        for name in ('d_model', 'taps'):
-            if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}: expected at least 1')
+    def __post_init__(self): super().__post_init__(), check_least(self, dict(d_model=1, taps=1))
 
     def build(self) -> 'BaseConv': return BaseConv(self)
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..core.numbers import POSITIVE, Config, check_numbers
 from .attention import HEAD_SCALE, KERNELS, OWN, PLACED, SINK, WEIGHTS, CausalAttention, KVState, LearnedPositions, PositionState, check_heads, count_tokens, join_heads, split_heads
 from .config import check_least, check_words
 from .dense import linear
@@ -109,7 +110,7 @@ KEYS = ('apart', 'opposite')
 
 # %% ../../nbs/nn/blocks.ipynb #1c82eb7e
 @dataclass(frozen=True, kw_only=True)
-class BlockConfig:
+class BlockConfig(Config):
     "One residual block and how it is stacked."
     mid: str = 'add'            # how attention writes, a key of `MID`
     skip: str = 'r'             # what attention writes onto: 'r', or 'x' (the skip passes through the norm)
@@ -156,7 +157,7 @@ class BlockConfig:
     prefix_positions: bool = False  # do they have positions of the table, before the tokens'?
     kernel: str = 'explicit'    # attention kernel: 'explicit' or 'fused'
 
-    def __post_init__(self): check_block(self)
+    def __post_init__(self): super().__post_init__(), check_block(self)
 
     @property
     def steps(self) -> int:
@@ -208,7 +209,6 @@ def idle_words(c: BlockConfig) -> set[str]:
 # %% ../../nbs/nn/blocks.ipynb #9be9ff2a
 def check_stack(c: BlockConfig):
     "Refuse stacks that contradict themselves."
-    check_least(c, dict(prefix=0))
     if c.prefix and not c.prefix_std > 0: raise ValueError(f'prefix_std={c.prefix_std}: learned vectors need a standard deviation above 0 to start from, or they all stay alike')
     if c.prefix and c.positions == 'again' and not c.prefix_positions: raise ValueError("positions='again' adds the vector of a token's place in all that a layer has read: set prefix_positions=True, so that a prefix is counted at the start too")
     if c.program_std < 0 or c.program_std and c.positions != 'learned': raise ValueError(f"program_std={c.program_std}, positions={c.positions!r}: a program has a standard deviation above 0 and stands beside a table that is added once, positions='learned'")
@@ -240,6 +240,7 @@ def check_block(c: BlockConfig):
     check_words(c, dict(mid=MID, mlp_in=MLP_IN, update=UPDATE, carry=CARRY, write=WRITE, gate=('none', *GATE), fold=FOLD, scores=SOURCE, source=SOURCE, skip=('r', 'x'), own=OWN,
                         weights=WEIGHTS, head_scale=HEAD_SCALE, frozen=FROZEN, frozen_std=FROZEN_STD, keys=KEYS, sink_kind=SINK, kernel=KERNELS, norm=('layer', 'rms'), share=SHARE, loss=LOSS, router=('none', *ROUTER),
                         positions=POSITIONS))
+    check_least(c, dict(n_layers=1, d_model=1, n_heads=1, rank=1, prefix=0)), check_numbers(vars(c), attn_ratio=POSITIVE, mlp_ratio=POSITIVE)
     if extra := set(c.unbiased) - set(UNBIASED): raise ValueError(f'unbiased={c.unbiased!r}: expected some of {UNBIASED}, not {min(extra)!r}')
     if 'm' in (c.scores + c.source) and c.mlp_in != 'x':
         raise ValueError(f"attention reads the MLP (scores={c.scores!r}, source={c.source!r}), so the MLP cannot read attention: set mlp_in='x', not {c.mlp_in!r}")

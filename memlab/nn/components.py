@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.draw import generator_of
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 from .dense import affine
 from .init import init_parameters
 from .mlp import Dense
@@ -36,13 +36,13 @@ class DeepMLP(nn.Module):
         return self.out(h)
 
 @dataclass(frozen=True, kw_only=True)
-class DeepMLPConfig:
+class DeepMLPConfig(Config):
     "A classifier with some square layers between."
     inputs: int = 64    # pixels of an image
     hidden: int = 128   # width
     between: int = 1    # square layers
 
-    def __post_init__(self): check_numbers(vars(self), inputs=integer(1), hidden=integer(1), between=integer(0))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), inputs=integer(1), hidden=integer(1), between=integer(0))
 
     def build(self, seed: int, classes: int = 10) -> DeepMLP:
         "The model, with its initial weights drawn."
@@ -85,13 +85,13 @@ def low_rank(
 
 # %% ../../nbs/nn/components.ipynb #56e3c966
 @dataclass(frozen=True, kw_only=True)
-class LowRankConfig:
+class LowRankConfig(Config):
     "A model with low-rank additions, as a part of a run's configuration."
     base: Any                          # a configuration with `build(seed, vocab_size)`
     rank: int = 4
     at: tuple[str, ...] = ('mlp.up',)  # linear layers, as in `low_rank`
 
-    def __post_init__(self): check_numbers(vars(self), rank=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), rank=integer(1))
 
     def build(self, seed: int, vocab_size: int) -> nn.Module:
         "The model, with its initial weights drawn."

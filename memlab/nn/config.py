@@ -23,9 +23,9 @@ def check_least(
     config: Any,             # a dataclass
     least: dict[str, int],   # the smallest number that each field may be
 ) -> None:
-    "Refuse numbers that are too small."
+    "Refuse numbers that are too small; None is none."
     for name, n in least.items():
-        if getattr(config, name) < n: raise ValueError(f'{name}={getattr(config, name)}: expected at least {n}')
+        if (x := getattr(config, name)) is not None and x < n: raise ValueError(f'{name}={x}: expected at least {n}')
 
 # %% ../../nbs/nn/config.ipynb #f453c369
 def check_idle(

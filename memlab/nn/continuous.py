@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.numbers import POSITIVE, SHARE, Config, check_numbers
 from .attention import check_heads
 from .blocks import Tap
 from .cells import GRU, ContextCell, Feedback
@@ -152,8 +153,9 @@ def after_states(model: ContinuousLM) -> nn.ParameterList:
 MODES = dict(discrete=dict(cell='none'), continuous={}, continuous_extra=dict(second='extra'), continuous_combined=dict(second='combined'))
 CELLS = dict(none=None, feedback=Feedback, context=ContextCell, gru=GRU)
 
+# %% ../../nbs/nn/continuous.ipynb #ad63c220
 @dataclass(frozen=True, kw_only=True)
-class ContinuousConfig:
+class ContinuousConfig(Config):
     "A language model around a recurrence; the defaults are the source's."
     vocab_size: int = 50304      # tokens
     d_model: int = 512           # width of the states and of all layers
@@ -172,8 +174,10 @@ class ContinuousConfig:
     std: float = .02             # of the initial matrices
 
     def __post_init__(self):
+        super().__post_init__()
         check_words(self, dict(cell=CELLS, second=('none', 'extra', 'combined', 'tied'), tokens=('every', 'first'), norms=(1, 2)))
-        check_least(self, dict(vocab_size=1, d_model=1, inside=0, after=0, n_heads=1, intermediate=1))
+        check_least(self, dict(vocab_size=1, d_model=1, d_embed=1, inside=0, after=0, n_heads=1, intermediate=1))
+        check_numbers(vars(self), std=POSITIVE, rotary_pct=SHARE)
         check_heads(self.d_model, self.n_heads)
         if not self.inside: check_idle(self, dict(second=['inside']))
         if not self.inside + self.after: check_idle(self, dict(n_heads=['inside', 'after'], intermediate=['inside', 'after'], rotary_pct=['inside', 'after'], norms=['inside', 'after']))

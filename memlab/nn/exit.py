@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..core.draw import generator_of
-from ..core.numbers import SHARE, check_numbers, integer
+from ..core.numbers import SHARE, Config, check_numbers, integer
 from .attention import KVState
 from .blocks import ResidualBlock, Tap
 from .lm import TransformerLM
@@ -86,7 +86,7 @@ class Look(NamedTuple):
         "Log probability of the likeliest word."
         return log_top(self.after @ self.readout.T)
 
-class ExitRule:
+class ExitRule(Config):
     "Base: subclasses say who leaves."
     seed: int | None = None   # of the noise that it looks at; None: it needs none
     def leaves(self, look: Look) -> Bool[Tensor, 'b t']: raise NotImplementedError
@@ -108,7 +108,7 @@ def exit_noise(
 class AtLayer(ExitRule):
     "Everybody leaves after one layer."
     layer: int   # counts from 1
-    def __post_init__(self): check_numbers(vars(self), layer=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), layer=integer(1))
     def __str__(self): return f'layer {self.layer}'
     def leaves(self, look: Look) -> Bool[Tensor, 'b t']:
         return look.after.new_full(look.after.shape[:2], look.layer == self.layer, dtype=torch.bool)
@@ -119,7 +119,7 @@ class AtLayer(ExitRule):
 class Threshold(ExitRule):
     "Leave where the likeliest word is likely enough."
     p: float   # least probability
-    def __post_init__(self): check_numbers(vars(self), p=SHARE)
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), p=SHARE)
     def __str__(self): return f'p >= {self.p:g}'
     def leaves(self, look: Look) -> Bool[Tensor, 'b t']: return look.log_p.exp() >= self.p
 
@@ -135,7 +135,7 @@ class Sampled(ExitRule):
 class Halting(ExitRule):
     "Leave where a layer no longer turns what the readout sees."
     tau: float   # cosine that must be exceeded
-    def __post_init__(self): check_numbers(vars(self), tau=('a cosine, a number from -1 to 1', lambda x: -1 <= x <= 1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), tau=('a cosine, a number from -1 to 1', lambda x: -1 <= x <= 1))
     def __str__(self): return f'cos > {self.tau:g}'
     def leaves(self, look: Look) -> Bool[Tensor, 'b t']:
         x, y = look.before, look.after

@@ -17,8 +17,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..core.numbers import POSITIVE, check_numbers, integer
-from .attention import LearnedPositions
+from ..core.numbers import POSITIVE, Config, check_numbers, integer
+from .attention import LearnedPositions, check_heads
 from .blocks import ResidualBlock, make_norm, stack
 from .config import check_words
 from .dense import check_precision, check_width
@@ -227,7 +227,7 @@ class FeedbackStack(nn.Module):
 
 # %% ../../nbs/nn/feedback.ipynb #b698a236
 @dataclass(frozen=True, kw_only=True)
-class FeedbackConfig:
+class FeedbackConfig(Config):
     "A language model with layer feedback, as a part of a run's configuration."
     max_len: int            # longest sequence, for learned positions
     sees: str = 'layers'    # what a layer reads of earlier tokens, one of `SEES`
@@ -241,11 +241,13 @@ class FeedbackConfig:
     std: float = .02        # of the initial matrices
 
     def __post_init__(self):
+        super().__post_init__()
         check_words(self, dict(sees=SEES, mask=MASKS, share=('qkv', 'none')))
         if self.mask == 'first' and self.sees != 'layers':
             raise ValueError(f"mask='first' is the fault of a cache of all layers, here sees={self.sees!r}: "
                              "choose sees='layers' or mask='full'")
-        check_numbers(vars(self), max_len=integer(1), n_layers=integer(1), std=POSITIVE)
+        check_numbers(vars(self), max_len=integer(1), n_layers=integer(1), d_model=integer(1), n_heads=integer(1), mlp_ratio=POSITIVE, std=POSITIVE)
+        check_heads(self.d_model, self.n_heads)
 
     def build(self, seed: int, vocab_size: int) -> TransformerLM:
         "The model, with its initial weights drawn; those that read otherwise start alike."

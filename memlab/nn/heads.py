@@ -14,17 +14,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core.numbers import check_numbers
+from ..core.numbers import Config, check_numbers
 from .mlp import Dense
 
 # %% ../../nbs/nn/heads.ipynb #f1087230
 @dataclass(frozen=True, kw_only=True)
-class Guidance:
+class Guidance(Config):
     "How much class and memory count; without settings the model is asked once."
     s_y: float = 1.            # scale of the class
     s_m: float | None = None   # scale of the memory; None: the memory is in every way to ask, as in the source
 
     def __post_init__(self):
+        super().__post_init__()
         finite = 'a finite number', math.isfinite
         check_numbers(vars(self), s_y=finite, **({} if self.s_m is None else dict(s_m=finite)))
 

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..core.draw import generator_of
-from ..core.numbers import BELOW_ONE, check_numbers, integer
+from ..core.numbers import BELOW_ONE, Config, check_numbers, integer
+from .attention import KERNELS
 from .blocks import BlockConfig
 from .config import check_idle, check_words
 from .generate import check_draws, pick
@@ -30,7 +31,7 @@ from .state import State
 
 # %% ../../nbs/nn/image.ipynb #e9cd05d1
 @dataclass(frozen=True, kw_only=True)
-class ImageConfig:
+class ImageConfig(Config):
     "A model that generates latents from a class and a sketch."
     grid: int                      # positions of a side
     width: int                     # of a latent
@@ -52,7 +53,7 @@ class ImageConfig:
     frozen: bool = False           # defect: the projection of the sketch is never trained
     kernel: str = 'explicit'       # attention kernel: 'explicit' or 'fused'
 
-    def __post_init__(self): check_image(self)
+    def __post_init__(self): super().__post_init__(), check_image(self)
 
     @property
     def positions(self) -> int: return self.grid ** 2
@@ -73,8 +74,7 @@ def check_truth(config, *names: str) -> None:
 # %% ../../nbs/nn/image.ipynb #90c8901e
 def check_image(c: ImageConfig) -> None:
     "Refuse what makes no model, and what changes nothing."
-    check_words(c, dict(injection=INJECTIONS, head=HEADS, class_slot=CLASS_SLOT))
-    check_truth(c, 'full', 'context', 'frozen')
+    check_words(c, dict(injection=INJECTIONS, head=HEADS, class_slot=CLASS_SLOT, kernel=KERNELS))
     check_numbers(vars(c), **dict.fromkeys(('grid', 'width', 'sketch_width', 'classes', 'components', 'steps', 'n_layers', 'd_model', 'n_heads'), integer(1)))
     check_numbers(vars(c), **dict.fromkeys(('dropout', 'class_drop', 'memory_drop'), BELOW_ONE))
     if c.injection == 'none' and not c.context: raise ValueError("injection='none' with context=False: nothing is left to generate from, choose another injection or set context=True")
@@ -254,7 +254,7 @@ def kept_within(x: Tensor, clip: tuple[Tensor, Tensor] | None) -> Tensor:
 
 # %% ../../nbs/nn/image.ipynb #c7ce537c
 @dataclass(frozen=True, kw_only=True)
-class CodePriorConfig:
+class CodePriorConfig(Config):
     "A model that draws the codes of a sketch from a class (the source's GPT-B)."
     grid: int                # positions of a side
     codes: int               # K
@@ -266,6 +266,7 @@ class CodePriorConfig:
     class_drop: float = .1   # share of rows that are trained without a class
 
     def __post_init__(self):
+        super().__post_init__()
         check_numbers(vars(self), **dict.fromkeys(('grid', 'codes', 'classes', 'n_layers', 'd_model', 'n_heads'), integer(1)))
         check_numbers(vars(self), dropout=BELOW_ONE, class_drop=BELOW_ONE)
 

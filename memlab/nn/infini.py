@@ -22,6 +22,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.numbers import Config
 from .attention import visible
 from .config import check_idle, check_least, check_words
 from .delta import delta_chunked, delta_recurrent
@@ -33,7 +34,7 @@ from .softmax import append, attention_parallel, attention_recurrent
 
 # %% ../../nbs/nn/infini.ipynb #ad8711a6
 @dataclass(frozen=True, kw_only=True)
-class AsCoded:
+class AsCoded(Config):
     "Defects and habits of the source, each off by default."
     readout_scale: bool = False     # a write to M is divided by the tokens of the segment, that to z is not: the memory whispers
     shared: bool = False            # one memory for the batch: a write is the mean over its rows

@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from .config import check_least
 from .mixer import ACTS, DecayGate, Mixer, MixerConfig, MixerState, fade_at_starts, precise
 
 # %% ../../nbs/nn/linear.ipynb #2c7f2ac8
@@ -250,6 +251,11 @@ class GLAConfig(MixerConfig):
     form: str = 'chunked'
     chunk: int = 16           # the decay of every channel, c × c × k numbers a chunk, is held at once
 
+    def check(self):
+        "Refuse what no mixer accepts, and gates without a rank."
+        super().check()
+        check_least(self, dict(rank=1))
+
     @property
     def key(self) -> int: return self.dk or self.d_model // (2 * self.n_heads)
 
@@ -286,13 +292,15 @@ class Mamba2Config(MixerConfig):
     out_gate: str = 'silu'
     form: str = 'chunked'
 
-    def __post_init__(self):
+    def check(self):
+        "Refuse what no mixer accepts, and heads that do not fill the inner width."
+        check_least(self, dict(d_model=1, dv=1, expand=1))
         if self.out_norm != 'none': raise ValueError(f"out_norm={self.out_norm!r}: all heads are normalised together here, leave it at 'none'")
-        if not self.dv: raise ValueError(f'dv={self.dv}: expected the width of a head')
+        if self.dv is None: raise ValueError(f'dv={self.dv}: expected the width of a head')
         if self.n_heads is None:
             if self.expand * self.d_model % self.dv: raise ValueError(f'expand * d_model = {self.expand * self.d_model} does not divide into heads of dv={self.dv}: choose another dv')
             object.__setattr__(self, 'n_heads', self.expand * self.d_model // self.dv)
-        self.check()
+        super().check()
 
     def build(self) -> 'Mamba2': return Mamba2(self)
 

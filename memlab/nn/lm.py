@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.numbers import POSITIVE, Config, check_numbers, integer
 from .attention import CausalAttention, LearnedPositions, ProgramPositions
 from .blocks import POSITIONS, BlockConfig, Tap, make_norm, stack
 from .init import drawn, init_parameters, normal
@@ -37,6 +38,7 @@ class TransformerLM(nn.Module):
                  tied: bool = True,                   # the embedding is the readout; False: a matrix of its own
                  ):
         super().__init__()
+        check_numbers(dict(vocab_size=vocab_size), vocab_size=integer(1))
         self.embed, self.positions = nn.Embedding(vocab_size, d_model), positions
         self.layers, self.norm = nn.ModuleList(layers), nn.LayerNorm(d_model) if norm is None else norm
         self.head = None if tied else nn.Linear(d_model, vocab_size, bias=False)
@@ -189,11 +191,13 @@ def residual_lm(
 
 # %% ../../nbs/nn/lm.ipynb #6ad31993
 @dataclass(frozen=True, kw_only=True)
-class ResidualLMConfig:
+class ResidualLMConfig(Config):
     "A language model of residual blocks, as a part of a run's configuration."
     block: BlockConfig
     max_len: int          # longest sequence, for learned positions
     std: float = 0.02     # of the initial matrices
+
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), max_len=integer(1), std=POSITIVE)
 
     def build(self,
               seed: int,

@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.numbers import Config
 from .attention import rotate
 from .config import check_idle, check_least, check_words
 from .dense import affine, check_precision, check_width, linear
@@ -102,7 +103,7 @@ class ShortConv(nn.Module):
 
 # %% ../../nbs/nn/mixer.ipynb #dc8f3177
 @dataclass(frozen=True, kw_only=True)
-class MixerConfig:
+class MixerConfig(Config):
     "What every mixer can be told."
     d_model: int               # width of the stream
     n_heads: int = 2           # heads
@@ -123,7 +124,9 @@ class MixerConfig:
     form: str = 'parallel'     # how it is computed, a key of the family's `FORMS`
     chunk: int = 64            # tokens a chunk, for chunked forms
 
-    def __post_init__(self): self.check()
+    def __post_init__(self):
+        super().__post_init__()
+        self.check()
 
     @property
     def key(self) -> int:
@@ -143,8 +146,9 @@ class MixerConfig:
     def check(self):
         "Refuse words that are not known, or change nothing, and sizes that do not fit."
         check_words(self, dict(conv_act=ACTS, q_kernel=KERNELS, k_kernel=KERNELS, v_kernel=KERNELS, q_norm=NORMS, k_norm=NORMS, out_norm=('none', 'rms'), out_gate=ACTS))
+        check_least(self, dict(d_model=1, n_heads=1, dk=1, dv=1, conv=0, chunk=1))
         if self.dk is None and self.d_model % self.n_heads: raise ValueError(f'd_model={self.d_model} does not divide into n_heads={self.n_heads}: choose a multiple, or give dk')
-        check_least(self, dict(d_model=1, n_heads=1, key=1, value=1, conv=0, chunk=1))
+        check_least(self, dict(key=1, value=1))
         if not self.conv: check_idle(self, dict(conv_act=['conv']))
         if KERNELS[self.q_kernel].width(self.key) != self.features: raise ValueError(f'q_kernel={self.q_kernel!r} and k_kernel={self.k_kernel!r} make queries and keys of different widths: choose the same')
         if KERNELS[self.v_kernel].width(self.value) != self.value: raise ValueError(f'v_kernel={self.v_kernel!r} widens the values: choose one that keeps their width')

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..core.numbers import POSITIVE, Config, check_numbers, integer
 from .attention import LearnedPositions
 from .baseconv import BaseConvConfig
 from .config import check_idle, check_words
@@ -73,7 +74,7 @@ class MixerBlock(nn.Module):
 
 # %% ../../nbs/nn/mixer_lm.ipynb #c1ddcdac
 @dataclass(frozen=True, kw_only=True)
-class MixerLMConfig:
+class MixerLMConfig(Config):
     "A language model of mixers."
     vocab_size: int              # tokens
     mixers: tuple                # config of each layer's mixer, in order
@@ -86,11 +87,13 @@ class MixerLMConfig:
     scale_out: bool = False      # output matrices start smaller by sqrt(2 × layers)
 
     def __post_init__(self):
-        check_words(self, dict(act=ACTS, positions=('none', 'learned')))
+        super().__post_init__()
+        check_words(self, dict(act=ACTS, positions=('none', 'learned'))), check_numbers(vars(self), vocab_size=integer(1), expand=integer(0), max_len=integer(0), std=POSITIVE)
         if not self.expand: check_idle(self, dict(act=['expand']))
         if self.positions == 'none': check_idle(self, dict(max_len=['positions']))
         if self.positions == 'learned' and self.max_len < 1: raise ValueError(f'max_len={self.max_len}: learned positions need the length of the longest sequence')
         if not self.mixers: raise ValueError('mixers is empty: give at least one layer')
+        if wrong := [m for m in self.mixers if not hasattr(m, 'build')]: raise ValueError(f'mixers has {wrong[0]!r} in it: expected configs of mixers, such as DeltaNetConfig(d_model=64)')
         if len({m.d_model for m in self.mixers}) > 1: raise ValueError(f'mixers have widths {sorted({m.d_model for m in self.mixers})}: give all the same d_model')
 
     def build(self,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import Config, check_numbers, integer
 from .dense import affine
 from .init import drawn, init_parameters, uniform
 
@@ -42,12 +42,12 @@ class MLP(nn.Module):
 
 # %% ../../nbs/nn/mlp.ipynb #91c785c3
 @dataclass(frozen=True, kw_only=True)
-class MLPConfig:
+class MLPConfig(Config):
     "A classifier with one hidden layer: 64-128-10 for scikit-learn's digits, 784-256-10 for MNIST."
     inputs: int = 64    # pixels of an image
     hidden: int = 128   # width of the layer between
 
-    def __post_init__(self): check_numbers(vars(self), inputs=integer(1), hidden=integer(1))
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), inputs=integer(1), hidden=integer(1))
 
     def build(self, seed: int, classes: int = 10) -> MLP:
         "The model, with its initial weights drawn."

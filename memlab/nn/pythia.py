@@ -20,9 +20,10 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .attention import CausalAttention, PositionState, check_heads, count_tokens, rotate
+from ..core.numbers import POSITIVE, Config, check_numbers
+from .attention import KERNELS, CausalAttention, PositionState, check_heads, count_tokens, rotate
 from .blocks import MLP
-from .config import check_idle, check_least
+from .config import check_idle, check_least, check_words
 from .init import init_parameters, shapes_only
 from .lm import TransformerLM
 from .packing import read_on
@@ -98,7 +99,7 @@ class PythiaLayer(nn.Module):
 
 # %% ../../nbs/nn/pythia.ipynb #441cecc3
 @dataclass(frozen=True, kw_only=True)
-class PythiaConfig:
+class PythiaConfig(Config):
     "A language model of parallel blocks; the defaults are Pythia-70M (Biderman et al. 2023)."
     vocab_size: int = 50304     # tokens
     d_model: int = 512          # width of the stream
@@ -114,8 +115,10 @@ class PythiaConfig:
     kernel: str = 'fused'       # 'fused' (PyTorch's kernel) or 'explicit' products
 
     def __post_init__(self):
+        super().__post_init__()
         if self.norms not in (1, 2): raise ValueError(f'norms={self.norms}: expected 1 (shared) or 2')
         check_least(self, dict.fromkeys(('vocab_size', 'd_model', 'n_layers', 'n_heads', 'intermediate'), 1))
+        check_words(self, dict(kernel=KERNELS)), check_numbers(vars(self), base=POSITIVE, eps=POSITIVE, std=POSITIVE)
         check_heads(self.d_model, self.n_heads)
         if not turned_channels(self.d_model, self.n_heads, self.rotary_pct): check_idle(self, dict(base=['rotary_pct']))
 

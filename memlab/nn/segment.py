@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.numbers import Config, check_numbers, integer
+from .attention import check_heads
 from .infini import InfiniConfig, InfiniState
 from .init import init_parameters
 from .lm import Memory, TransformerLM
@@ -68,7 +70,7 @@ class SegmentLM(TransformerLM):
 
 # %% ../../nbs/nn/segment.ipynb #30a0fb07
 @dataclass(frozen=True, kw_only=True)
-class SegmentStack:
+class SegmentStack(Config):
     "Blocks of Pythia that read segment by segment, as a part of a run's configuration."
     mixers: tuple           # one a layer: 'rope' or 'nope' (softmax attention with or without positions), 'none', or the config of a memory
     d_model: int = 64
@@ -77,6 +79,11 @@ class SegmentStack:
     intermediate: tuple[int, ...] = ()   # hidden widths of the first MLPs; the others have four times `d_model`
 
     def __post_init__(self):
+        super().__post_init__()
+        check_numbers(vars(self), d_model=integer(1), n_heads=integer(1), segment=integer(1)), check_heads(self.d_model, self.n_heads)
+        for n in self.intermediate: check_numbers(dict(intermediate=n), intermediate=integer(1))
+        if wrong := [m for m in self.mixers if m not in ('rope', 'nope', 'none') and not hasattr(m, 'build')]: raise ValueError(f"mixers has {wrong[0]!r} in it: expected 'rope', 'nope', 'none', or the config of a memory")
+        if not self.mixers: raise ValueError('mixers is empty: give at least one layer')
         if len(self.intermediate) > len(self.mixers): raise ValueError(f'intermediate={self.intermediate}: there are {len(self.mixers)} layers, give at most as many widths')
 
     def build(self, seed: int, vocab_size: int) -> SegmentLM:
@@ -93,7 +100,7 @@ class SegmentStack:
 
 # %% ../../nbs/nn/segment.ipynb #513730e8
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class Pair(Config):
     "Two models of one kind with weights of their own."
     stack: SegmentStack
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core.numbers import POSITIVE, check_numbers, integer
+from ..core.numbers import POSITIVE, Config, check_numbers, integer
 from .blocks import MLP
 from .init import init_parameters
 from .lm import TransformerLM
@@ -65,13 +65,13 @@ class SelectiveLM(TransformerLM):
 
 # %% ../../nbs/nn/selective.ipynb #d2d09098
 @dataclass(frozen=True, kw_only=True)
-class SelectiveConfig:
+class SelectiveConfig(Config):
     "A language model with a gate."
     model: Any          # config of a `TransformerLM`: `PythiaConfig`, `ResidualLMConfig`, `MixerLMConfig`
     hidden: int = 128   # width between the gate's two layers
     std: float = .02    # of the gate's initial matrices
 
-    def __post_init__(self): check_numbers(vars(self), hidden=integer(1), std=POSITIVE)
+    def __post_init__(self): super().__post_init__(), check_numbers(vars(self), hidden=integer(1), std=POSITIVE)
 
     def build(self,
               seed: int,

@@ -13,7 +13,7 @@ from jaxtyping import Complex128, Float, Float64, Int64
 from torch import Tensor, nn
 
 from ..core.draw import generator_of
-from ..core.numbers import check_numbers, integer
+from ..core.numbers import BELOW_ONE, DECAY, POSITIVE, Config, check_numbers, integer
 
 # %% ../../nbs/nn/shared_bias.ipynb #df38e9d4
 class SharedBias(nn.Module):
@@ -29,7 +29,7 @@ class SharedBias(nn.Module):
 
 # %% ../../nbs/nn/shared_bias.ipynb #ce6cf4bc
 @dataclass(frozen=True, kw_only=True)
-class LinearTasks:
+class LinearTasks(Config):
     "Random inputs of length about 1, random targets, and how they are trained."
     tasks: int = 25
     inputs: int = 256
@@ -41,7 +41,8 @@ class LinearTasks:
     steps: int = 10            # of a visit
 
     def __post_init__(self):
-        check_numbers(vars(self), tasks=integer(2), inputs=integer(1), outputs=integer(1), steps=integer(1), alike=('a number of at least 0 and below 1', lambda x: 0 <= x < 1))
+        super().__post_init__()
+        check_numbers(vars(self), tasks=integer(2), inputs=integer(1), outputs=integer(1), steps=integer(1), strength=DECAY, lr=POSITIVE, alike=BELOW_ONE)
         if self.orthogonal and (self.alike or self.tasks > self.inputs): raise ValueError(f'orthogonal inputs, alike={self.alike}, tasks={self.tasks}, inputs={self.inputs}: they have cosine 0, and there are as many as inputs at most')
 
     def draw(self, seed: int) -> tuple[Float64[Tensor, 'n k'], Float64[Tensor, 'n d']]:

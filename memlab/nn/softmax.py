@@ -87,8 +87,9 @@ class AttentionConfig(MixerConfig):
     "Causal softmax attention (Vaswani et al. 2017), over all tokens or over a window (Beltagy et al. 2020)."
     window: int | None = None   # tokens a query may read, itself included; None: all
 
-    def __post_init__(self):
-        self.check()
+    def check(self):
+        "Refuse what no mixer accepts, and a window that sees nothing."
+        super().check()
         if self.window is not None and self.window < 1: raise ValueError(f'window={self.window}: expected at least 1, the token itself, or None for no window')
 
     def build(self) -> 'Attention': return Attention(self)
@@ -142,8 +143,9 @@ class UnifiedState(HeldState):
 class UnifiedKVConfig(AttentionConfig):
     "One projection for keys and values: `dk` is its width."
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self):
+        "Refuse what attention does not accept, and options of a vector that is not there."
+        super().check()
         if self.dv is not None or self.k_kernel != 'none' or self.k_norm != 'none' or self.k_gated or self.v_kernel != 'none':
             raise ValueError('dv, k_kernel, k_norm, k_gated and v_kernel have no meaning where key and value are one vector: leave them at their defaults')
 
