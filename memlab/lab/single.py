@@ -201,7 +201,8 @@ def hand_out(
     if not (done/CHECKPOINT).exists(): raise ValueError(f'{done/CHECKPOINT} is gone, and the model with it: compute the run again with --fresh')
     tensors, header = load_tensors(done/CHECKPOINT)
     said = read_json(done/'done.json')
-    if other := departures(header['settings'], dict(config=said['config']['train'], seed=said['seed'])):
+    now = dict(config=said['config']['train'], seed=said['seed'])
+    if other := departures({k: header['settings'].get(k) for k in now}, now):
         raise ValueError(f'{done/CHECKPOINT} is of another run ({other[0]}): compute it again with --fresh')
     model = MixerLM(config)
     model.load_state_dict({n: tensors[f'model/model/{n}'] for n in model.state_dict()})
