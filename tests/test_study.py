@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -154,6 +155,18 @@ def test_a_failing_run_is_named_and_the_others_finish(home):
     assert study.load('cpu')[0].arm.tolist() == ['fast', 'fast']
     evidence = study.verdicts('cpu').iloc[0]
     assert evidence.verdict == 'inconclusive' and 'slow (no run)' in evidence.note and '2 of 4 runs computed' in evidence.note
+
+
+def test_a_claim_is_open_until_the_seeds_it_was_planned_for_are_there(home):
+    "However clear they are: one who looks after every seed finds something."
+    study = toy.make(seeds=range(7))
+    study.claims[0] = replace(study.claims[0], seeds=6)
+    study.run('cpu', progress=False)
+    assert study.verdicts('cpu').verdict[0] == 'supported'
+    runs, records = study.load('cpu')
+    study.load = lambda preset: (runs[(runs.arm != 'slow') | (runs.seed < 5)], records[(records.arm != 'slow') | (records.seed < 5)])
+    waiting = study.verdicts('cpu').iloc[0]
+    assert (waiting.verdict, waiting['size'], waiting.n_seeds) == ('inconclusive', '', 5) and '5 of 6 planned seeds computed; 12 of 14 runs computed' in waiting.note
 
 
 def test_a_claim_too_large_for_a_preset_says_which_one_computes_it(home):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'Seen', 'Finding', 'Claim', 'seen', 'percent', 'names_of', 'read_values', 'check_seeds', 'judge', 'short',
-           'scale_of', 'false_discovery', 'holm', 'bars', 'side', 'claim_rows', 'check_rows', 'write_claims',
-           'read_claims', 'power_table', 'turns', 'before']
+           'scale_of', 'still_to_come', 'false_discovery', 'holm', 'bars', 'side', 'claim_rows', 'check_rows',
+           'write_claims', 'read_claims', 'power_table', 'turns', 'before']
 
 # %% ../../nbs/lab/claims.ipynb #ef7bbdf3
 import math
@@ -125,6 +125,18 @@ def scale_of(claim: Claim, runs: pd.DataFrame) -> str:
     trained = mine[mine.params > 0]
     return ', '.join([span(trained.params, ' parameters'), span(trained.tokens, ' tokens')]) if len(trained) else 'nothing is trained' * bool(len(mine))
 
+# %% ../../nbs/lab/claims.ipynb #d4e8a1f7
+def still_to_come(
+    claim: Claim,
+    runs: pd.DataFrame,
+    planned: Mapping[str, int],   # seeds of each arm
+) -> str:
+    "The seeds that a claim waits for, in words: a rule decides when all that were planned are there, and not whenever it happens to."
+    try: names = names_of(claim, runs)
+    except Missing: return ''
+    here, want = int(runs.arm.value_counts().reindex(names, fill_value=0).min()), min([claim.seeds, *(planned[a] for a in names if a in planned)])
+    return f'{here} of {want} planned seeds computed' if here < want else ''
+
 # %% ../../nbs/lab/claims.ipynb #6e9b0029
 def false_discovery(p: Sequence[float]) -> list[float]:
     "Benjamini and Hochberg's q; nan where there is no p."
@@ -213,13 +225,14 @@ def power_table(
 # %% ../../nbs/lab/claims.ipynb #58b96f42
 def turns(
     versions: Sequence[Sequence[dict]],   # every `claims.json`, the oldest first
-) -> list[dict]:                          # id, verdict, effect, rule: each where one of verdict and rule is new
+) -> list[dict]:                          # id, verdict, size, effect, rule: each where one of verdict, size and rule is new
     "What claims have read, one line for each change."
     out, last = [], {}
     for rows in versions:
         for r in rows:
-            now = (r['verdict'], r['rule'])
-            if last.get(r['id']) != now: out.append({k: r[k] for k in ('id', 'verdict', 'effect', 'rule')})
+            line = {k: r.get(k, '') for k in ('id', 'verdict', 'size', 'effect', 'rule')}   # the first ones had no size
+            now = (line['verdict'], line['size'], line['rule'])
+            if last.get(r['id']) != now: out.append(line)
             last[r['id']] = now
     return out
 

@@ -352,5 +352,5 @@ def earlier(
 ) -> Table:               # one row for each earlier reading of a claim of today
     "What the claims of a study have read before, with the rule of that time."
     rows, history = read_claims(Path(folder)/'claims.json'), read_json(Path(folder)/'history.json') if (Path(folder)/'history.json').exists() else []
-    line = lambda r, h: {'claim': r['id'], 'reads': r['verdict'], 'read before': h['verdict'] + f" ({h['id']})" * (h['id'] != r['id']), 'effect then': '' if h['effect'] is None else signed(h['effect']), 'rule then': h['rule']}
+    line = lambda r, h: {'claim': r['id'], 'reads': r['verdict'], 'read before': ', '.join(filter(None, [h['verdict'], h['size']])) + f" ({h['id']})" * (h['id'] != r['id']), 'effect then': '' if h['effect'] is None else signed(h['effect']), 'rule then': h['rule']}
     return Table([line(r, h) for r in rows for h in before(history, r['id'])])

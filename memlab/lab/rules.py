@@ -363,8 +363,9 @@ def truth_values(
 @cache
 def exact(k: int, n: int, share: float) -> tuple[float, float, float]:
     "Interval of a share of which `k` of `n` were seen, and p were it `share`."
-    got = scipy.stats.binomtest(k, n, share)
-    return *map(float, got.proportion_ci(.95)), float(got.pvalue)
+    tails = [scipy.stats.binomtest(k, n, share, side) for side in ('less', 'greater')]
+    low, high = scipy.stats.binomtest(k, n).proportion_ci(.95)
+    return float(low), float(high), min(1., 2 * float(min(t.pvalue for t in tails)))   # below .05 where the interval leaves the share out
 
 # %% ../../nbs/lab/rules.ipynb #049fafd9
 def judged_once(
@@ -504,8 +505,9 @@ class Sooner:
         low, high = (ratio * math.exp(s * special.stdtrit(n - 1, .975) * spread) if n > 1 else math.nan for s in (-1, 1))
         cut = dict(ours=int((ours > end).sum()), theirs=int((theirs > end).sum()))
         verdict = zone(low, high, self.least)
-        if cut['ours'] and verdict == 'supported' or cut['theirs'] and verdict == 'refuted': verdict = 'inconclusive'   # the ratio is a bound on the wrong side
-        p = 2 * beyond(abs(math.log(ratio / self.least)) / spread, ours) if n > 1 and spread > 0 else float(ratio == self.least)
+        bound = cut['ours'] and verdict == 'supported' or cut['theirs'] and verdict == 'refuted'   # on the wrong side
+        if bound: verdict = 'inconclusive'
+        p = math.nan if bound or n < 2 or spread == 0 and any(cut.values()) else 2 * beyond(abs(math.log(ratio / self.least)) / spread, ours) if spread > 0 else float(ratio == self.least)
         size = size_of_effect(verdict, low, high, self.least, None if cut['theirs'] else self.said, 1.)
         if cut['ours'] and size == 'negligible': size = ''   # ours may be slower still
         return settle(Evidence(float(ratio), float(low), float(high), n, verdict, size, p, self._told(ours, theirs, end, cut)), 'more seeds would tell' + ', or a longer run' * any(cut.values()))

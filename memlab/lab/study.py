@@ -26,7 +26,7 @@ from ..core.files import file_stamp, read_json, write_json, writing
 from ..core.identity import canonical, departures, full
 from .arm import check_factors, execute, text_of, with_factors
 from .board import finding_of
-from .claims import Claim, Finding, claim_rows, read_claims, seen, write_claims
+from .claims import Claim, Finding, claim_rows, read_claims, seen, still_to_come, write_claims
 from .code import code_hash, config_classes
 from .cost import estimate, measure
 from .records import RECORDS, RUNS, figures_folder, frame, is_kept, made_by, read_table, results_folder, run_id, runs_folder, size_of, whose, write_table
@@ -401,8 +401,11 @@ class Study:
         runs, records = self.load(preset)
         rows = [r | dict(note=f'too large for preset {preset}: preset {larger} computes what it reads') if (larger := self._larger(claim, preset)) else r
                 for claim, r in zip(self.claims, claim_rows(self.claims, runs, records, preset))]
-        planned = sum(len(seeds) for _, seeds in self.preset(preset).plan)
-        if len(runs) < planned or self.preset(preset).then is not None: rows = [r | dict(note='; '.join(filter(None, [r['note'], f'{len(runs)} of {planned} runs computed']))) for r in rows]
+        planned, then = {arm.name: len(seeds) for arm, seeds in self.preset(preset).plan}, self.preset(preset).then
+        for claim, r in zip(self.claims, rows):
+            waits = still_to_come(claim, runs, planned)
+            if waits: r |= dict(verdict='inconclusive', size='')
+            if len(runs) < sum(planned.values()) or then is not None: r['note'] = '; '.join(filter(None, [r['note'], waits, f'{len(runs)} of {sum(planned.values())} runs computed']))
         write_claims(self.results(preset)/'claims.json', rows)
         return pd.DataFrame(rows)
 

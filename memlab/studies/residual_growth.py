@@ -385,7 +385,7 @@ for ids, loss, suffix in ((('RG7a', 'RG7b'), 'a loss at the last of 6 layers', '
 for id, sign in (('RG8a', 'r+A'), ('RG8b', 'r*A')):
     alike(id, f'{BLOCK}, the learned gain and bias of the norm make no difference to {sign}.',
           f'{sign} shared all affine', f'{sign} shared all',
-          source='9-unlearnableLN: +0.10 at 2000, +0.06 at 3000 without', seeds=10, sd=.01)
+          source='9-unlearnableLN: +0.10 at 2000, +0.06 at 3000 without', seeds=SECOND[f'{sign} shared all'], sd=.01)
     study.finds(id, refuted=f'{BLOCK}, a learned gain and bias in the norms change the loss of {sign} by {{effect}}.')
 for id, (words, x) in zip(('RG9a', 'RG9b'), BOTH.values()):
     alike(id, f'With {words}, it makes no difference whether attention and MLP run in parallel (behind one norm) '
@@ -435,12 +435,12 @@ def slow(runs) -> list[str]:
 @study.claim('RG12a', 'With one shared block and a long warm-up, the product of attention and MLP trains faster than '
              'their sum.',
              source='attnxmlp: -0.27 at 500', measured='held-out loss of r+A minus A*M after a third of the training',
-             rule=More(least=.02, said=.27), arms=slow, seeds=5, sd=.02)
+             rule=More(least=.02, said=.27), arms=slow, seeds=SECOND['axm shared warmup 400'], sd=.02)
 def product_is_faster(runs, records):
     return loss_gap(records, *slow(runs)[::-1], last_step(records, slow(runs)[0]) // 3)
 
 alike('RG12b', 'With one shared block, the product of attention and MLP ends level with their sum.',
-      'axm shared', 'vanilla shared', source='attnxmlp: -0.009 at 4000', seeds=5, sd=.016)
+      'axm shared', 'vanilla shared', source='attnxmlp: -0.009 at 4000', seeds=SECOND['axm shared'], sd=.016)
 study.finds('RG12a', refuted='With one shared block and a long warm-up, the product of attention and MLP is not .02 '
                              'nats ahead of their sum after a third of the training: {effect}.')
 study.finds('RG12b', refuted='With one shared block, multiplying attention and MLP instead of adding them changes the '
