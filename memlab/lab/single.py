@@ -199,8 +199,7 @@ def hand_out(
 ) -> None:
     "Write a run's model, records and description to another folder."
     if not (done/CHECKPOINT).exists(): raise ValueError(f'{done/CHECKPOINT} is gone, and the model with it: compute the run again with --fresh')
-    tensors, header = load_tensors(done/CHECKPOINT)
-    said = read_json(done/'done.json')
+    (tensors, header), said = load_tensors(done/CHECKPOINT), read_json(done/'done.json')
     now = dict(config=said['config']['train'], seed=said['seed'])
     if other := departures({k: header['settings'].get(k) for k in now}, now):
         raise ValueError(f'{done/CHECKPOINT} is of another run ({other[0]}): compute it again with --fresh')
