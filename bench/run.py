@@ -392,11 +392,11 @@ def checkpoints():
         def save(folder):
             result.step += 1    # what is there already would not be written
             save_run(folder, learner, result, {})
-        result = FitResult(records=[dict(step=i, metric='val_loss', value=1.5) for i in range(500)])
+        result, long = FitResult(records=[dict(step=i, metric='val_loss', value=1.5) for i in range(500)]), replace(config, steps=10**6)
         a, b = interleaved(lambda: save(checked), unchecked(lambda: save(plain)))
         what = f'a checkpoint of {(checked/"checkpoint.safetensors").stat().st_size / 1e6:.0f} MB'
         yield report(f'{what}: saving / without a digest', a / b, 1.3, 'at most')
-        a, b = interleaved(lambda: resume_run(checked, learner), unchecked(lambda: resume_run(plain, learner)))
+        a, b = interleaved(lambda: resume_run(checked, learner, long), unchecked(lambda: resume_run(plain, learner, long)))
         yield report(f'{what}: loading / without a digest', a / b, 1.3, 'at most')
 
 

@@ -152,7 +152,7 @@ def test_a_missing_folder_is_no_loss_of_work(tmp_path):
 def test_the_last_step_is_saved(tmp_path):
     "A finished run with a folder leaves a checkpoint of its last step."
     result, model = train(build(), steps=7, folder=tmp_path), build()
-    saved = resume_run(tmp_path, Learner(model, AdamWConfig().build(model)))
+    saved = resume_run(tmp_path, Learner(model, AdamWConfig().build(model)), FitConfig(steps=7))
     assert (tmp_path/CHECKPOINT).exists() and saved.step == result.step == 7
 
 
