@@ -213,8 +213,10 @@ def floor_of(
     arm: str,
     item: str,   # which guess
 ) -> float:
-    "What guessing scores."
-    return float(_finite(rows_of(records, 'floor', arm, item=item), arm).value.mean())
+    "What guessing scores; infinite where it gave a token no chance."
+    score = float(rows_of(records, 'floor', arm, item=item).value.to_numpy(float).mean())
+    if score != score: raise Missing(f'{arm} (a floor that is no number)')
+    return score
 
 # %% ../../nbs/lab/values.ipynb #ce77e02e
 def learned(
