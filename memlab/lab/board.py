@@ -188,6 +188,6 @@ def scoreboard_text(
     return '\n'.join(out) or NOTHING
 
 def _line(r, text, gap, width):
-    "One claim for a terminal."
-    line = f"  {SIGNS[r['verdict']]} {r['id']:<6}{', '.join(filter(None, [r['verdict'], r['size']])):<22}{text:<{gap}}  {r['n_seeds']:>2} {'seed ' if r['n_seeds'] == 1 else 'seeds'}  "
-    return line + textwrap.shorten(r['statement'], max(20, width - len(line)), placeholder=' …')
+    "One claim for a terminal: what it found, and below it the whole statement."
+    line = f"  {SIGNS[r['verdict']]} {r['id']:<6}{', '.join(filter(None, [r['verdict'], r['size']])):<22}{text:<{gap}}  {r['n_seeds']:>2} seed{'s' * (r['n_seeds'] != 1)}"
+    return line + '\n' + textwrap.fill(r['statement'], max(30, width), initial_indent=' '*10, subsequent_indent=' '*10)
