@@ -53,12 +53,13 @@ class Claim:
     read: Callable[[pd.DataFrame, pd.DataFrame], Any]                 # (runs, records) of these arms -> values by seed, or `Seen`
     unit: str = 'nats a token'   # of the effect: 'accuracy', 'steps', ...
     seeds: int = 5               # planned
+    since: int = 0               # the first seed that counts: where a look at earlier ones chose to go on, they may not decide
     sd: float = math.nan         # spread between seeds, as a pilot saw it
     may_diverge: bool = False    # a run that diverged is read like any other, since it is what the claim is about
     findings: Mapping[str, Finding] = field(default_factory=dict)   # by verdict
 
     def __post_init__(self):
-        check_numbers(vars(self), seeds=integer(1), **{} if math.isnan(self.sd) else dict(sd=POSITIVE))
+        check_numbers(vars(self), seeds=integer(1), since=integer(0), **{} if math.isnan(self.sd) else dict(sd=POSITIVE))
 
 # %% ../../nbs/lab/claims.ipynb #2070076a
 def seen(
@@ -84,6 +85,7 @@ def names_of(claim: Claim, runs: pd.DataFrame) -> tuple[str, ...]:
 def read_values(claim: Claim, runs: pd.DataFrame, records: pd.DataFrame) -> Seen:
     "What a claim's arms, on the seeds they share, say about it."
     names = names_of(claim, runs)
+    runs, records = (table[table.seed >= claim.since] for table in (runs, records))
     require(runs if not claim.may_diverge else runs.assign(status='finished'), *names)
     got = claim.read(runs[runs.arm.isin(names)], in_common(records, *names))
     got = got if isinstance(got, Seen) else Seen(got)
@@ -129,12 +131,13 @@ def scale_of(claim: Claim, runs: pd.DataFrame) -> str:
 def still_to_come(
     claim: Claim,
     runs: pd.DataFrame,
-    planned: Mapping[str, int],   # seeds of each arm
+    planned: Mapping[str, Sequence[int]],   # the seeds of each arm
 ) -> str:
     "The seeds that a claim waits for, in words: a rule decides when all that were planned are there, and not whenever it happens to."
     try: names = names_of(claim, runs)
     except Missing: return ''
-    here, want = int(runs.arm.value_counts().reindex(names, fill_value=0).min()), min([claim.seeds, *(planned[a] for a in names if a in planned)])
+    count = lambda seeds: sum(s >= claim.since for s in seeds)
+    here, want = min(count(runs.seed[runs.arm == a]) for a in names), min([claim.seeds, *(count(planned[a]) for a in names if a in planned)])
     return f'{here} of {want} planned seeds computed' if here < want else ''
 
 # %% ../../nbs/lab/claims.ipynb #6e9b0029

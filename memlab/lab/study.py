@@ -44,6 +44,7 @@ class Preset:
     plan: tuple[tuple[object, tuple[int, ...]], ...]  # (arm, its seeds), in the order of tables
     note: str = ''                                    # what it is for, in a sentence
     then: Callable | None = None                      # (runs, records) -> more of the plan, decided when all of this has run
+    since: tuple[tuple[str, int], ...] = ()           # (claim, the first seed it reads), where a look at earlier ones chose to go on
 
 @cache
 def made(preset: Callable[[], Preset]) -> Preset:
@@ -399,13 +400,15 @@ class Study:
                  ) -> pd.DataFrame: # one row a claim, in the order of declaration
         "Decide every claim and write claims.json beside the tables."
         runs, records = self.load(preset)
+        stage = self.preset(preset)
+        claims = [replace(c, since=dict(stage.since).get(c.id, 0)) for c in self.claims]
         rows = [r | dict(note=f'too large for preset {preset}: preset {larger} computes what it reads') if (larger := self._larger(claim, preset)) else r
-                for claim, r in zip(self.claims, claim_rows(self.claims, runs, records, preset))]
-        planned, then = {arm.name: len(seeds) for arm, seeds in self.preset(preset).plan}, self.preset(preset).then
-        for claim, r in zip(self.claims, rows):
+                for claim, r in zip(claims, claim_rows(claims, runs, records, preset))]
+        planned = {arm.name: seeds for arm, seeds in stage.plan}
+        for claim, r in zip(claims, rows):
             waits = still_to_come(claim, runs, planned)
             if waits: r |= dict(verdict='inconclusive', size='')
-            if len(runs) < sum(planned.values()) or then is not None: r['note'] = '; '.join(filter(None, [r['note'], waits, f'{len(runs)} of {sum(planned.values())} runs computed']))
+            if len(runs) < (whole := sum(map(len, planned.values()))) or stage.then is not None: r['note'] = '; '.join(filter(None, [r['note'], waits, f'{len(runs)} of {whole} runs computed']))
         write_claims(self.results(preset)/'claims.json', rows)
         return pd.DataFrame(rows)
 
