@@ -17,7 +17,7 @@ from memlab.lab.arm import with_factors
 from memlab.lab.claims import judge, names_of
 from memlab.lab.records import RECORDS, read_table
 from memlab.lab.rules import MoreOften, Often
-from memlab.lab.values import steps_to
+from memlab.lab.values import floor_of, steps_to
 from memlab.nn.mixer_lm import count_block_parameters
 from memlab.nn.softmax import AttentionConfig, UnifiedKVConfig
 from memlab.studies import mqar
@@ -136,7 +136,7 @@ SCENES = {
         ('refuted', holds(gla=(.55, .65, .75, .85, .95))),
         ('inconclusive', holds(gla=(.4, .65, spread(.6, .75), spread(.7, .85), spread(.8, .95))))]),
     'MQ8a': (widths(baseconv=(64, 128, 256)), [
-        ('supported', widths(baseconv=(64, 128, None))),                                  # no width is enough
+        ('inconclusive', widths(baseconv=(64, 128, None))),                               # no width is enough: how many more are needed nobody knows
         ('refuted', widths(baseconv=(64, 64, 64))),
         ('inconclusive', {'baseconv T 256 d 128': Ran(end=spread(1., .5)), 'baseconv T 256 d 64': Ran(end=spread(1., .5))})]),
     'MQ8b': (widths(attention=(32, 32, 32)), [
@@ -406,7 +406,9 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'with weights of .02 a rate of .003 rests at .18 as before': lambda: [weights(), .003, tried(mqar.SMALL)['.003']],
     'one of .03 recalls': lambda: [max(float(rate) for rate, v in tried(mqar.SMALL).items() if v > .9)],
     'a rank correlation of .9 in every family': lambda: [claim('MQ7a', 'least')],
-    'Scale: width 32, one or two layers, up to 32 pairs.': lambda: [width(), max(c.pairs for name in CLAIMS['MQ5b'].arms for c in plan('cpu')[name][0].task.configs)],
+    'Scale: width 32, one or two layers, 8 pairs, 20 seeds.': lambda: [width(), *({(c.pairs, len(plan('cpu')[name][1])) for id in ('MQ3b', 'MQ4a', 'MQ6a') for name in CLAIMS[id].arms for c in plan('cpu')[name][0].task.configs}.pop())],
+    'moves little from its thousandth step on and ends at .59, the others go on to .85 or more.': lambda: sorted(ends('gated_delta once'))[1:3],
+    'after weights of .02 had been seen to stay at a guess': lambda: [weights()],
 }
 
 
@@ -421,6 +423,20 @@ def test_what_the_second_looks_say_of_rates_and_weights():
     small, even = tried(mqar.SMALL), tried(mqar.EVEN)
     assert small.keys() == even.keys() == {'.001', '.003', '.01', '.03'}
     assert [r for r, v in small.items() if v > .9] == ['.01', '.03'] and min(even.values()) > .9
+
+
+def ends(arm): return mqar.accuracy(pages.records(STUDY), arm)
+
+
+def test_runs_that_are_all_or_nothing():
+    rows = pages.records(STUDY).query("metric == 'accuracy' and item.isna()")
+    at = lambda arm, step: rows[(rows.arm == arm) & (rows.step == step)].set_index('seed').value
+    gated, delta = ends('gated_delta once').sort_values(), ends('delta overwrite')
+    guess = floor_of(pages.records(STUDY), 'gated_delta once', 'row')
+    assert (rows[(rows.arm == 'gated_delta once') & (rows.seed == gated.index[0])].value < guess).all()
+    assert abs(at('gated_delta once', 1000)[gated.index[1]] - gated.iloc[1]) < .05
+    assert len(delta) == 20 and (delta < .7).sum() == 3 and (delta < .15).sum() == 1
+    assert all(abs(at('delta overwrite', 1000)[seed] - delta[seed]) < .07 for seed in delta.index[delta < .7])
 
 
 def test_two_of_five_seeds_have_not_converged(): assert all('3 of 5 seeds have converged' in pages.claim(STUDY, id, 'note') for id in ('MQ7a', 'MQ7b'))

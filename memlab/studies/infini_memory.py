@@ -674,7 +674,7 @@ study.finds('IM4a', inconclusive=('On text no gain over a write-disabled twin is
             refuted='On text a corrected memory saves nothing that matters against its write-disabled twin: '
                     '{effect}.')
 study.finds('IM5a', refuted=('Leaving attention out of the first of two layers makes perplexity higher, by {effect}.',
-                             'Keep attention in the first layer.'))
+                             'Keep attention in the first of two layers.'))
 study.finds('IM5b', refuted='A wider MLP in place of attention in the first of six layers changes the result by '
                             '{effect}; below zero is better.')
 study.finds('IM7b', supported='Trained with the cosine to the mean key, a model chooses memories by content: '

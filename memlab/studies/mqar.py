@@ -9,8 +9,8 @@ __all__ = ['SOLVED', 'NANO', 'OVERWRITE', 'SHIFT', 'RAW', 'DELTA_WIDTHS', 'COUNT
            'overwrites', 'carries', 'holdings', 'everyone', 'windows_of_rates', 'extrapolations', 'feedforwards',
            'tuned', 'everything', 'quick', 'cpu', 'lengths', 'gpu', 'full', 'own_arm', 'accuracy', 'floors', 'rested',
            'solving', 'rests_at_ceiling', 'unified_without_shift', 'surplus', 'of_load', 'under_load', 'overwriting',
-           'held', 'of_families', 'bytes_predict', 'families_are_ordered', 'needed', 'by_width', 'at_rates',
-           'share_of_rates', 'attention_learns', 'kept', 'in_order_of_size']
+           'held', 'of_families', 'bytes_predict', 'families_are_ordered', 'needed', 'wide_enough', 'by_width',
+           'at_rates', 'share_of_rates', 'attention_learns', 'kept', 'in_order_of_size']
 
 # %% ../../nbs/studies/mqar.ipynb #9dcd6e09
 from dataclasses import dataclass, replace
@@ -348,7 +348,7 @@ for id, layers, said in (('MQ3a', 2, 12.), ('MQ3b', 1, 6.)):
     arms = f'attention conv {layers}', f'attention learned {layers}'
     study.reading(id,
                   'A short convolution on queries, keys and values lets '
-                  f'{"one layer" if layers == 1 else "two layers"} of attention recall in a fifth of the steps '
+                  f'{"one layer" if layers == 1 else "two layers"} of attention of width 32 recall in a fifth of the steps '
                   'that learned positions need.',
                   partial(solving, ours=arms[0], theirs=arms[1]),
                   source=f'calibration: stuck at .15 to .20 without, solved at step {500 if layers == 1 else 250} '
@@ -491,21 +491,25 @@ def families_are_ordered(runs, records):
 
 # %% ../../nbs/studies/mqar.ipynb #f14e02e5
 def needed(records: pd.DataFrame, mixer: str) -> pd.DataFrame:
-    "The smallest width that reaches .9 at each length, in doublings of the smallest tried; one row a seed."
+    "The smallest width that reaches .9 at each length, in doublings of the smallest tried, if one does; a row a seed."
     wide = lambda t: pd.DataFrame({d: accuracy(records, f'{mixer} T {t} d {d}') >= .9 for d in WIDTHS})
-    return pd.DataFrame({t: np.log2(w.idxmax(axis=1).where(w.any(axis=1), 2 * WIDTHS[-1]) / WIDTHS[0])
+    return pd.DataFrame({t: np.log2(w.idxmax(axis=1).where(w.any(axis=1)) / WIDTHS[0])
                          for t, _ in LENGTHS for w in [wide(t)]})
+
+def wide_enough(records: pd.DataFrame, *arms: str) -> tuple[pd.Series, str]:
+    "Does some width that was tried reach .9 at every length? By seed, and in words."
+    return needed(records, arms[0].split(' ')[0]).notna().all(axis=1), 'reach .9 at every length with some width'
 
 def by_width(mixer: str) -> tuple[str, ...]: return tuple(f'{mixer} T {t} d {d}' for t, _ in LENGTHS for d in WIDTHS)
 
 study.reading('MQ8a', 'The width that a gated convolution needs grows with sequence length.',
-              lambda records: needed(records, 'baseconv').pipe(lambda w: w.iloc[:, -1] - w.iloc[:, 0]),
+              lambda records: needed(records, 'baseconv').pipe(lambda w: w.iloc[:, -1] - w.iloc[:, 0]), wide_enough,
               source='the figure of 2023: width 64 to 512 against length 64 to 512',
               measured='doublings of the smallest width that reaches .9, from length 64 to 256',
               rule=More(least=1., said=2.), arms=by_width('baseconv'), unit='doublings', sd=.5)
 
 study.reading('MQ8b', "The width that attention needs does not grow with sequence length.",
-              lambda records: needed(records, 'attention').pipe(lambda w: w.iloc[:, 0] - w.iloc[:, -1]),
+              lambda records: needed(records, 'attention').pipe(lambda w: w.iloc[:, 0] - w.iloc[:, -1]), wide_enough,
               source='the figure of 2023',
               measured='doublings of the smallest width that reaches .9, from length 256 down to 64',
               rule=More(least=-.5, said=0.), arms=by_width('attention'), unit='doublings', sd=.3)
