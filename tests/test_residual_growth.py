@@ -494,6 +494,7 @@ def standing(change):
     return {side: [step for step, (_, low, high) in by_step.items() if (low > 0) - (high < 0) == side] for side in (-1, 0, 1)}
 
 
+SKIPS = [(f'normed skip{x}{y}', f'vanilla{x}{y}') for x in (' shared', '') for y in ('', ' all', ' deep')]
 def own_value(step, x=''): return gap(f'vanilla{x}', f'own deleted{x}', step)
 
 
@@ -528,6 +529,9 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'after 1,500 steps multiplying costs loss in all four cells, .06 nats where the stream explodes, .2 to .3 elsewhere': lambda: [plan('cpu')[rg.GROWING][0].train.steps, (price('shared all'), price('unshared all')), *sorted(price(f'{share} single') for share in ('shared', 'unshared'))],
     'moves the loss of the last by less than .02 nats with one block (five seeds, one learning rate) and costs .04': lambda: [('<', claim('RG10a', 'ci_high'), -claim('RG10a', 'ci_low')), claim('RG10b')],
     'the loss after 300 steps is below that of add, by .04': lambda: [None, -claim('RG6b')],
+    'After four times the training it costs .03, and may cost .02 or less': lambda: [claim('RG2'), ('<', claim('RG2', 'ci_low'))],
+    'Parallel branches cost .05 with one block (*RG9a*); with independent layers it is open whether .02 or more': lambda: [claim('RG9a'), claim('RG9b', 'least')],
+    'falls back by .03 to .09 nats from step 500 to the end': lambda: [*np.sort([gap(*arms) - gap(*arms, step=500) for arms in SKIPS])[[0, -1]], None],
     'costs .09 nats with one block and .04 with independent layers': lambda: [claim('RG7c'), claim('RG7d')],
     'one block gains .04 by it': lambda: [-claim('RG7a')],
     'costs .37 nats with two heads and .43 with eight': lambda: [claim('RG13a'), claim('RG13b')],

@@ -22,10 +22,11 @@ from ..eval.held_out import CountingFloors, HeldOut
 from ..eval.planted import planted_text
 from ..eval.stream import Branches, Streams
 from ..lab.arm import Arm, arms_where, factors
+from ..lab.claims import seen
 from ..lab.rules import Equal, Less, More, Often
 from ..lab.stages import more_seeds
 from ..lab.study import Preset, Study
-from ..lab.values import Missing, by_seed, floor_of, last_step, paired, per_layer, slopes, straightness
+from ..lab.values import Missing, by_seed, floor_of, last_step, learned, paired, per_layer, slopes, straightness
 from ..nn.blocks import BlockConfig
 from ..nn.lm import ResidualLMConfig
 from ..nn.variants import VARIANTS
@@ -235,7 +236,7 @@ def loss_gap(records, arm, base, step='last') -> pd.Series:
 # %% ../../nbs/studies/residual_growth.ipynb #db6a8c11
 def costs(id, statement, arm, base, *, rule=More(least=.02), step='last', **plan):
     "Does an arm lose held-out nats against its base?"
-    study.reading(id, statement, lambda records: loss_gap(records, arm, base, step), arms=(arm, base),
+    study.reading(id, statement, lambda records: loss_gap(records, arm, base, step), trained, arms=(arm, base),
                   measured=f'held-out loss of {arm} minus {base}', rule=rule, **plan)
 
 def alike(*words, **plan):
@@ -404,7 +405,7 @@ for id, share in (('RG10a', 'shared'), ('RG10b', 'unshared')):
 PARALLEL = 'parallel shared'
 study.reading('RG11a', 'With one shared parallel block, doubled attention costs loss early in training (after a '
               'third of it).',
-              lambda records: loss_gap(records, f'{PARALLEL} 2A', PARALLEL, last_step(records, PARALLEL) // 3),
+              lambda records: loss_gap(records, f'{PARALLEL} 2A', PARALLEL, last_step(records, PARALLEL) // 3), trained,
               arms=(f'{PARALLEL} 2A', PARALLEL), source='10-resmlp-single-2x: +0.18 at 500',
               measured='held-out loss of 2A minus A after a third of the training', rule=More(least=.02, said=.18),
               seeds=10, sd=.015)
@@ -422,7 +423,7 @@ def early_attention(records) -> tuple:
 
 study.reading('RG11c', 'With one shared parallel block, attention brings no early gain: leaving it out costs less than '
               '0.05 nat while the loss exceeds that of counting pairs by 1 nat.',
-              early_attention, source='10-resmlp-single-noattn: +0.04 at 250',
+              early_attention, trained, source='10-resmlp-single-noattn: +0.04 at 250',
               measured='held-out loss without attention minus with, at the last mark 1 nat above the bigram floor',
               rule=Less(most=.05, said=.04), arms=(f'{PARALLEL} no A', PARALLEL), seeds=10, sd=.035)
 
@@ -438,7 +439,8 @@ def slow(runs) -> list[str]:
              source='attnxmlp: -0.27 at 500', measured='held-out loss of r+A minus A*M after a third of the training',
              rule=More(least=.02, said=.27), arms=slow, seeds=25, sd=.02)
 def product_is_faster(runs, records):
-    return loss_gap(records, *slow(runs)[::-1], last_step(records, slow(runs)[0]) // 3)
+    seeds, note = learned(*trained(records, *(arms := slow(runs))))
+    return seen(loss_gap(records, *arms[::-1], last_step(records, arms[0]) // 3)[seeds], note)
 
 alike('RG12b', 'With one shared block, the product of attention and MLP ends level with their sum.',
       'axm shared', 'vanilla shared', source='attnxmlp: -0.009 at 4000', seeds=25, sd=.016)
