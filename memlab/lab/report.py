@@ -343,8 +343,8 @@ def brief(
     claims: pd.DataFrame,   # from `Study.verdicts`
     *ids: str,
 ) -> Table:
-    "What some claims read, with direction and size."
-    return verdict_table(claims.set_index('id', drop=False).loc[list(ids)])[['claim', 'statement', 'verdict', 'effect [interval]', 'seeds']]
+    "What some claims read, with direction, size and scale."
+    return verdict_table(claims.set_index('id', drop=False).loc[list(ids)])[['claim', 'statement', 'at', 'verdict', 'effect [interval]', 'p', 'q', 'seeds']]
 
 # %% ../../nbs/lab/report.ipynb #d6944cdd
 def earlier(

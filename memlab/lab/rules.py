@@ -242,7 +242,7 @@ class More:
         if len(v) < 2: return settle(Evidence(m, low, high, len(v), 'inconclusive'))
         p = 2 * beyond(abs(m - self.least) / error_of(v), v) if low < high else float(m == self.least)
         verdict = zone(low, high, self.least)
-        e = Evidence(m, low, high, len(v), verdict, size_of_effect(verdict, low, high, self.least, self.said, self.null), p, 'every seed gave this number' * (low == high))
+        e = Evidence(m, low, high, len(v), verdict, size_of_effect(verdict, low, high, self.least, self.said, self.null), p, 'exact: every seed gave this number' * (low == high))
         return settle(e, seeds_for(v, abs(m - self.least)))
 
     def verdicts(self, many: np.ndarray) -> np.ndarray:
@@ -328,7 +328,7 @@ class Equal:
         outside = low > self.target + self.margin or high < self.target - self.margin
         inside = self.target - self.margin <= low and high <= self.target + self.margin
         verdict, size = ('refuted', 'larger') if outside else ('supported', 'as said') if inside else ('inconclusive', '')
-        return settle(Evidence(m, low, high, len(v), verdict, size, p, 'every seed gave this number' * (low == high)), seeds_for(v, abs(self.margin - off), .90))
+        return settle(Evidence(m, low, high, len(v), verdict, size, p, 'exact: every seed gave this number' * (low == high)), seeds_for(v, abs(self.margin - off), .90))
 
     def verdicts(self, many: np.ndarray) -> np.ndarray:
         "Of many studies, a row each."

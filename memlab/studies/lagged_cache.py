@@ -11,7 +11,7 @@ __all__ = ['WAYS', 'CELLS', 'TASKS', 'CUT', 'asked', 'DISPERSIONS', 'KEYS', 'STO
 
 # %% ../../nbs/studies/lagged_cache.ipynb #a4e611cf
 from dataclasses import dataclass, replace
-from math import log
+from math import inf, log
 
 import numpy as np
 import pandas as pd
@@ -271,7 +271,7 @@ for cell, (ends, nears) in dict(gru=('LC14a', 'LC14c'), context=('LC14b', 'LC14d
                   lambda records, arm=arms[0]: at_end(records, 'state_error', arm, '8 sweeps'),
                   source='memory-layers 11.14: K <= 8 gives a state error below .01',
                   measured='norm of the difference over norm of the states, at the end of lagged training',
-                  rule=Less(most=.01, said=.005), arms=arms[:1], unit='of the norm', seeds=5, sd=.002)
+                  rule=Less(most=.01, said=.005, bounds=(0, inf)), arms=arms[:1], unit='of the norm', seeds=5, sd=.002)
 
 # %% ../../nbs/studies/lagged_cache.ipynb #84714f8d
 study.reading('LC15a',
