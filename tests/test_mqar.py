@@ -406,8 +406,8 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'with weights of .02 a rate of .003 rests at .18 as before': lambda: [weights(), .003, tried(mqar.SMALL)['.003']],
     'one of .03 recalls': lambda: [max(float(rate) for rate, v in tried(mqar.SMALL).items() if v > .9)],
     'a rank correlation of .9 in every family': lambda: [claim('MQ7a', 'least')],
-    'Scale: width 32, one or two layers, 8 pairs, 20 seeds.': lambda: [width(), *({(c.pairs, len(plan('cpu')[name][1])) for id in ('MQ3b', 'MQ4a', 'MQ6a') for name in CLAIMS[id].arms for c in plan('cpu')[name][0].task.configs}.pop())],
-    'moves little from its thousandth step on and ends at .59, the others go on to .85 or more.': lambda: sorted(ends('gated_delta once'))[1:3],
+    'Scale: width 32, one or two layers, 8 pairs, 20 seeds (MQ6a: those that know the keys).': lambda: [width(), *only({(c.pairs, len(plan('cpu')[name][1])) for id in ('MQ3b', 'MQ4a', 'MQ6a') for name in CLAIMS[id].arms for c in plan('cpu')[name][0].task.configs})],
+    'one stands at .55 at step 1,000, ahead of two others, and ends at .59, while those climb on to .85 and more': lambda: [at('gated_delta once', 1000)[second()], None, *sorted(ends('gated_delta once'))[1:3]],
     'after weights of .02 had been seen to stay at a guess': lambda: [weights()],
 }
 
@@ -426,17 +426,22 @@ def test_what_the_second_looks_say_of_rates_and_weights():
 
 
 def ends(arm): return mqar.accuracy(pages.records(STUDY), arm)
+def second(): return ends('gated_delta once').sort_values().index[1]
+def only(found): (one,) = found; return one
 
 
-def test_runs_that_are_all_or_nothing():
-    rows = pages.records(STUDY).query("metric == 'accuracy' and item.isna()")
-    at = lambda arm, step: rows[(rows.arm == arm) & (rows.step == step)].set_index('seed').value
-    gated, delta = ends('gated_delta once').sort_values(), ends('delta overwrite')
-    guess = floor_of(pages.records(STUDY), 'gated_delta once', 'row')
-    assert (rows[(rows.arm == 'gated_delta once') & (rows.seed == gated.index[0])].value < guess).all()
-    assert abs(at('gated_delta once', 1000)[gated.index[1]] - gated.iloc[1]) < .05
-    assert len(delta) == 20 and (delta < .7).sum() == 3 and (delta < .15).sum() == 1
-    assert all(abs(at('delta overwrite', 1000)[seed] - delta[seed]) < .07 for seed in delta.index[delta < .7])
+def at(arm, step):
+    "Accuracy at a step, by seed."
+    return pages.records(STUDY).query("metric == 'accuracy' and item.isna() and arm == @arm and step == @step").set_index('seed').value
+
+
+def test_runs_that_get_stuck():
+    gated, delta, early = ends('gated_delta once').sort_values(), ends('delta overwrite'), at('gated_delta once', 1000)
+    rows = pages.records(STUDY).query("metric == 'accuracy' and item.isna() and arm == 'gated_delta once'")
+    assert (rows[rows.seed == gated.index[0]].value < floor_of(pages.records(STUDY), 'gated_delta once', 'row')).all()
+    assert sum(early[gated.index[2:]] < early[second()]) == 2
+    stuck = delta.index[delta < .7]
+    assert (len(delta), len(stuck), sum(delta < .15)) == (20, 3, 1) and (abs(at('delta overwrite', 1000)[stuck] - delta[stuck]) < .07).all()
 
 
 def test_two_of_five_seeds_have_not_converged(): assert all('3 of 5 seeds have converged' in pages.claim(STUDY, id, 'note') for id in ('MQ7a', 'MQ7b'))

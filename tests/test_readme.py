@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from memlab.core.files import read_json
+from memlab.lab.claims import read_claims
 from memlab.lab.study import find_study, study_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,9 +28,11 @@ def test_it_fits_on_few_screens():
 
 def test_three_findings_are_said_as_the_evidence_has_them(monkeypatch):
     monkeypatch.setenv("MEMLAB_HOME", str(ROOT))   # another file of tests may have gone elsewhere
-    shown = re.findall(r"^\*\*(.+)\*\* (.+) \(\[(\w+)\]\(nbs/studies/(\w+)\.ipynb\)\)\n\n!\[(.+)\]\((\S+)\)$", TEXT, re.M)
+    shown = re.findall(r"^\*\*(.+)\*\* (.+) \(\[(\w+)\]\(nbs/studies/(\w+)\.ipynb\): (.+), (\d+) seeds\)\n\n!\[(.+)\]\((\S+)\)$", TEXT, re.M)
     assert len(shown) == 3
-    for says, so_what, id, study, alt, figure in shown:
+    for says, so_what, id, study, scale, seeds, alt, figure in shown:
+        (row,) = [r for r in read_claims(find_study(study).results("cpu") / "claims.json") if r["id"] == id]
+        assert (scale, int(seeds)) == (row["scale"], row["n_seeds"])
         assert (says, so_what) == find_study(study).findings("cpu", id)[id], f"{id}: run `make readme`"
         assert (ROOT / figure).is_file() and len(alt) > 30
 

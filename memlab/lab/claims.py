@@ -86,6 +86,7 @@ def read_values(claim: Claim, runs: pd.DataFrame, records: pd.DataFrame) -> Seen
     "What a claim's arms, on the seeds they share, say about it."
     names = names_of(claim, runs)
     runs, records = (table[table.seed >= claim.since] for table in (runs, records))
+    if claim.since and not set(names) <= set(runs.arm): raise Missing(f'seeds from {claim.since} on')
     require(runs if not claim.may_diverge else runs.assign(status='finished'), *names)
     got = claim.read(runs[runs.arm.isin(names)], in_common(records, *names))
     got = got if isinstance(got, Seen) else Seen(got)

@@ -348,8 +348,8 @@ for id, layers, said in (('MQ3a', 2, 12.), ('MQ3b', 1, 6.)):
     arms = f'attention conv {layers}', f'attention learned {layers}'
     study.reading(id,
                   'A short convolution on queries, keys and values lets '
-                  f'{"one layer" if layers == 1 else "two layers"} of attention of width 32 recall in a fifth of the steps '
-                  'that learned positions need.',
+                  f'{"one layer" if layers == 1 else "two layers"} of attention of width 32 recall in a fifth of '
+                  'the steps that learned positions need.',
                   partial(solving, ours=arms[0], theirs=arms[1]),
                   source=f'calibration: stuck at .15 to .20 without, solved at step {500 if layers == 1 else 250} '
                          f'with', measured='steps to .99 without a convolution over those with it',
