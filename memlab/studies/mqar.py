@@ -618,9 +618,8 @@ for id, layers in dict(MQ3a='two layers', MQ3b='one layer').items():
                 refuted=f'A short convolution does not let {layers} of attention recall five times as soon: '
                         f'{{effect}}.')
 study.finds('MQ4a',
-            supported=('With a convolution, one projection for key and value recalls as well as two, with two '
-                       'thirds of '
-                       'the cache: a difference of {effect}.',
+            supported=('With a convolution, one projection for key and value recalls this easy task as well as '
+                       'two, with two thirds of the cache: a difference of {effect}.',
                        'Share the projection of key and value where the cache is what costs, and expect more '
                        'steps behind a convolution.'),
             refuted='Even with a convolution, one projection for key and value recalls less than two: {effect}.')
