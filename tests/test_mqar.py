@@ -406,7 +406,7 @@ SAID = {   # words of the page -> what their numbers are; None: set, not measure
     'with weights of .02 a rate of .003 rests at .18 as before': lambda: [weights(), .003, tried(mqar.SMALL)['.003']],
     'one of .03 recalls': lambda: [max(float(rate) for rate, v in tried(mqar.SMALL).items() if v > .9)],
     'a rank correlation of .9 in every family': lambda: [claim('MQ7a', 'least')],
-    'Scale: width 32, one or two layers, 8 pairs, 20 seeds (of the delta rule the 17 that know the keys).': lambda: [width(), *only({(c.pairs, len(plan('cpu')[name][1])) for id in ('MQ3b', 'MQ4a', 'MQ6a') for name in CLAIMS[id].arms for c in plan('cpu')[name][0].task.configs}), claim('MQ6a', 'n_seeds')],
+    'Scale: width 32, 1 or 2 layers, 8 pairs, 20 seeds (delta rule: the 17 that know the keys).': lambda: [width(), 1, 2, *only({(c.pairs, len(plan('cpu')[name][1])) for id in ('MQ3b', 'MQ4a', 'MQ6a') for name in CLAIMS[id].arms for c in plan('cpu')[name][0].task.configs}), claim('MQ6a', 'n_seeds')],
     'Were .95 enough': lambda: [None],
     'with *q* up to .05': lambda: [None],
     'one stands at .55 at step 1,000, ahead of two others, and ends at .59, while those climb on to .85 and more': lambda: [at('gated_delta once', 1000)[second()], None, *sorted(ends('gated_delta once'))[1:3]],

@@ -620,8 +620,7 @@ for id, layers in dict(MQ3a='two layers', MQ3b='one layer').items():
 study.finds('MQ4a',
             supported=('With a convolution, one projection for key and value recalls this easy task as well as '
                        'two, with two thirds of the cache: a difference of {effect}.',
-                       'Share the projection of key and value where the cache is what costs, and expect more '
-                       'steps behind a convolution.'),
+                       'Share the projection where the cache is what costs, and expect more steps.'),
             refuted='Even with a convolution, one projection for key and value recalls less than two: {effect}.')
 study.finds('MQ4c',
             supported='With a convolution, one projection for key and value solves the task {effect} as two do.',
