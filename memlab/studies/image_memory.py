@@ -423,7 +423,7 @@ NOISE = 'Trained with noise on its context, a model'
 for letter, base, most in (('a', D2, 'half'), ('b', D1, 'nine tenths'), ('c', CIFAR, 'half')):
     study.finds(f'IG4{letter}', supported=('Noise on the context in training leaves {effect} the error of drawn '
                                            f'pictures ({on(base)}).',
-                                           'Try noise on the context in training.' * (base == D2)),
+                                           'Try noise in training.' * (base == D2)),
                 refuted=f'{NOISE} errs more than {most} as much on what it draws: {{effect}} ({on(base)}).')
 for letter, base in (('d', D2), ('e', D1)):
     study.finds(f'IG4{letter}', supported=f'{NOISE} listens no less to its sketch ({on(base)}): {{effect}} more, where '

@@ -481,7 +481,7 @@ study.finds('RG3b', refuted=('The added stream of one shared block with a loss a
 study.finds('RG3c', supported='With independent layers and a loss at every layer, a multiplied stream does not '
                               'grow: {effect}.',
             refuted=('Multiplied by attention, the stream of independent layers explodes with a loss at every layer: '
-                     '{effect}.', 'Keep adding to the stream, as GPT-2 does.'))
+                     '{effect}.', 'Keep adding to the stream.'))
 study.finds('RG4a', refuted='Multiplied by attention, one shared block with a loss at the last layer does not explode: '
                             '{effect}.')
 study.finds('RG4b', refuted='A multiplied stream grows no faster with a loss at the last layer only than with one '
