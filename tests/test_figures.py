@@ -79,7 +79,7 @@ GAPS = dict(better=[-.05, -.04, -.06, -.05, -.04], worse=[.05, .04, .06, .05, .0
 def test_a_forest_says_what_most_rows_say_and_which_do_not(rows, said):
     names = page('residual_growth', 'def in_short(', study=find_study('residual_growth'), preset='quick')
     runs = pd.DataFrame([(arm, 'finished') for label in rows for arm in (label, 'base')] + [('gone', 'diverged'), ('gone', 'finished')], columns=['arm', 'status'])
-    names |= dict(runs=runs, here=set(runs.arm), records=None, loss_gap=lambda records, arm, base: pd.Series(GAPS[rows[arm]]))
+    names |= dict(runs=runs, here=set(runs.arm), records=None, loss_gap=lambda records, arm, base, step: pd.Series(GAPS[rows[arm]]))
     pairs = {label: (label, 'base') for label in rows} | dict(gone=('gone', 'base'), never=('never', 'base'))
     assert names['in_short'](pairs) == said
     assert names['in_the_end']('never', 'base') == names['in_the_end']('gone', 'base') == 'not computed yet'
