@@ -83,4 +83,6 @@ def test_a_forest_says_what_most_rows_say_and_which_do_not(rows, said):
     pairs = {label: (label, 'base') for label in rows} | dict(gone=('gone', 'base'), never=('never', 'base'))
     assert names['in_short'](pairs) == said
     assert names['in_the_end']('never', 'base') == names['in_the_end']('gone', 'base') == 'not computed yet'
+    a_bit = pd.Series([-.03, -.02, -.01, -.015, -.02])   # surely below .02, and not surely below -.02
+    assert [names['outcome'](a_bit, costs=costs) for costs in (True, False)] == ['not worse', 'undecided']
     if 'a' in rows: assert names['in_the_end']('a', 'base') == f'{pd.Series(GAPS[rows["a"]]).mean():+.2f} nats'.replace('-', '−')

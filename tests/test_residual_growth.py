@@ -215,6 +215,12 @@ def test_a_second_stage_decides_the_claims_that_a_first_left_open():
     assert [a for a, _ in joined(first.plan + first.then(None, None))] == [a for a, _ in first.plan]
 
 
+def test_what_is_committed_of_them_was_read_off_new_seeds_alone():
+    for id, since in rg.SINCE:
+        gaps = read_values(replace(CLAIMS[id], since=since), committed(), pages.records(STUDY)).values
+        assert gaps.index.min() >= since and len(gaps) == CLAIMS[id].seeds == claim(id, 'n_seeds') and gaps.mean() == pytest.approx(claim(id), rel=1e-4)
+
+
 def test_every_arm_of_a_claim_is_in_its_scene():
     for claim, (base, _, _) in SCENES.items(): assert set(names_of(CLAIMS[claim], scene(claim)[0])) == set(base)
 
@@ -459,6 +465,7 @@ def test_arms_of_a_seed_start_from_the_same_weights(begin, one, other, more):
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 STUDY, USUAL = 'residual_growth', 'r+A unshared single'
+SKIPS = [(f'normed skip{x}{y}', f'vanilla{x}{y}') for x in (' shared', '') for y in ('', ' all', ' deep')]
 claim, percent = partial(pages.claim, STUDY), partial(pages.percent, STUDY)
 
 
@@ -494,7 +501,6 @@ def standing(change):
     return {side: [step for step, (_, low, high) in by_step.items() if (low > 0) - (high < 0) == side] for side in (-1, 0, 1)}
 
 
-SKIPS = [(f'normed skip{x}{y}', f'vanilla{x}{y}') for x in (' shared', '') for y in ('', ' all', ' deep')]
 def own_value(step, x=''): return gap(f'vanilla{x}', f'own deleted{x}', step)
 
 

@@ -190,4 +190,4 @@ def scoreboard_text(
 def _line(r, text, gap, width):
     "One claim for a terminal: what it found, and below it the whole statement."
     line = f"  {SIGNS[r['verdict']]} {r['id']:<6}{', '.join(filter(None, [r['verdict'], r['size']])):<22}{text:<{gap}}  {r['n_seeds']:>2} seed{'s' * (r['n_seeds'] != 1)}"
-    return line + '\n' + textwrap.fill(r['statement'], max(width, 30), initial_indent=' '*10, subsequent_indent=' '*10)
+    return line + '\n' + textwrap.fill(r['statement'], max(30, width), initial_indent=' '*10, subsequent_indent=' '*10)

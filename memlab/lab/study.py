@@ -401,8 +401,9 @@ class Study:
         "Decide every claim and write claims.json beside the tables."
         runs, records = self.load(preset)
         stage = self.preset(preset)
-        if strangers := dict(stage.since).keys() - {c.id for c in self.claims}: raise ValueError(f'preset {preset} reads {min(strangers)} since a seed: study {self.name} has no claim of that name')
-        claims = [replace(c, since=dict(stage.since).get(c.id, 0)) for c in self.claims]
+        since = dict(stage.since)
+        if strangers := since.keys() - {c.id for c in self.claims}: raise ValueError(f'preset {preset} reads {min(strangers)} since a seed: study {self.name} has no claim of that name')
+        claims = [replace(c, since=since.get(c.id, 0)) for c in self.claims]
         rows = [r | dict(note=f'too large for preset {preset}: preset {larger} computes what it reads') if (larger := self._larger(claim, preset)) else r
                 for claim, r in zip(claims, claim_rows(claims, runs, records, preset))]
         planned = {arm.name: seeds for arm, seeds in stage.plan}
