@@ -241,7 +241,7 @@ def quick() -> Preset:
 
 def cpu() -> Preset:
     "Models of width 32 on a laptop."
-    return everything(Sizes(steps=3000, loaded=3000), bare=Sizes(steps=4000, loaded=0, every=200), few=tuple(range(5)),
+    return everything(Sizes(steps=3000, loaded=3000), bare=Sizes(steps=4000, loaded=0), few=tuple(range(5)),
                       some=tuple(range(12)), many=tuple(range(20)), pairs=(8, 16, 32), middle=16, floats=FLOATS,
                       windows=WINDOWS, rates=EIGHT_RATES, long=(32, 64))
 
