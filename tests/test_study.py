@@ -85,6 +85,43 @@ def test_rows_outside_the_plan_are_dropped(home):
     assert not moved.finished('cpu') and moved.collect('cpu')[0].empty
 
 
+def staged(*trials, rate=None):
+    "Two trials; the one that ends lowest, or an arm of another rate, runs with two more seeds."
+    def then(runs, records):
+        last = records[records.metric == 'loss'].groupby('arm').value.last()
+        return ((replace(next(a for a in trials if a.name == last.idxmin()), name='best') if rate is None else toy.Arm('best', rate), (1, 2)),)
+    study = toy.make()
+    study.presets = dict(cpu=lambda: Preset(tuple((a, (0,)) for a in trials), then=then))
+    return study
+
+
+def test_a_changed_trial_leaves_what_follows_in_the_tables(home):
+    "A stage is dropped when the trials decide otherwise, not while they are computed."
+    staged(*toy.ARMS).run('cpu', progress=False)
+    shutil.rmtree(home/'build')
+    other = staged(toy.Arm('slow', .07), toy.ARMS[1])
+    assert sorted(other.collect('cpu')[0].arm) == ['best', 'best', 'fast']
+    assert set(read_json(other.results('cpu')/'arms.json')) == {'best', 'fast', 'slow'}
+    assert other.load('cpu')[0].arm.tolist() == other.load('cpu')[1].arm.unique().tolist() == ['fast'] and other.stale('cpu') == []
+    assert other.tally('cpu') == dict(planned=2, finished=1, committed=1) and other.verdicts('cpu').verdict.tolist() == ['inconclusive']
+    other.run('cpu', progress=False)
+    assert executed(home) == {'slow 0': 2, 'fast 0': 1, 'best 1': 1, 'best 2': 1}
+    runs, _ = staged(toy.Arm('slow', .06), toy.ARMS[1], rate=.6).run('cpu', progress=False)
+    assert executed(home) == {'slow 0': 3, 'fast 0': 1, 'best 1': 2, 'best 2': 2} and sorted(runs.arm) == ['best', 'best', 'fast', 'slow']
+
+
+def test_more_seeds_of_a_trial_wait_only_as_what_they_were(home):
+    "Rows of a trial's arm with later seeds wait while another trial changes, and not when that arm does."
+    def grown(*trials):
+        study = toy.make()
+        study.presets = dict(cpu=lambda: Preset(tuple((a, (0,)) for a in trials), then=lambda runs, records: ((trials[1], (1, 2)),)))
+        return study
+    grown(*toy.ARMS).run('cpu', progress=False)
+    assert len(grown(toy.Arm('slow', .07), toy.ARMS[1]).waiting('cpu')) == 2
+    assert not grown(toy.ARMS[0], toy.Arm('fast', .4)).waiting('cpu')
+    assert not grown(*toy.ARMS).waiting('cpu')
+
+
 def test_quick_stays_under_build(home):
     study = toy.make()
     study.run('quick', progress=False)

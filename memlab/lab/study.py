@@ -115,15 +115,15 @@ def agreed_configs(
     study: str,           # its name
     stored: dict,         # from `stored_configs`
     arms: Iterable,       # those of today's plan
-    kept: set[str],       # names of the arms of which a stored row is kept
+    kept: set[str],       # names of the arms of which a stored row is kept, those that wait for a stage included
 ) -> dict[str, dict]:     # to store
     "What is stored of kept arms, and today's configuration of the others."
     today = {arm.name: full(arm) for arm in arms}
     if lost := sorted(kept - stored.keys()): raise ValueError(f'{study}: arms.json does not say what {", ".join(lost)} meant when it ran: restore the file, or compute all again with --fresh')
-    for name in sorted(kept):
+    for name in sorted(kept & today.keys()):
         if changed := departures(stored[name], today[name]):
             raise ValueError(f'{study}, {name}: {"; ".join(changed)}. A committed default keeps its meaning: leave it, and write the new value into the arms that want it')
-    return {name: stored[name] if name in kept else config for name, config in today.items()}
+    return {name: stored[name] if name in kept else config for name, config in today.items()} | {name: stored[name] for name in sorted(kept - today.keys())}
 
 # %% ../../nbs/lab/study.ipynb #2583a60a
 def _kind(arm):
@@ -190,6 +190,16 @@ class Study:
         rows = set(read_rows(self.results(preset))['run_id'].to_pylist())
         return {r.run_id for r in self.runs(preset) if r.run_id in rows or is_finished(self.folder(preset), r.run_id)}
 
+    def waiting(self,
+                preset: str,   # its name
+                ) -> set[str]: # run ids
+        "Rows of the tables that a stage may plan which is not decided yet: its trials have changed, or are not all there."
+        stage = self.preset(preset)
+        if stage.then is None: return set()
+        arms, ids = {arm.name: arm for arm, _ in stage.plan}, {r.run_id for r in self.runs(preset)}
+        same = lambda r, arm: arm is None or r['run_id'] == run_id(self.name, arm, r['seed'], self.corpus(arm))
+        return {r['run_id'] for r in read_rows(self.results(preset)).to_pylist() if same(r, arms.get(r['arm']))} - ids
+
     def codes(self,
               arms: Iterable,       # arms of this study
               ) -> dict[str, str]:  # name -> hash
@@ -206,12 +216,13 @@ class Study:
         with writing(here): here.mkdir(parents=True, exist_ok=True)
         with table_lock(here):
             local = self._newest(preset, [r for r in plan if is_finished(here, r.run_id)])
-            keep = pa.array(sorted({r.run_id for r in plan}.difference(local)), pa.string())
+            keep = pa.array(sorted(({r.run_id for r in plan} | self.waiting(preset)).difference(local)), pa.string())
             old = [t.filter(pc.is_in(t['run_id'], value_set=keep)) for t in read_tables(self.results(preset))]
             runs, records = (pa.concat_tables(pair) for pair in zip(old, read_runs(here, local)))
             if not len(runs): return frame(runs), frame(records)
+            before = self.preset(preset)
             self._write(preset, runs, records, set(old[0]['arm'].to_pylist()))
-        if len(self.runs(preset)) > len(plan): return self.collect(preset)   # the next stage is known now
+        if before.then is not None and self.preset(preset).then is None: return self.collect(preset)   # the next stage is known now
         return tuple(map(frame, read_tables(self.results(preset))))
 
     def _newest(self, preset, runs):
@@ -283,7 +294,8 @@ class Study:
         arms = [arm for arm, _ in self.preset(preset).plan]
         if not (self.results(preset)/'runs.parquet').exists():
             raise ValueError(f'no results of {self.name} at preset {preset}: compute them with `memlab run {self.name} --preset {preset}`')
-        runs, records = map(frame, read_tables(self.results(preset)))
+        late = pa.array(sorted(self.waiting(preset)), pa.string())
+        runs, records = (frame(t.filter(pc.invert(pc.is_in(t['run_id'], value_set=late)))) for t in read_tables(self.results(preset)))
         return with_factors(runs, arms), records
 
     def open(self,
@@ -312,10 +324,10 @@ class Study:
               ) -> list[str]:    # run ids
         "Runs in the tables that neither were computed nor were renewed by today's code, or that are of another arm of that name."
         arms = {arm.name: arm for arm, _ in self.preset(preset).plan}
-        now = self.codes(arms.values())
+        now, late = self.codes(arms.values()), self.waiting(preset)
         same = lambda r: r['arm'] in arms and made_by(r) == now[r['arm']] and r['run_id'] == run_id(self.name, arms[r['arm']], r['seed'], r['corpus'])
         rows = read_rows(self.results(preset)).to_pylist() if runs is None else runs.to_dict('records')
-        return [r['run_id'] for r in rows if not same(r)]
+        return [r['run_id'] for r in rows if not same(r) and r['run_id'] not in late]
 
     def dry_run(self,
                 preset: str,          # its name
@@ -332,7 +344,8 @@ class Study:
         yield f'{self.name}, preset {preset}: {len(runs)} runs of {len({r.arm for r in runs})} arms, {len(done)} finished, {len(runs) - len(done)} to do'
         if stage.note: yield stage.note
         if stage.then is not None: yield 'more runs follow, decided by these'
-        if gone := len(set(rows) - {r.run_id for r in runs}): yield f'{gone} runs in the tables read another text or have arms no longer planned: the next run drops them'
+        if late := self.waiting(preset): yield f'{len(late)} runs in the tables wait until these say whether they are among them'
+        if gone := len(set(rows) - {r.run_id for r in runs} - late): yield f'{gone} runs in the tables read another text or have arms no longer planned: the next run drops them'
         yield from estimate(self._measured(todo, limit), jobs)
 
     def _measured(self, todo, limit):
