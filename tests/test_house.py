@@ -238,7 +238,7 @@ def test_what_a_study_types_is_compared_with_what_it_measured(path):
 @each(STUDIES)
 def test_no_rule_is_wrong_more_than_once_in_twenty(path):
     power = power_table(find_study(path.stem).claims)
-    assert power.wrong.max() <= 0.056, power[power.wrong > 0.056]  # .05 and the noise of 20,000 made-up studies; within bounds, of five seeds, .054
+    assert power.wrong.max() <= 0.053, power[power.wrong > 0.053]  # .05 and twice the error of 20,000 made-up studies
 
 
 @each(STUDIES)

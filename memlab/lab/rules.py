@@ -216,18 +216,21 @@ def check_rule(
 # %% ../../nbs/lab/rules.ipynb #a29a25df
 @dataclass(frozen=True, kw_only=True)
 class More:
-    "The mean over seeds exceeds the smallest effect that matters (95 % interval)."
+    "The mean over seeds exceeds the smallest effect that matters, by an interval."
     least: float                # smallest effect that matters
     said: float | None = None   # the size that was said
     null: float = 0.            # no effect
     bounds: tuple[float, float] = ANYWHERE   # that values cannot leave
+    level: float = .95          # coverage of the interval; more where few skewed values would err too often
 
-    def __post_init__(self): check_rule(self.bounds, self.null, self.said, least=self.least)
+    def __post_init__(self):
+        check_level(self.level)
+        check_rule(self.bounds, self.null, self.said, least=self.least)
 
     @property
     def words(self) -> str:
         "The rule for a reader."
-        return f'supported if the 95 % interval over seeds lies above {self.least:g}, refuted if below'
+        return f'supported if the {100 * self.level:g} % interval over seeds lies above {self.least:g}, refuted if below'
 
     @property
     def truths(self) -> dict[str, float]:
@@ -238,16 +241,16 @@ class More:
     def judge(self, values: pd.Series) -> Evidence:
         "Decide."
         v = numbers(values, self.bounds)
-        m, low, high = interval(v, .95, self.bounds)
+        m, low, high = interval(v, self.level, self.bounds)
         if len(v) < 2: return settle(Evidence(m, low, high, len(v), 'inconclusive'))
         p = 2 * beyond(abs(m - self.least) / error_of(v), v) if low < high else float(m == self.least)
         verdict = zone(low, high, self.least)
         e = Evidence(m, low, high, len(v), verdict, size_of_effect(verdict, low, high, self.least, self.said, self.null), p, 'exact: every seed gave this number' * (low == high))
-        return settle(e, seeds_for(v, abs(m - self.least)))
+        return settle(e, seeds_for(v, abs(m - self.least), self.level))
 
     def verdicts(self, many: np.ndarray) -> np.ndarray:
         "Of many studies, a row each."
-        low, high = intervals(many, .95, self.bounds)
+        low, high = intervals(many, self.level, self.bounds)
         return zones(low > self.least, high < self.least, many.shape[1])
 
     def sample(self, r: np.random.Generator, effect: float, sd: float, shape: int | tuple[int, ...]) -> np.ndarray:
@@ -261,23 +264,26 @@ class More:
 # %% ../../nbs/lab/rules.ipynb #d4b28e79
 @dataclass(frozen=True, kw_only=True)
 class Less:
-    "The mean over seeds stays below the smallest effect that matters (95 % interval)."
+    "The mean over seeds stays below the smallest effect that matters, by an interval."
     most: float                 # largest value that the claim allows
     said: float | None = None   # the size that was said
     null: float = 0.            # no effect
     bounds: tuple[float, float] = ANYWHERE
+    level: float = .95
 
-    def __post_init__(self): check_rule(self.bounds, self.null, self.said, -1, most=self.most)
+    def __post_init__(self):
+        check_level(self.level)
+        check_rule(self.bounds, self.null, self.said, -1, most=self.most)
 
     @property
     def mirror(self) -> More:
         "The same rule for the negated values."
-        return More(least=-self.most, said=None if self.said is None else -self.said, null=-self.null, bounds=(-self.bounds[1], -self.bounds[0]))
+        return More(least=-self.most, said=None if self.said is None else -self.said, null=-self.null, bounds=(-self.bounds[1], -self.bounds[0]), level=self.level)
 
     @property
     def words(self) -> str:
         "The rule for a reader."
-        return f'supported if the 95 % interval over seeds lies below {self.most:g}, refuted if above'
+        return f'supported if the {100 * self.level:g} % interval over seeds lies below {self.most:g}, refuted if above'
 
     @property
     def truths(self) -> dict[str, float]:

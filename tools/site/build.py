@@ -210,9 +210,9 @@ def sections(nb: nbformat.NotebookNode) -> dict[str, list]:
 
 
 def groups(nb: nbformat.NotebookNode, ids: list[str]) -> dict[str, list[str]]:
-    "Claims of a study by the heading under which its page has them, or another part of the same statement, in a table first, before its appendix."
+    "Claims of a study by the heading under which its page has them, or another part of the same statement, in a table first, before the table of all its claims."
     parts, found, whole = sections(nb), {}, lambda id: re.sub("[a-z]+$", "", id)
-    for title in takewhile("Appendix".__ne__, parts):
+    for title in takewhile("Verdicts".__ne__, parts):
         for id in chain.from_iterable(map(in_tables, parts[title])): found = {whole(id): title, id: title} | found
     places = {id: found.get(id, found.get(whole(id))) for id in ids}
     return {title: mine for title in parts if (mine := [id for id in ids if places[id] == title])}
