@@ -451,7 +451,7 @@ class MoreOften:
     said: float | None = None
     base: float = .5      # rate of the other arm, where errors are counted
 
-    words, truths, null = More.words, More.truths, 0.
+    words, truths, null, level = More.words, More.truths, 0., .95
 
     def __post_init__(self):
         check_rule((-1., 1.), self.null, self.said, least=self.least)
@@ -498,7 +498,7 @@ class Sooner:
     "One arm needs less steps than another: the ratio of their restricted mean times, theirs over ours (95 % interval by the delta method)."
     least: float
     said: float | None = None
-    words, truths, null = More.words, More.truths, 1.
+    words, truths, null, level = More.words, More.truths, 1., .95
 
     def __post_init__(self): check_rule((0., math.inf), self.null, self.said, least=self.least)
 
