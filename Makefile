@@ -14,7 +14,7 @@ STAMP   := .venv/.memlab
 EXTRAS  := .[run,lab,hub,dev,docs]
 JUPYTER := $(wildcard tools/jupyter/*)
 
-.PHONY: help reproduce test lab check readme docs site-test bench setup clean
+.PHONY: help reproduce test lab check readme outputs docs site-test bench setup clean
 .PHONY: $(RUNS) $(DRAWN)
 .DEFAULT_GOAL := reproduce
 
@@ -24,7 +24,7 @@ help: ## this list
 	@echo "PRESET=   quick (default, about a minute), cpu (hours on a laptop), gpu (planned for an hour on a GPU, never run) or full (days)"
 	@echo "JOBS=     runs at a time (default 1), up to as many as there are cores"
 	@echo "LAB=      for site-test: a study to run in JupyterLab at quick; none when left out"
-	@echo "ARGS=     more arguments, for jupyter lab or bench/run.py"
+	@echo "ARGS=     more arguments, for jupyter lab, tools/outputs.py or bench/run.py"
 	@echo "PYTHON=   what to make .venv with (default: Python $(PINNED), where there is one, else python3)"
 
 setup: $(STAMP) ## make .venv; all targets but help, site-test and clean do so first [PYTHON]
@@ -66,6 +66,10 @@ check: setup ## do the notebooks, the package and README.md agree?
 
 readme: setup ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
+
+outputs: export OMP_NUM_THREADS = 1
+outputs: setup ## execute the notebooks of the library and keep what they show: about six minutes [ARGS: notebooks]
+	$(BIN)/python tools/outputs.py $(ARGS)
 
 lab: setup ## JupyterLab [ARGS]
 	$(BIN)/jupyter lab $(ARGS)

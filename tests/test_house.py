@@ -56,6 +56,14 @@ def tree_of(cell) -> ast.Module:
     return ast.parse(re.sub(r"^\s*[%!].*$", "", cell.source, flags=re.M))
 
 
+def shows(cell) -> bool:
+    "Does the cell end in a value that is there to be seen, or print one?"
+    *_, last = tree_of(cell).body or [None]
+    if not isinstance(last, ast.Expr) or cell.source.rstrip().endswith(";") or "eval" in directives(cell) or "skip-execution" in cell.metadata.get("tags", []): return False
+    told = isinstance(last.value, ast.Call) and ast.unparse(last.value.func) == "print"
+    return told or isinstance(last.value, (ast.Name, ast.Dict, ast.List, ast.Tuple, ast.DictComp, ast.ListComp, ast.JoinedStr, ast.BinOp))
+
+
 def default_exp(path):
     return next((d["default_exp"] for d in map(directives, code_cells(path)) if "default_exp" in d), None)
 
@@ -246,6 +254,13 @@ def test_every_answer_fits_its_box(path):
     boxes = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code" and "box(study" in c.source]
     said = ["".join(c.outputs[0].data["text/markdown"]) for c in boxes]
     assert said and all(len(words.split()) <= 120 and "{" not in words for words in said), [len(words.split()) for words in said]
+
+
+@each(NOTEBOOKS)
+def test_what_a_cell_shows_is_there(path):
+    "A cell that was changed by a script, and not executed, shows nothing."
+    blank = [cell.source.splitlines()[-1] for cell in code_cells(path) if shows(cell) and not cell.outputs]
+    assert not blank, f"execute it, or `make outputs`: {blank}"
 
 
 @each(LIBRARY)

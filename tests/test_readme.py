@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from memlab.core.files import read_json
@@ -13,6 +14,9 @@ from memlab.lab.study import find_study, study_names
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+sys.path.insert(0, str(ROOT / "tools"))
+from outputs import renew  # noqa: E402
+
 SECTIONS = re.split(r"^## ", TEXT, flags=re.M)[1:]
 BLOCKS = {section.splitlines()[0]: block for section in SECTIONS for block in re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)}
 
@@ -58,3 +62,17 @@ def test_example_runs(title, tmp_path, lend_text):
     if "claim" in title:
         found = read_json(tmp_path / "build/results/residual_growth/mine/claims.json")[-1]
         assert (found["id"], found["n_seeds"]) == ("MINE", 5) and found["verdict"] in done.stdout
+
+
+def test_renewed_outputs_are_those_of_today_and_nothing_else_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr("outputs.ROOT", tmp_path)
+    old, code = [nbformat.v4.new_output("stream", text="of old")], nbformat.v4.new_code_cell
+    cells = [nbformat.v4.new_markdown_cell("# Words"), code("import sys; print('a', flush=True); print('no', file=sys.stderr); print('b')", outputs=old), code("6 * 7"), code("#| eval: false\n1 / 0", outputs=old)]
+    before = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "python3"}})
+    nbformat.write(before, path := tmp_path / "a.ipynb")
+    renew(path)
+    now = nbformat.read(path, 4)
+    assert [[o.get("text") or o.data["text/plain"] for o in cell.outputs] for cell in now.cells[1:]] == [["a\nb\n"], ["42"], ["of old"]]
+    for nb in (before, now):
+        for cell in nb.cells[1:]: cell.outputs = []
+    assert now == before

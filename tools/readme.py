@@ -1,6 +1,6 @@
-"""README.md is nbs/index.ipynb, executed and written as markdown.
+"""README.md is nbs/index.ipynb, executed and written as markdown; its outputs are kept in the notebook, too.
 
-usage: readme.py [--check]      --check writes nothing and exits 1 when README.md is stale
+usage: readme.py [--check]      --check writes nothing and exits 1 when README.md or the outputs are stale
 """
 import difflib
 import os
@@ -9,19 +9,11 @@ import sys
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
+from outputs import ROOT, executed, keep
 
-ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "nbs" / "index.ipynb"
 README = ROOT / "README.md"
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s]+)\)")  # the target of a relative markdown link
-
-
-def executed(path: Path) -> nbformat.NotebookNode:
-    "The notebook at `path`, run from top to bottom in its own folder."
-    nb = nbformat.read(path, 4)
-    NotebookClient(nb, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
-    return nb
 
 
 def relink(text: str) -> str:
@@ -45,17 +37,26 @@ def cell_parts(cell: nbformat.NotebookNode):
         yield from map(rendered, cell.outputs)
 
 
-def readme() -> str:
+def readme(nb: nbformat.NotebookNode) -> str:
     "The text of README.md."
     head = "<!-- Made by `make readme` from nbs/index.ipynb: edit that. -->"
-    parts = [part.strip() for cell in executed(INDEX).cells for part in cell_parts(cell)]
+    parts = [part.strip() for cell in nb.cells for part in cell_parts(cell)]
     return "\n\n".join([head, *filter(None, parts)]) + "\n"
 
 
+def differences(old: str, new: str, name: str) -> str:
+    "What is stale in `old`, line by line."
+    return "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), name, "nbs/index.ipynb, executed", n=1, lineterm=""))
+
+
 if __name__ == "__main__":
-    new, old = readme(), README.read_text(encoding="utf-8") if README.exists() else ""
-    if sys.argv[1:] != ["--check"]: README.write_text(new, encoding="utf-8")
-    elif new != old:
-        print(*difflib.unified_diff(old.splitlines(), new.splitlines(), "README.md", "nbs/index.ipynb", n=1, lineterm=""), sep="\n")
-        sys.exit("README.md is stale: run `make readme`")
-    else: print("README.md is what nbs/index.ipynb says")
+    ran = executed(INDEX)
+    if sys.argv[1:] != ["--check"]:
+        README.write_text(readme(ran), encoding="utf-8")
+        keep(INDEX, ran)
+        sys.exit()
+    old = {"README.md": README.read_text(encoding="utf-8"), "nbs/index.ipynb": readme(nbformat.read(INDEX, 4))}
+    if stale := {name: said for name, text in old.items() if (said := differences(text, readme(ran), name))}:
+        print(*stale.values(), sep="\n")
+        sys.exit(f"{' and '.join(stale)} stale: run `make readme`")
+    print("README.md is what nbs/index.ipynb says")

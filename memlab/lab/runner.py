@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDGET', 'notebook_file', 'executed_file', 'time_limit', 'sources', 'stamp', 'check_exported', 'NotebookFailed',
-           'execute', 'store']
+           'execute', 'clean_outputs', 'store']
 
 # %% ../../nbs/lab/runner.ipynb #f61450a1
 import ast
@@ -14,7 +14,7 @@ import os
 import sys
 import sysconfig
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from configparser import ConfigParser
 from contextlib import contextmanager
 from io import BytesIO
@@ -214,9 +214,16 @@ def execute(
 # %% ../../nbs/lab/runner.ipynb #ee9e8c4d
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
-def _clean(outputs):
-    "Outputs worth keeping."
-    return [_stored(o) for o in outputs if o.get('name') != 'stderr' and not {WIDGET, FRAMES} & o.get('data', {}).keys()]
+def clean_outputs(
+    outputs: Sequence[Mapping],   # of a cell that was executed
+) -> list[dict]:
+    "Outputs worth keeping: what was printed in one piece, no warnings, nothing that needs a kernel."
+    kept = []
+    for o in outputs:
+        if o.get('name') == 'stderr' or {WIDGET, FRAMES} & o.get('data', {}).keys(): continue
+        if kept and o['output_type'] == kept[-1]['output_type'] == 'stream': kept[-1]['text'] += o['text']
+        else: kept.append(_stored(o))
+    return kept
 
 def _stored(output):
     "An output without its counter, its picture in few colours."
@@ -245,6 +252,6 @@ def store(
     for cell in notebook.cells:
         if cell.cell_type != 'code': continue
         if cell.id not in ran or (ran[cell.id].source != cell.source): raise ValueError(f'{file.name} has changed since it was executed: run it again')
-        cell.outputs, cell.execution_count = [nbformat.from_dict(o) for o in _clean(ran[cell.id].outputs)], None
+        cell.outputs, cell.execution_count = [nbformat.from_dict(o) for o in clean_outputs(ran[cell.id].outputs)], None
     write_atomic(file, (nbformat.writes(notebook, indent=1).rstrip('\n') + '\n').encode())
     return file
