@@ -36,7 +36,7 @@ $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	  UV_FIND_LINKS=$${PIP_FIND_LINKS-} uv pip install --python $(BIN)/python -c constraints.txt -C editable_mode=compat -e '$(EXTRAS)'; \
 	else \
 	  test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -c constraints.txt -C editable_mode=compat -e '$(EXTRAS)'; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -c constraints.txt --config-settings editable_mode=compat -e '$(EXTRAS)'; \
 	fi
 	@test "$$($(BIN)/python -V)" = "Python $(PINNED)" || echo "this is $$($(BIN)/python -V), the committed runs read the texts of Python $(PINNED): studies of text would read others"
 	@mkdir -p .venv/etc/jupyter .venv/etc/ipython .venv/share/jupyter/lab/settings
