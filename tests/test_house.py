@@ -26,6 +26,7 @@ from check import stale  # noqa: E402
 LAYERS = ["core", "data", "nn", "train", "eval", "lab", "studies", "cli"]  # a module imports only from the left of itself
 HEAVY = {"matplotlib", "pandas", "datasets", "IPython", "ipywidgets", "nbdev"}
 HANGING = {"interact", "interact_manual", "interactive", "interactive_output", "Output"}  # these hang headless runs
+TOLD = {"print", "display", "show", "finish", "box", "brief", "answer", "earlier", "verdict_table", "power_table", "error_rates", "round", "describe", "head"}  # what shows or returns something
 PLACES = re.compile(r"(?<![\w.])/(work|root|home|Users|tmp)/\w|\b[A-Z]:\\\\?Users|pythonhosted|registry\.npm|\blocalhost\b|\b127\.0\.0\.1\b")
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(ROOT).parts))
@@ -57,11 +58,11 @@ def tree_of(cell) -> ast.Module:
 
 
 def shows(cell) -> bool:
-    "Does the cell end in a value that is there to be seen, or print one?"
+    "Does the cell end in a value that is there to be seen, or print one? Of calls, only those in `TOLD` are known to."
     *_, last = tree_of(cell).body or [None]
     if not isinstance(last, ast.Expr) or cell.source.rstrip().endswith(";") or "eval" in directives(cell) or "skip-execution" in cell.metadata.get("tags", []): return False
-    told = isinstance(last.value, ast.Call) and ast.unparse(last.value.func) == "print"
-    return told or isinstance(last.value, (ast.Name, ast.Dict, ast.List, ast.Tuple, ast.DictComp, ast.ListComp, ast.JoinedStr, ast.BinOp))
+    told = isinstance(last.value, ast.Call) and ast.unparse(last.value.func).rpartition(".")[2] in TOLD
+    return told or isinstance(last.value, (ast.Name, ast.Attribute, ast.Subscript, ast.Compare, ast.Dict, ast.List, ast.Tuple, ast.DictComp, ast.ListComp, ast.JoinedStr, ast.BinOp))
 
 
 def default_exp(path):

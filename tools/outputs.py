@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from memlab.core.files import write_atomic
 from memlab.lab.runner import clean_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,9 +30,10 @@ def executed(path: Path) -> nbformat.NotebookNode:
 def keep(path: Path, ran: nbformat.NotebookNode) -> None:
     "Put the outputs of an execution into the notebook at `path`; nothing else of it changes."
     nb = nbformat.read(path, 4)
+    if [(c.id, c.source) for c in nb.cells] != [(c.id, c.source) for c in ran.cells]: raise ValueError(f"{path.name} has changed since it was executed: run it again")
     for cell, new in zip(nb.cells, ran.cells):
         if cell.cell_type == "code": cell.outputs, cell.execution_count = new.outputs, None
-    path.write_text(nbformat.writes(nb, indent=1).rstrip("\n") + "\n", encoding="utf-8")
+    write_atomic(path, (nbformat.writes(nb, indent=1).rstrip("\n") + "\n").encode())
 
 
 def renew(path: Path) -> None:

@@ -55,8 +55,8 @@ if __name__ == "__main__":
         README.write_text(readme(ran), encoding="utf-8")
         keep(INDEX, ran)
         sys.exit()
-    old = {"README.md": README.read_text(encoding="utf-8"), "nbs/index.ipynb": readme(nbformat.read(INDEX, 4))}
+    old = {"README.md": README.read_text(encoding="utf-8") if README.exists() else "", "nbs/index.ipynb": readme(nbformat.read(INDEX, 4))}
     if stale := {name: said for name, text in old.items() if (said := differences(text, readme(ran), name))}:
         print(*stale.values(), sep="\n")
-        sys.exit(f"{' and '.join(stale)} stale: run `make readme`")
+        sys.exit(f"stale: {', '.join(stale)}; run `make readme`")
     print("README.md is what nbs/index.ipynb says")

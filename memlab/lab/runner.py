@@ -217,7 +217,7 @@ WIDGET = 'application/vnd.jupyter.widget-view+json'
 def clean_outputs(
     outputs: Sequence[Mapping],   # of a cell that was executed
 ) -> list[dict]:
-    "Outputs worth keeping: what was printed in one piece, no warnings, nothing that needs a kernel."
+    "Outputs worth keeping: prints joined into one, no warnings, nothing that needs a kernel."
     kept = []
     for o in outputs:
         if o.get('name') == 'stderr' or {WIDGET, FRAMES} & o.get('data', {}).keys(): continue

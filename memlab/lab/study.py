@@ -103,11 +103,16 @@ def joined(plan: Iterable[tuple]) -> tuple[tuple, ...]:
         else: out[at] = arm, tuple(dict.fromkeys([*out[at][1], *seeds]))
     return tuple(out)
 
+def _reading(plan, corpus):
+    "The same plan on a corpus; on that of its arms where none is named."
+    return tuple((arm.on(corpus), seeds) for arm, seeds in plan) if corpus else plan
+
 # %% ../../nbs/lab/study.ipynb #de5c0fce
 @lru_cache(maxsize=4)
-def _decided(preset, where, stamps):
-    "What a preset says should follow, by the tables of a folder with these stamps."
-    runs, records = map(frame, read_tables(where))
+def _decided(preset, where, first, stamps):
+    "What a preset says should follow, by its first runs in the tables of a folder with these stamps."
+    ids = pa.array(sorted(first), pa.string())
+    runs, records = (frame(t.filter(pc.is_in(t['run_id'], value_set=ids))) for t in read_tables(where))
     return tuple(preset.then(with_factors(runs, [arm for arm, _ in preset.plan]), records))
 
 # %% ../../nbs/lab/study.ipynb #23af99c1
@@ -115,11 +120,11 @@ def agreed_configs(
     study: str,           # its name
     stored: dict,         # from `stored_configs`
     arms: Iterable,       # those of today's plan
-    kept: set[str],       # names of the arms of which a stored row is kept, those that wait for a stage included
+    kept: set[str],       # names of the arms of which a stored row is kept
 ) -> dict[str, dict]:     # to store
     "What is stored of kept arms, and today's configuration of the others."
     today = {arm.name: full(arm) for arm in arms}
-    if lost := sorted(kept - stored.keys()): raise ValueError(f'{study}: arms.json does not say what {", ".join(lost)} meant when it ran: restore the file, or compute all again with --fresh')
+    if lost := sorted(kept - stored.keys()): raise ValueError(f'{study}: arms.json does not say what {", ".join(lost)} meant when it ran: restore the file, or delete runs.parquet and records.parquet and run the study again')
     for name in sorted(kept & today.keys()):
         if changed := departures(stored[name], today[name]):
             raise ValueError(f'{study}, {name}: {"; ".join(changed)}. A committed default keeps its meaning: leave it, and write the new value into the arms that want it')
@@ -166,15 +171,15 @@ class Study:
         preset = made(self.presets[size])
         if name.endswith('@'): raise ValueError(f'{name} names no corpus: write one behind @, or leave @ out')
         if corpus and not any(getattr(arm, 'corpus', '') for arm, _ in preset.plan): raise ValueError(f'{self.name} reads no corpus: leave @{corpus} out')
-        if known and preset.then is not None: preset = self._continued(name, preset)
-        return replace(preset, plan=tuple((arm.on(corpus), seeds) for arm, seeds in preset.plan)) if corpus else preset
+        if corpus: preset = replace(preset, plan=_reading(preset.plan, corpus))
+        return self._continued(name, preset, corpus) if known and preset.then is not None else preset
 
-    def _continued(self, name, preset):
+    def _continued(self, name, preset, corpus):
         "The whole plan, once all of its first part is in the tables."
-        where = self.results(name)
-        if not {r.run_id for r in planned_runs(self.name, preset.plan, self.corpus)} <= set(read_rows(where)['run_id'].to_pylist()): return preset
+        where, first = self.results(name), frozenset(r.run_id for r in planned_runs(self.name, preset.plan, self.corpus))
+        if not first <= set(read_rows(where)['run_id'].to_pylist()): return preset
         stamps = tuple(file_stamp(where/f) for f in ('runs.parquet', 'records.parquet') if (where/f).exists())
-        return replace(preset, plan=joined(preset.plan + _decided(preset, where, stamps)), then=None)
+        return replace(preset, plan=joined(preset.plan + _reading(_decided(preset, where, first, stamps), corpus)), then=None)
 
     def runs(self,
              preset: str,         # its name
@@ -193,7 +198,7 @@ class Study:
     def waiting(self,
                 preset: str,   # its name
                 ) -> set[str]: # run ids
-        "Rows of the tables that a stage may plan which is not decided yet: its trials have changed, or are not all there."
+        "Rows of the tables that the next stage may still ask for, as long as it is not decided: of arms that are no trials today, or of other seeds of a trial that has not changed."
         stage = self.preset(preset)
         if stage.then is None: return set()
         arms, ids = {arm.name: arm for arm, _ in stage.plan}, {r.run_id for r in self.runs(preset)}
@@ -212,15 +217,15 @@ class Study:
                 preset: str,   # its name
                 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # runs, records
         "Write the tables from the run folders and from the rows already in them."
-        plan, here = self.runs(preset), self.folder(preset)
+        here = self.folder(preset)
         with writing(here): here.mkdir(parents=True, exist_ok=True)
         with table_lock(here):
+            before, plan = self.preset(preset), self.runs(preset)
             local = self._newest(preset, [r for r in plan if is_finished(here, r.run_id)])
             keep = pa.array(sorted(({r.run_id for r in plan} | self.waiting(preset)).difference(local)), pa.string())
             old = [t.filter(pc.is_in(t['run_id'], value_set=keep)) for t in read_tables(self.results(preset))]
             runs, records = (pa.concat_tables(pair) for pair in zip(old, read_runs(here, local)))
             if not len(runs): return frame(runs), frame(records)
-            before = self.preset(preset)
             self._write(preset, runs, records, set(old[0]['arm'].to_pylist()))
         if before.then is not None and self.preset(preset).then is None: return self.collect(preset)   # the next stage is known now
         return tuple(map(frame, read_tables(self.results(preset))))

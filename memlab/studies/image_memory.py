@@ -338,7 +338,7 @@ for letters, base in (('ab', D1), ('cd', CIFAR)):
           f'A model that was trained to do without memory now and then has a dial: the larger s_m, the more often '
           f'memory leads ({on(base)}).', lambda records, arm=dropped: rises(records, arm), dropped,
           measured='rank correlation of W_mem with s_m from 0 to 2', unit='correlation', sd=.05,
-          rule=More(least=.9, said=1., bounds=(-1., 1.), level=.96))   # at 95 % such seeds err in .056 of studies
+          rule=More(least=.9, said=1., bounds=(-1., 1.), level=.96))   # at 95 % it errs in .056 of made-up studies
     claim(f'IG12{letters[1]}', f'The dial reaches far ({on(base)}).',
           lambda records, arm=dropped: dialled(records, arm)[2.] - dialled(records, arm)[0.], dropped,
           measured='W_mem at s_m = 2 minus W_mem at 0', rule=More(least=.3), unit='of pictures', sd=.06)

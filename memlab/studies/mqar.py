@@ -457,7 +457,7 @@ def of_families(runs: pd.DataFrame) -> list[str]:
              source='the figure of 2025, by bytes',
              measured='rank correlation of bytes and accuracy over the sizes off the floor, the lowest of the '
                       'families that have four such sizes', rule=More(least=.9, said=1., bounds=(-1, 1), level=.96),
-             arms=of_families, unit='rank correlation', sd=.05)   # at 95 % such seeds err in .056 of studies
+             arms=of_families, unit='rank correlation', sd=.05)   # at 95 % it errs in .056 of made-up studies
 def bytes_predict(runs, records):
     table = held(runs, records).query('off_floor')
     sizes = table.groupby('family').bytes.nunique()

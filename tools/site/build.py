@@ -210,8 +210,9 @@ def sections(nb: nbformat.NotebookNode) -> dict[str, list]:
 
 
 def groups(nb: nbformat.NotebookNode, ids: list[str]) -> dict[str, list[str]]:
-    "Claims of a study by the heading under which its page has them, or another part of the same statement, in a table first, before the table of all its claims."
+    "Claims of a study by the heading that first shows them, or another part of the same statement, in a table; the table of all claims, under *Verdicts*, does not count."
     parts, found, whole = sections(nb), {}, lambda id: re.sub("[a-z]+$", "", id)
+    if ids and "Verdicts" not in parts: raise ValueError("the page of a study has no heading `### Verdicts` over the table of all its claims: give it one")
     for title in takewhile("Verdicts".__ne__, parts):
         for id in chain.from_iterable(map(in_tables, parts[title])): found = {whole(id): title, id: title} | found
     places = {id: found.get(id, found.get(whole(id))) for id in ids}
