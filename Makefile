@@ -21,7 +21,7 @@ JUPYTER := $(wildcard tools/jupyter/*)
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "STUDY=    one of: $(STUDY); every study when left out"
-	@echo "PRESET=   quick (default, about a minute), cpu (hours on a laptop), gpu (planned for an hour on a GPU, never run) or full (days)"
+	@echo "PRESET=   quick (default, about a minute), cpu (hours on a laptop), gpu (planned for an hour on a GPU, never run) or full (days; of some studies)"
 	@echo "JOBS=     runs at a time (default 1), up to as many as there are cores"
 	@echo "LAB=      for site-test: a study to run in JupyterLab at quick; none when left out"
 	@echo "ARGS=     more arguments, for jupyter lab, tools/outputs.py or bench/run.py"
@@ -47,7 +47,7 @@ $(STAMP): settings.ini setup.py constraints.txt $(JUPYTER)
 	@touch $@
 
 reproduce: $(RUNS) ## compute what is missing, execute the notebooks, print the verdicts, two studies at a time with make -j2 [STUDY PRESET JOBS]
-	@$(BIN)/memlab scoreboard
+	@$(BIN)/memlab scoreboard $(STUDY)
 	@echo; echo "Executed notebooks:"; for study in $(STUDY); do echo "  build/notebooks/$$study/$(PRESET).ipynb"; done
 
 $(RUNS): run-%: setup

@@ -102,11 +102,16 @@ def list_():
         for line in remembered('list', _overview) or ['no studies yet']: click.echo(line)
 
 # %% ../nbs/cli.ipynb #1db9c5d1
-def _find(context, parameter, name):
-    "A study by name, or exit code 2."
-    from memlab.lab.study import find_study, study_names
+def _known(name):
+    "The name of a study, or exit code 2."
+    from memlab.lab.study import study_names
     if name not in study_names(): raise click.BadParameter(f'no study {name!r}: choose from {", ".join(study_names()) or "(none yet)"}')
-    return find_study(name)
+    return name
+
+def _find(context, parameter, name):
+    "A study by name."
+    from memlab.lab.study import find_study
+    return find_study(_known(name))
 
 def _studies(context, parameter, begun):
     "Names of studies that begin so."
@@ -464,15 +469,16 @@ def new_study(name):
 
 # %% ../nbs/cli.ipynb #62d785b9
 @main.command()
-def scoreboard():
-    """Show every claim with its verdict.
+@click.argument('studies', nargs=-1, metavar='[STUDY]...', shell_complete=_studies, callback=lambda context, parameter, names: [_known(name) for name in names])
+def scoreboard(studies):
+    """Show every claim, or those of some studies, with its verdict.
 
     \b
     Example:
-      memlab scoreboard
+      memlab scoreboard residual_growth mqar
     """
     from memlab.lab.board import scoreboard_text
-    with _in_words(): click.echo(scoreboard_text(keep=True))
+    with _in_words(): click.echo(scoreboard_text(keep=True, only=studies))
 
 # %% ../nbs/cli.ipynb #48af5dfe
 #| eval: false

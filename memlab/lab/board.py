@@ -178,13 +178,15 @@ def scoreboard_text(
     quick: bool = True,          # also preset quick, under build/
     width: int|None = None,      # columns; by default those of the terminal
     keep: bool = False,          # work marks out once, as long as nothing changes
+    only: Sequence[str] = (),    # names of studies; by default all
 ) -> str:
-    "Every claim with its verdict for a terminal, study by study."
+    "Every claim with its verdict for a terminal, study by study; of preset quick, which decides nothing, how many there are."
     width, out = width or shutil.get_terminal_size((120, 24)).columns, []
-    for (study, preset), some in groupby(board(root, quick, True, keep), key=lambda r: (r['study'], r['preset'])):
+    shown = [r for r in board(root, quick, True, keep) if not only or r['study'] in only]
+    for (study, preset), some in groupby(shown, key=lambda r: (r['study'], r['preset'])):
         rows = [(r, in_words(r)) for r in some]
         out.append(' · '.join([study, preset, counts(r['verdict'] for r, _ in rows), *['decides nothing'] * (size_of(preset) == 'quick'), *rows[0][0]['marks']]))
-        out += [_line(r, text, max(len(t) for _, t in rows), width) for r, text in rows]
+        if size_of(preset) != 'quick': out += [_line(r, text, max(len(t) for _, t in rows), width) for r, text in rows]
     return '\n'.join(out) or NOTHING
 
 def _line(r, text, gap, width):
