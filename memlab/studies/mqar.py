@@ -647,7 +647,7 @@ study.finds('MQ5d',
 study.finds('MQ6a',
             supported=('The delta rule updates what it holds: where a run knows the keys that were left alone, '
                        'a changed key returns its new value, {effect}.',
-                       'Where facts change, take a memory that replaces, not one that only adds.'),
+                       'Where facts change, replace rather than add.'),
             refuted='One layer of the delta rule does not reliably return the new value of a changed key: {effect}.')
 for id, memory in dict(MQ6b='An additive memory', MQ6c='Attention without positions').items():
     study.finds(id, supported=f'{memory} goes on returning the old value of a changed key: {{effect}}.',
