@@ -76,3 +76,5 @@ def test_renewed_outputs_are_those_of_today_and_nothing_else_changes(tmp_path, m
     for nb in (before, now):
         for cell in nb.cells[1:]: cell.outputs = []
     assert now == before
+    nbformat.write(nbformat.v4.new_notebook(cells=[code("1 / 0")]), path)
+    with pytest.raises(RuntimeError, match="a.ipynb failed: (?s:.*)ZeroDivisionError"): renew(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from memlab.core.files import write_atomic
 from memlab.lab.runner import clean_outputs
@@ -20,8 +21,10 @@ def executed(path: Path) -> nbformat.NotebookNode:
     "The notebook at `path`, run in its own folder, with the outputs that are worth keeping."
     nb = nbformat.read(path, 4)
     for cell in nb.cells:
-        if "#| eval: false" in cell.source: cell.metadata.tags = ["skip-execution"]  # as nbdev's own runner does
-    NotebookClient(nb, timeout=1200, kernel_name="python3", record_timing=False, store_widget_state=False, resources={"metadata": {"path": str(path.parent)}}).execute()
+        if "#| eval: false" in cell.source: cell.metadata.setdefault("tags", []).append("skip-execution")  # as nbdev's own runner does
+    client = NotebookClient(nb, timeout=1200, kernel_name="python3", record_timing=False, store_widget_state=False, resources={"metadata": {"path": str(path.parent)}})
+    try: client.execute()
+    except CellExecutionError as error: raise RuntimeError(f"{path.name} failed: {error}") from None
     for cell in nb.cells:
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [nbformat.from_dict(o) for o in clean_outputs(cell.outputs)], None
     return nb
